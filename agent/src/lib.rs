@@ -1,0 +1,1 @@
+//! The agent: kernel events to alerts.

@@ -1,0 +1,368 @@
+//! Bytes that leave a device: postcard messages on the MQTT topics of one device.
+//!
+//! | topic | direction | message |
+//! |---|---|---|
+//! | `bg/v1/<device>/up` | device to fleet, QoS 1 | [`UplinkFrame`]: kept by the device until acknowledged |
+//! | `bg/v1/<device>/req` | device to fleet, QoS 1 | [`Request`]: repeated by the device when unanswered |
+//! | `bg/v1/<device>/down` | fleet to device, QoS 1 | [`Downlink`] |
+//!
+//! Variants are only ever appended; a changed structure is a new variant. `docs/wire-format.md` follows this file.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::policy::Severity;
+use crate::program::ProgramId;
+
+/// The largest message either side accepts, in bytes.
+pub const MESSAGE_MAX: usize = 64 * 1024;
+
+/// The largest part of a bundle sent in one [`Downlink::Chunk`], in bytes.
+pub const CHUNK_MAX: usize = 16 * 1024;
+
+/// The topic `bg/v1/<device>/<leaf>`.
+#[must_use]
+pub fn topic(device: &str, leaf: Leaf) -> String {
+    format!("bg/v1/{device}/{}", leaf.as_str())
+}
+
+/// The last level of a device's topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaf {
+    /// Device to fleet, numbered.
+    Up,
+    /// Device to fleet, not numbered.
+    Req,
+    /// Fleet to device.
+    Down,
+}
+
+impl Leaf {
+    /// The topic level's text.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Req => "req",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Splits `bg/v1/<device>/<leaf>`.
+#[must_use]
+pub fn parse_topic(topic: &str) -> Option<(&str, Leaf)> {
+    let (device, leaf) = topic.strip_prefix("bg/v1/")?.split_once('/')?;
+    let leaf = [Leaf::Up, Leaf::Req, Leaf::Down].into_iter().find(|known| known.as_str() == leaf)?;
+    (!device.is_empty()).then_some((device, leaf))
+}
+
+/// One numbered message of a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UplinkFrame {
+    /// Chosen at random when the outbox is created; a new outbox counts from 1 again under a new epoch.
+    pub epoch: u64,
+    /// Counts up from 1 per epoch; the server drops repeats.
+    pub seq: u64,
+    /// What is told.
+    pub body: Uplink,
+}
+
+/// What a device tells the fleet and keeps until it is acknowledged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Uplink {
+    /// A verdict.
+    Alert(Alert),
+    /// Normal windows of a program that is being learned.
+    Windows(TrainingWindows),
+}
+
+/// A verdict on one window or one decisive event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alert {
+    /// Wall clock of the verdict, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// Whose behaviour it was.
+    pub program: ProgramId,
+    /// Process id on the device.
+    pub pid: u32,
+    /// Thread name.
+    pub comm: String,
+    /// 0 to 100; see `docs/specification.md` for what it promises.
+    pub score: f32,
+    /// From the score by the device's policy.
+    pub severity: Severity,
+    /// ATT&CK technique ids, most telling first.
+    pub techniques: Vec<String>,
+    /// One plain sentence.
+    pub summary: String,
+    /// Why, most telling first.
+    pub reasons: Vec<Reason>,
+    /// The generation of the baseline that judged, 0 when none was active.
+    pub generation: u64,
+    /// Raw detector outputs.
+    pub detectors: Vec<DetectorScore>,
+    /// Earlier verdicts folded into this one by deduplication or the rate limit.
+    pub suppressed_before: u32,
+    /// Kernel layers that were not fully seen in this window.
+    pub degraded: Vec<String>,
+}
+
+/// One piece of an explanation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reason {
+    /// The layer that saw it, e.g. `file`.
+    pub layer: String,
+    /// The feature's or evidence's name.
+    pub name: String,
+    /// Plain words with the value and what is usual.
+    pub text: String,
+    /// Share of the anomaly in 0 to 1; evidence beside the vector counts 1.
+    pub share: f32,
+}
+
+/// One detector's say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DetectorScore {
+    /// `vae`, `lstm` or `novelty`.
+    pub name: String,
+    /// Robust z against the calibration windows.
+    pub z: f32,
+}
+
+/// Normal windows for training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainingWindows {
+    /// Whose windows.
+    pub program: ProgramId,
+    /// In time order, all of one process run unless `run` says otherwise.
+    pub windows: Vec<TrainingWindow>,
+}
+
+/// One normal window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainingWindow {
+    /// Wall clock at the window's end, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// Which process run it is from; sequences never cross runs.
+    pub run: u64,
+    /// The vector's non-zero values as (index, value), index ascending.
+    pub vector: Vec<(u16, f32)>,
+    /// What was seen beside the vector; see [`crate::novelty`].
+    pub traits: Vec<u64>,
+}
+
+/// What a device asks or reports without a number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// Part of an offered bundle.
+    Chunk {
+        /// SHA-256 of the whole bundle.
+        sha256: [u8; 32],
+        /// First byte.
+        offset: u32,
+        /// At most [`CHUNK_MAX`] bytes.
+        len: u32,
+    },
+    /// What became of an offered bundle.
+    Bundle(BundleReport),
+    /// The device is alive.
+    Heartbeat(Heartbeat),
+}
+
+/// What became of an offered bundle on the device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BundleReport {
+    /// For which program.
+    pub program: ProgramId,
+    /// Which generation was offered.
+    pub generation: u64,
+    /// `None` when it is active now, else why it was refused.
+    pub refused: Option<String>,
+}
+
+/// What a device says about itself, every heartbeat interval.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Wall clock, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// Agent version.
+    pub version: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Machine architecture.
+    pub arch: String,
+    /// Resident memory of the agent, bytes.
+    pub rss_bytes: u64,
+    /// CPU time of the agent since start, milliseconds.
+    pub cpu_ms: u64,
+    /// Milliseconds since the agent started.
+    pub uptime_ms: u64,
+    /// Messages waiting in the outbox.
+    pub outbox_waiting: u64,
+    /// Counters by name, e.g. `kernel_file_dropped`.
+    pub counters: Vec<(String, u64)>,
+    /// Layer, backend in use, and what failed before it.
+    pub layers: Vec<LayerState>,
+    /// Programs with the state of their baselines.
+    pub programs: Vec<ProgramState>,
+}
+
+/// How one layer is attached.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LayerState {
+    /// e.g. `syscall`.
+    pub layer: String,
+    /// e.g. `tp_btf/sys_enter`; empty when none attached.
+    pub backend: String,
+    /// Better backends and why each failed.
+    pub failed: Vec<(String, String)>,
+}
+
+/// One program's baseline on a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProgramState {
+    /// Which program.
+    pub program: ProgramId,
+    /// `LEARNING`, `ACTIVE` or `STALE`.
+    pub state: String,
+    /// Active generation, 0 for none.
+    pub generation: u64,
+    /// Windows sent for training since the agent started.
+    pub windows: u64,
+}
+
+/// What the fleet tells a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Downlink {
+    /// Everything of this epoch up to and including `seq` is stored durably.
+    Ack {
+        /// The outbox's epoch.
+        epoch: u64,
+        /// Highest number with nothing missing below it.
+        seq: u64,
+    },
+    /// A bundle may be fetched.
+    Offer(Offer),
+    /// Answer to [`Request::Chunk`].
+    Chunk {
+        /// SHA-256 of the whole bundle.
+        sha256: [u8; 32],
+        /// First byte.
+        offset: u32,
+        /// The bytes; shorter than asked at the bundle's end.
+        data: Vec<u8>,
+    },
+}
+
+/// A bundle that may be fetched.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    /// For which program.
+    pub program: ProgramId,
+    /// Counts up per program.
+    pub generation: u64,
+    /// Of the whole bundle file.
+    pub sha256: [u8; 32],
+    /// Of the whole bundle file, bytes.
+    pub size: u32,
+}
+
+/// A message that could not be read or written.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum WireError {
+    /// Over [`MESSAGE_MAX`].
+    #[error("a message of {0} bytes is over the limit of {MESSAGE_MAX}")]
+    TooLong(usize),
+    /// Bytes left over after the message.
+    #[error("{0} bytes follow the message")]
+    Trailing(usize),
+    /// Not the expected message.
+    #[error("decoding a message")]
+    Malformed(#[source] postcard::Error),
+}
+
+/// Writes a message.
+///
+/// # Errors
+/// [`WireError::TooLong`] when it does not fit into [`MESSAGE_MAX`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
+    let bytes = postcard::to_stdvec(message).map_err(WireError::Malformed)?;
+    if bytes.len() > MESSAGE_MAX { Err(WireError::TooLong(bytes.len())) } else { Ok(bytes) }
+}
+
+/// Reads a message that must fill `bytes` exactly.
+///
+/// # Errors
+/// When the bytes are too many, too few or not this message.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    if bytes.len() > MESSAGE_MAX {
+        return Err(WireError::TooLong(bytes.len()));
+    }
+    let (message, rest) = postcard::take_from_bytes(bytes).map_err(WireError::Malformed)?;
+    if rest.is_empty() { Ok(message) } else { Err(WireError::Trailing(rest.len())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program() -> ProgramId {
+        ProgramId { unit: "gw.service".into(), exe: "/usr/bin/gw".into(), script: None }
+    }
+
+    fn alert() -> UplinkFrame {
+        UplinkFrame {
+            epoch: 7,
+            seq: 300,
+            body: Uplink::Alert(Alert {
+                unix_ms: 1,
+                program: program(),
+                pid: 42,
+                comm: "gw".into(),
+                score: 91.5,
+                severity: Severity::Critical,
+                techniques: vec!["T1003".into()],
+                summary: "s".into(),
+                reasons: vec![],
+                generation: 2,
+                detectors: vec![DetectorScore { name: "vae".into(), z: 8.0 }],
+                suppressed_before: 0,
+                degraded: vec![],
+            }),
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused_and_nothing_may_follow() {
+        let bytes = encode(&alert()).unwrap();
+        assert_eq!(decode::<UplinkFrame>(&bytes).unwrap(), alert());
+        for end in 0..bytes.len() {
+            assert!(decode::<UplinkFrame>(&bytes[..end]).is_err(), "{end} bytes decoded");
+        }
+        let mut longer = bytes;
+        longer.push(0);
+        assert_eq!(decode::<UplinkFrame>(&longer), Err(WireError::Trailing(1)));
+    }
+
+    #[test]
+    fn the_bytes_of_an_alert_never_change() {
+        let bytes = encode(&alert()).unwrap();
+        assert_eq!(
+            bytes,
+            b"\x07\xac\x02\x00\x01\x0agw.service\x0b/usr/bin/gw\x00\x2a\x02gw\x00\x00\xb7\x42\x03\x01\x05T1003\x01s\x00\x02\x01\x03vae\x00\x00\x00\x41\x00\x00"
+        );
+    }
+
+    #[test]
+    fn the_bytes_of_an_acknowledgement_never_change() {
+        assert_eq!(encode(&Downlink::Ack { epoch: 1, seq: 128 }).unwrap(), b"\x00\x01\x80\x01");
+    }
+
+    #[test]
+    fn topics_name_one_device_and_one_leaf() {
+        assert_eq!(parse_topic(&topic("gw-1", Leaf::Up)), Some(("gw-1", Leaf::Up)));
+        for bad in ["bg/v1//up", "bg/v1/a/b/up", "bg/v1/a/nothing", "bg/v2/a/up", "bg/v1/a"] {
+            assert_eq!(parse_topic(bad), None, "{bad}");
+        }
+    }
+}
