@@ -7,4 +7,5 @@ pub mod event;
 pub mod policy;
 pub mod program;
 pub mod schema;
+pub mod syscalls;
 pub mod wire;
