@@ -50,8 +50,12 @@ fn events(probe: &mut Probe) -> Vec<Event> {
 
 /// Runs a program and returns its process id.
 fn run(program: &str, arguments: &[&str]) -> u32 {
-    let mut child =
-        Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
     let pid = child.id();
     child.wait().expect("it ends");
     pid
@@ -92,7 +96,8 @@ fn every_process_backend_sees_its_event() {
         let pid = run("/bin/true", &[]);
         let events = events(&mut probe);
         let own = std::process::id();
-        let execs = |e: &&Event| e.tgid == pid && matches!(&e.kind, EventKind::Exec { path } if path == "/bin/true");
+        let execs =
+            |e: &&Event| e.tgid == pid && matches!(&e.kind, EventKind::Exec { path } if path == "/bin/true");
         let forks = |e: &&Event| e.tgid == own && e.kind == EventKind::Fork { child: pid };
         assert_eq!(events.iter().filter(execs).count(), 1, "{exec}");
         assert_eq!(events.iter().filter(forks).count(), 1, "{fork}");
@@ -143,7 +148,9 @@ fn without_type_information_everything_falls_back() {
     assert_eq!(backend(&probe, "process_exec"), "tracepoint/sched_process_exec");
     assert_eq!(backend(&probe, "process_fork"), "tracepoint/task_newtask");
     assert_eq!(backend(&probe, "process_exit"), "raw_tp/sched_process_exit");
-    assert!(probe.layers().iter().flat_map(|l| &l.failed).all(|(_, why)| why.contains("CONFIG_DEBUG_INFO_BTF")));
+    assert!(
+        probe.layers().iter().flat_map(|l| &l.failed).all(|(_, why)| why.contains("CONFIG_DEBUG_INFO_BTF"))
+    );
     let pid = run("/bin/true", &[]);
     assert!(events(&mut probe).iter().any(|e| e.tgid == pid && e.kind == EventKind::Exit));
 }
@@ -216,7 +223,12 @@ fn the_drop_equation_holds_under_a_flood() {
         let before = probe.counters().expect("read");
         events(&mut probe);
         let after = probe.counters().expect("read");
-        if before.classes.iter().zip(&after.classes).all(|(a, b)| a.1.submitted == b.1.submitted && a.1.seen == b.1.seen) {
+        if before
+            .classes
+            .iter()
+            .zip(&after.classes)
+            .all(|(a, b)| a.1.submitted == b.1.submitted && a.1.seen == b.1.seen)
+        {
             break after;
         }
         thread::sleep(Duration::from_millis(20));

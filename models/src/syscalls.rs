@@ -196,7 +196,8 @@ mod tests {
 
     #[test]
     fn names_stand_at_their_x86_64_numbers() {
-        for (number, expected) in [(0, "read"), (2, "open"), (42, "connect"), (59, "execve"), (257, "openat")] {
+        for (number, expected) in [(0, "read"), (2, "open"), (42, "connect"), (59, "execve"), (257, "openat")]
+        {
             assert_eq!(name(number), Some(expected));
             assert_eq!(slot(expected), Some(number));
         }
@@ -206,7 +207,9 @@ mod tests {
 
     #[test]
     fn arm_numbers_map_by_name() {
-        for (call, number) in [("openat", 56), ("close", 57), ("connect", 203), ("execve", 221), ("rseq", 293)] {
+        for (call, number) in
+            [("openat", 56), ("close", 57), ("connect", 203), ("execve", 221), ("rseq", 293)]
+        {
             assert_eq!(native(Arch::Aarch64, call), Some(number), "{call}");
             assert_eq!(slot_table(Arch::Aarch64)[usize::from(number)], slot(call).unwrap(), "{call}");
         }

@@ -13,9 +13,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 
-use crate::shared::{
-    BULK_CAP, Registers, URGENT_CAP, caller, count, count_at, send_bulk, send_urgent, slot,
-};
+use crate::shared::{BULK_CAP, Registers, URGENT_CAP, caller, count, count_at, send_bulk, send_urgent, slot};
 
 const AT_FDCWD: i32 = -100;
 /// `O_CREAT | O_WRONLY | O_TRUNC`, which is what `creat` means. The same on x86 and ARM.

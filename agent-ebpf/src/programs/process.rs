@@ -10,15 +10,17 @@ use aya_ebpf::{
     EbpfContext,
     helpers::{
         bpf_get_current_task,
-        generated::{bpf_probe_read_kernel as raw_read_kernel, bpf_probe_read_kernel_str as raw_read_kernel_str},
+        generated::{
+            bpf_probe_read_kernel as raw_read_kernel, bpf_probe_read_kernel_str as raw_read_kernel_str,
+        },
     },
     macros::{btf_tracepoint, raw_tracepoint, tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 
 use crate::shared::{
-    BPRM_FILENAME, BULK, Caller, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, THREADS, URGENT, WINDOWS, bulk_flags,
-    caller, count, count_at, open_epoch, read_kernel, send_urgent,
+    BPRM_FILENAME, BULK, Caller, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, THREADS, URGENT, WINDOWS,
+    bulk_flags, caller, count, count_at, open_epoch, read_kernel, send_urgent,
 };
 
 const CLONE_THREAD: u64 = 0x0001_0000;
@@ -168,7 +170,8 @@ fn is_last(caller: Caller) -> bool {
     }
     // SAFETY: the helper takes no arguments.
     let task = unsafe { bpf_get_current_task() };
-    let alive = read_kernel::<u64>(task + u64::from(signal)).and_then(|s| read_kernel::<u32>(s + u64::from(live)));
+    let alive =
+        read_kernel::<u64>(task + u64::from(signal)).and_then(|s| read_kernel::<u32>(s + u64::from(live)));
     alive == Some(0)
 }
 

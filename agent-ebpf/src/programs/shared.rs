@@ -3,7 +3,8 @@
 use core::ptr;
 
 use agent_ebpf::records::{
-    COMM_LEN, Class, Epoch, Header, NATIVE_CALLS, OFFSET_UNKNOWN, THREAD_CELLS, UNMAPPED, Window, WindowKey, counter,
+    COMM_LEN, Class, Epoch, Header, NATIVE_CALLS, OFFSET_UNKNOWN, THREAD_CELLS, UNMAPPED, Window, WindowKey,
+    counter,
 };
 use aya_ebpf::{
     Global,
@@ -195,7 +196,11 @@ pub(crate) fn send_bulk<T: 'static>(class: Class, record: &T) {
 #[inline(always)]
 pub(crate) fn bulk_flags() -> u64 {
     let waiting = BULK.query(u64::from(BPF_RB_AVAIL_DATA));
-    u64::from(if waiting >= u64::from(BULK_WAKE_BYTES.load()) { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
+    u64::from(if waiting >= u64::from(BULK_WAKE_BYTES.load()) {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    })
 }
 
 #[inline(always)]

@@ -5,7 +5,8 @@ use core::{hint, ptr};
 use agent_ebpf::{
     bigram::{self, Previous},
     records::{
-        ACTIVE_BUCKET_NS, ACTIVE_BUCKETS, BIGRAMS, Class, SYSCALL_SLOTS, THREAD_CELLS, UNMAPPED, Window, counter,
+        ACTIVE_BUCKET_NS, ACTIVE_BUCKETS, BIGRAMS, Class, SYSCALL_SLOTS, THREAD_CELLS, UNMAPPED, Window,
+        counter,
     },
 };
 use aya_ebpf::{

@@ -56,8 +56,18 @@ const LAYERS: &[(&str, &[Backend])] = &[
     (
         "process_exec",
         &[
-            backend("tp_btf/sched_process_exec", "exec_btf", Hook::Btf("sched_process_exec"), Needs::Filename),
-            backend("raw_tp/sched_process_exec", "exec_raw", Hook::Raw("sched_process_exec"), Needs::Filename),
+            backend(
+                "tp_btf/sched_process_exec",
+                "exec_btf",
+                Hook::Btf("sched_process_exec"),
+                Needs::Filename,
+            ),
+            backend(
+                "raw_tp/sched_process_exec",
+                "exec_raw",
+                Hook::Raw("sched_process_exec"),
+                Needs::Filename,
+            ),
             backend(
                 "tracepoint/sched_process_exec",
                 "exec_tp",
@@ -70,8 +80,18 @@ const LAYERS: &[(&str, &[Backend])] = &[
         "process_fork",
         &[
             backend("tp_btf/task_newtask", "fork_newtask_btf", Hook::Btf("task_newtask"), Needs::Task),
-            backend("tp_btf/sched_process_fork", "fork_sched_btf", Hook::Btf("sched_process_fork"), Needs::Task),
-            backend("tracepoint/task_newtask", "fork_tp", Hook::Classic("task", "task_newtask"), Needs::Nothing),
+            backend(
+                "tp_btf/sched_process_fork",
+                "fork_sched_btf",
+                Hook::Btf("sched_process_fork"),
+                Needs::Task,
+            ),
+            backend(
+                "tracepoint/task_newtask",
+                "fork_tp",
+                Hook::Classic("task", "task_newtask"),
+                Needs::Nothing,
+            ),
         ],
     ),
     (
@@ -133,7 +153,8 @@ pub(super) fn all(
     for (name, backends) in LAYERS {
         let mut state = LayerState { layer: (*name).to_owned(), ..LayerState::default() };
         for backend in *backends {
-            let tried = allowed(forced_off, name, backend.name).and_then(|()| attach(programs, backend, btf, known));
+            let tried =
+                allowed(forced_off, name, backend.name).and_then(|()| attach(programs, backend, btf, known));
             if note(&mut state, backend.name, tried) {
                 break;
             }
@@ -146,7 +167,8 @@ pub(super) fn all(
         let tried = allowed(forced_off, layer.name, TAIL_CALL)
             .and_then(|()| tail_call(programs, layer, btf, arch, &dispatcher));
         if !note(&mut state, TAIL_CALL, tried) {
-            let tried = allowed(forced_off, layer.name, CLASSIC).and_then(|()| classic(programs, layer, arch));
+            let tried =
+                allowed(forced_off, layer.name, CLASSIC).and_then(|()| classic(programs, layer, arch));
             note(&mut state, CLASSIC, tried);
         }
         layers.push(state);
@@ -176,7 +198,9 @@ fn note(state: &mut LayerState, backend: &str, tried: Result<(), String>) -> boo
 fn attach(programs: &mut Ebpf, backend: &Backend, btf: Option<&Btf>, known: Known) -> Result<(), String> {
     match backend.needs {
         Needs::Task if !known.task => return Err(format!("{NO_BTF}: offsets in task_struct")),
-        Needs::Filename if !known.filename => return Err(format!("{NO_BTF}: offset of linux_binprm.filename")),
+        Needs::Filename if !known.filename => {
+            return Err(format!("{NO_BTF}: offset of linux_binprm.filename"));
+        }
         _ => {}
     }
     load(programs, backend.program, backend.hook, btf)?;

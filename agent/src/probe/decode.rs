@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use agent_ebpf::records::{
-    Connect, Exec, Flush, Fork, Header, KIND_CONNECT, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_OPEN, Open,
-    Window, WindowKey,
+    Connect, Exec, Flush, Fork, Header, KIND_CONNECT, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_OPEN,
+    Open, Window, WindowKey,
 };
 use models::event::{Comm, Event, EventKind, PathText, SyscallWindow};
 use zerocopy::FromBytes;
@@ -139,7 +139,9 @@ mod tests {
             Exec { header: header(KIND_EXEC), filename: path }.as_bytes().to_vec(),
             Fork { header: header(KIND_FORK), child: 11, _pad: 0 }.as_bytes().to_vec(),
             header(KIND_EXIT).as_bytes().to_vec(),
-            Open { header: header(KIND_OPEN), dfd: -100, flags: 1, sensitive: 1, _pad: 0, path }.as_bytes().to_vec(),
+            Open { header: header(KIND_OPEN), dfd: -100, flags: 1, sensitive: 1, _pad: 0, path }
+                .as_bytes()
+                .to_vec(),
             connect(2, [127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).as_bytes().to_vec(),
             connect(10, [1; 16]).as_bytes().to_vec(),
             Flush { header: header(KIND_FLUSH), key, window: Window::EMPTY }.as_bytes().to_vec(),

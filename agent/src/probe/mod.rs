@@ -71,7 +71,9 @@ impl ProbeOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The kernel refused `bpf()`.
-    #[error("loading kernel programs needs root, or CAP_BPF with CAP_PERFMON, and a container must not filter bpf()")]
+    #[error(
+        "loading kernel programs needs root, or CAP_BPF with CAP_PERFMON, and a container must not filter bpf()"
+    )]
     NotPermitted(#[source] Box<EbpfError>),
     /// The kernel has no `bpf()`.
     #[error("this kernel has no bpf(): it needs CONFIG_BPF_SYSCALL and, for ring buffers, version 5.8")]
@@ -92,7 +94,9 @@ pub enum ProbeError {
         source: MapError,
     },
     /// No layer could be attached.
-    #[error("no kernel hook could be attached: mount tracefs on /sys/kernel/tracing, or use a kernel with CONFIG_BPF_EVENTS")]
+    #[error(
+        "no kernel hook could be attached: mount tracefs on /sys/kernel/tracing, or use a kernel with CONFIG_BPF_EVENTS"
+    )]
     NothingAttached(Vec<LayerState>),
 }
 
@@ -193,7 +197,8 @@ impl Probe {
             .map_max_entries(names::BULK, options.bulk_bytes);
         let mut programs = loader.load(OBJECT).map_err(refusal)?;
         let epoch = Array::try_from(take(&mut programs, names::EPOCH)?).map_err(in_map(names::EPOCH))?;
-        let windows = HashMap::try_from(take(&mut programs, names::WINDOWS)?).map_err(in_map(names::WINDOWS))?;
+        let windows =
+            HashMap::try_from(take(&mut programs, names::WINDOWS)?).map_err(in_map(names::WINDOWS))?;
         let max_keys = options.windows as usize * 4;
         let drain = drain::Drain::new(epoch, windows, max_keys).map_err(in_map(names::EPOCH))?;
         let urgent = RingBuf::try_from(take(&mut programs, names::URGENT)?).map_err(in_map(names::URGENT))?;

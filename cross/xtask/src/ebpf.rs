@@ -46,7 +46,9 @@ impl std::fmt::Display for Error {
             Self::Failed(command, status) => write!(f, "`{command}` ended with {status}"),
             Self::File(path, error) => write!(f, "{}: {error}", path.display()),
             Self::NoAyaEbpf => f.write_str("Cargo.lock names no aya-ebpf"),
-            Self::Stale { what } => write!(f, "{what} is stale: run `cargo xtask ebpf` and commit the result"),
+            Self::Stale { what } => {
+                write!(f, "{what} is stale: run `cargo xtask ebpf` and commit the result")
+            }
         }
     }
 }
@@ -86,7 +88,11 @@ pub(crate) fn rebuild(root: &Path, check: bool) -> Result<(), Error> {
 pub(crate) fn check_hash(root: &Path) -> Result<(), Error> {
     let recorded = read(&root.join(SOURCE_HASH))?;
     let current = source_hash(root)?;
-    if String::from_utf8_lossy(&recorded).trim() == current { Ok(()) } else { Err(Error::Stale { what: OBJECT }) }
+    if String::from_utf8_lossy(&recorded).trim() == current {
+        Ok(())
+    } else {
+        Err(Error::Stale { what: OBJECT })
+    }
 }
 
 /// A hash of everything that decides the object's bytes and lies in the repository.
@@ -117,7 +123,8 @@ fn install_missing() -> Result<(), Error> {
     if !Path::new(CORE_SOURCES).exists() {
         packages.push("rust-web-src");
     }
-    if !Path::new(LLVM).join("bin/llvm-objcopy").exists() || !Path::new(LLVM).join("lib/libLLVM.so").exists() {
+    if !Path::new(LLVM).join("bin/llvm-objcopy").exists() || !Path::new(LLVM).join("lib/libLLVM.so").exists()
+    {
         packages.extend(["llvm-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev"]);
     }
     if !packages.is_empty() {
@@ -142,7 +149,8 @@ fn install_missing() -> Result<(), Error> {
 }
 
 fn build(root: &Path) -> Result<Vec<u8>, Error> {
-    let target_dir = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("ebpf");
+    let target_dir =
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("ebpf");
     let linker = bpf_linker().unwrap_or_else(|| PathBuf::from("bpf-linker"));
     let mut flags = vec![
         format!("-Clinker={}", linker.display()),
@@ -170,7 +178,10 @@ fn build(root: &Path) -> Result<Vec<u8>, Error> {
         .env_remove("RUSTFLAGS"))?;
     let built = target_dir.join(TARGET).join("release/behaveguard-probes");
     let stripped = target_dir.join("behaveguard.bpf.o");
-    run(Command::new(Path::new(LLVM).join("bin/llvm-objcopy")).arg("--strip-debug").arg(&built).arg(&stripped))?;
+    run(Command::new(Path::new(LLVM).join("bin/llvm-objcopy"))
+        .arg("--strip-debug")
+        .arg(&built)
+        .arg(&stripped))?;
     read(&stripped)
 }
 
