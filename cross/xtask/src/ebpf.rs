@@ -6,8 +6,10 @@
 use std::{
     env, fs, io,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::Command,
 };
+
+use crate::tools::{self, Need, ToolError};
 
 /// The object, from the repository's root.
 pub(crate) const OBJECT: &str = "agent-ebpf/prebuilt/behaveguard.bpf.o";
@@ -24,10 +26,8 @@ const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Why the object could not be rebuilt or checked.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// A command could not be started.
-    Start(String, io::Error),
-    /// A command failed.
-    Failed(String, ExitStatus),
+    /// A tool is missing or failed.
+    Tool(ToolError),
     /// A file could not be read or written.
     File(PathBuf, io::Error),
     /// `Cargo.lock` names no `aya-ebpf`.
@@ -42,8 +42,7 @@ pub(crate) enum Error {
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Start(command, error) => write!(f, "starting `{command}`: {error}"),
-            Self::Failed(command, status) => write!(f, "`{command}` ended with {status}"),
+            Self::Tool(error) => error.fmt(f),
             Self::File(path, error) => write!(f, "{}: {error}", path.display()),
             Self::NoAyaEbpf => f.write_str("Cargo.lock names no aya-ebpf"),
             Self::Stale { what } => {
@@ -54,6 +53,12 @@ impl std::fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<ToolError> for Error {
+    fn from(error: ToolError) -> Self {
+        Self::Tool(error)
+    }
+}
 
 /// Builds the object. With `check`, compares it with the committed one instead of replacing it.
 ///
@@ -115,35 +120,38 @@ pub(crate) fn source_hash(root: &Path) -> Result<String, Error> {
     Ok(format!("{:016x}{:016x}", hash.a, hash.b))
 }
 
+/// The packaged compiler has `core`'s sources for exactly its version, which rustup's stable cannot build for eBPF.
+const NEEDS: &[Need] = &[
+    Need { file: RUSTC, packages: &["rustc-web"], why: "a compiler whose core sources are packaged" },
+    Need { file: CARGO, packages: &["cargo-web"], why: "the cargo of that compiler" },
+    Need { file: CORE_SOURCES, packages: &["rust-web-src"], why: "core is compiled for the eBPF target" },
+    Need {
+        file: "/usr/lib/llvm-22/bin/llvm-objcopy",
+        packages: &["llvm-22"],
+        why: "removes debug sections from the object",
+    },
+    Need {
+        file: "/usr/lib/llvm-22/include/llvm-c/Core.h",
+        packages: &["llvm-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev", "g++"],
+        why: "bpf-linker is built with it",
+    },
+];
+
 fn install_missing() -> Result<(), Error> {
-    let mut packages = Vec::new();
-    if !Path::new(RUSTC).exists() || !Path::new(CARGO).exists() {
-        packages.extend(["rustc-web", "cargo-web"]);
-    }
-    if !Path::new(CORE_SOURCES).exists() {
-        packages.push("rust-web-src");
-    }
-    if !Path::new(LLVM).join("bin/llvm-objcopy").exists() || !Path::new(LLVM).join("lib/libLLVM.so").exists()
-    {
-        packages.extend(["llvm-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev"]);
-    }
-    if !packages.is_empty() {
-        println!(
-            "installing {}: a compiler with core's sources for the eBPF target, and the LLVM it uses",
-            packages.join(" ")
-        );
-        run(Command::new("apt-get").args(["install", "-y", "--no-install-recommends"]).args(packages))?;
-    }
+    tools::install(tools::BUILD)?;
+    tools::install(NEEDS)?;
     if bpf_linker().is_none() {
         println!("installing bpf-linker {BPF_LINKER_VERSION}: it turns LLVM bitcode into an eBPF object");
         let path = format!("{LLVM}/bin:{}", env::var("PATH").unwrap_or_default());
-        run(Command::new("cargo")
-            .args(["install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked"])
-            .args(["--no-default-features", "--features", "llvm-22"])
-            .env("PATH", path)
-            .env("LLVM_SYS_221_PREFIX", LLVM)
-            .env("LLVM_PREFIX", LLVM)
-            .env_remove("CARGO_TARGET_DIR"))?;
+        tools::run(
+            Command::new("cargo")
+                .args(["install", "bpf-linker", "--version", BPF_LINKER_VERSION, "--locked"])
+                .args(["--no-default-features", "--features", "llvm-22"])
+                .env("PATH", path)
+                .env("LLVM_SYS_221_PREFIX", LLVM)
+                .env("LLVM_PREFIX", LLVM)
+                .env_remove("CARGO_TARGET_DIR"),
+        )?;
     }
     Ok(())
 }
@@ -162,26 +170,30 @@ fn build(root: &Path) -> Result<Vec<u8>, Error> {
     if let Some(home) = cargo_home() {
         flags.push(format!("--remap-path-prefix={}=/cargo", home.display()));
     }
-    run(Command::new(CARGO)
-        .current_dir(root)
-        .args(["build", "--release", "--package", "agent-ebpf", "--features", "programs"])
-        .args(["--bin", "behaveguard-probes", "--target", TARGET, "-Zbuild-std=core", "--locked"])
-        .arg("--target-dir")
-        .arg(&target_dir)
-        .env("RUSTC", RUSTC)
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .env("CARGO_PROFILE_RELEASE_STRIP", "false")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "2")
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
-        .env_remove("RUSTUP_TOOLCHAIN")
-        .env_remove("RUSTFLAGS"))?;
+    tools::run(
+        Command::new(CARGO)
+            .current_dir(root)
+            .args(["build", "--release", "--package", "agent-ebpf", "--features", "programs"])
+            .args(["--bin", "behaveguard-probes", "--target", TARGET, "-Zbuild-std=core", "--locked"])
+            .arg("--target-dir")
+            .arg(&target_dir)
+            .env("RUSTC", RUSTC)
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+            .env("CARGO_PROFILE_RELEASE_STRIP", "false")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "2")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
+            .env_remove("RUSTUP_TOOLCHAIN")
+            .env_remove("RUSTFLAGS"),
+    )?;
     let built = target_dir.join(TARGET).join("release/behaveguard-probes");
     let stripped = target_dir.join("behaveguard.bpf.o");
-    run(Command::new(Path::new(LLVM).join("bin/llvm-objcopy"))
-        .arg("--strip-debug")
-        .arg(&built)
-        .arg(&stripped))?;
+    tools::run(
+        Command::new(Path::new(LLVM).join("bin/llvm-objcopy"))
+            .arg("--strip-debug")
+            .arg(&built)
+            .arg(&stripped),
+    )?;
     read(&stripped)
 }
 
@@ -194,12 +206,6 @@ fn bpf_linker() -> Option<PathBuf> {
 
 fn cargo_home() -> Option<PathBuf> {
     env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".cargo")))
-}
-
-fn run(command: &mut Command) -> Result<(), Error> {
-    let text = format!("{command:?}");
-    let status = command.status().map_err(|e| Error::Start(text.clone(), e))?;
-    if status.success() { Ok(()) } else { Err(Error::Failed(text, status)) }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

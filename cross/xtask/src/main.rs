@@ -1,8 +1,10 @@
 //! The project's own tasks.
 
 mod ebpf;
+mod suite;
+mod tools;
 
-use std::{path::Path, process::ExitCode};
+use std::{error::Error, path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -15,6 +17,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Runs the whole test suite; installs what it needs.
+    Test {
+        /// Only tests whose names contain this.
+        filter: Option<String>,
+    },
     /// Rebuilds the committed eBPF object.
     Ebpf {
         /// Compare with the committed object instead of replacing it.
@@ -26,14 +33,27 @@ enum Task {
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let root = root.canonicalize().unwrap_or(root);
-    let done = match Arguments::parse().task {
-        Task::Ebpf { check } => ebpf::rebuild(&root, check),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(&root, Arguments::parse().task) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
+    match task {
+        Task::Test { filter } => {
+            let totals = suite::run(root, filter.as_deref())?;
+            println!("{} passed, {} failed", totals.passed, totals.failed);
+            return Ok(if totals.failed == 0 && totals.passed > 0 {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        Task::Ebpf { check } => ebpf::rebuild(root, check)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }

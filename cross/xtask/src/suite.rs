@@ -1,0 +1,120 @@
+//! `cargo xtask test`: formatting, lints and every test of the workspace, closed by one line of totals.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::Stdio,
+};
+
+use crate::tools::{self, FEATURES, ToolError};
+
+/// How a run ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    /// Tests and checks that passed.
+    pub(crate) passed: u64,
+    /// Tests and checks that failed; a target that does not build counts as one.
+    pub(crate) failed: u64,
+}
+
+impl Totals {
+    /// Reads one line of what the test harness prints.
+    fn add_line(&mut self, line: &str) {
+        let Some(result) = line.trim_start().strip_prefix("test result: ") else { return };
+        let number = |what: &str| {
+            let before = result.split(what).next().filter(|before| before.len() < result.len())?;
+            before.trim_end().rsplit(' ').next()?.parse::<u64>().ok()
+        };
+        self.passed += number(" passed").unwrap_or(0);
+        self.failed += number(" failed").unwrap_or(0);
+    }
+
+    fn add_check(&mut self, name: &str, outcome: Result<(), ToolError>) {
+        match outcome {
+            Ok(()) => {
+                println!("check {name} ... ok");
+                self.passed += 1;
+            }
+            Err(error) => {
+                println!("check {name} ... FAILED: {error}");
+                self.failed += 1;
+            }
+        }
+    }
+}
+
+/// Runs everything. With `filter`, only the tests whose names contain it.
+///
+/// # Errors
+///
+/// When a tool is missing and cannot be installed, or cargo cannot be started.
+pub(crate) fn run(root: &Path, filter: Option<&str>) -> Result<Totals, ToolError> {
+    tools::install(tools::BUILD)?;
+    let mut totals = Totals::default();
+    if filter.is_none() {
+        checks(root, &mut totals);
+    }
+    // The end-to-end tests start the binaries, which cargo does not build for tests of other packages.
+    tools::run(tools::cargo(root).args(["build", "--workspace", "--locked"]).args(FEATURES))?;
+    let mut command = tools::cargo(root);
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(FEATURES).stdout(Stdio::piped());
+    command.args(filter.iter().flat_map(|filter| ["--", filter]));
+    let text = tools::words(&command);
+    let mut child = command.spawn().map_err(|e| ToolError::Start(text.clone(), e))?;
+    let output = child.stdout.take().expect("stdout is piped");
+    for line in BufReader::new(output).lines() {
+        let line = line.map_err(|e| ToolError::Start(text.clone(), e))?;
+        println!("{line}");
+        totals.add_line(&line);
+    }
+    let status = child.wait().map_err(|e| ToolError::Start(text, e))?;
+    if !status.success() && totals.failed == 0 {
+        totals.failed = 1;
+    }
+    Ok(totals)
+}
+
+fn checks(root: &Path, totals: &mut Totals) {
+    let cargo = || tools::cargo(root);
+    for (component, file) in [("rustfmt", "cargo-fmt"), ("clippy", "cargo-clippy")] {
+        if tools::find(file).is_none() && tools::find("rustup").is_some() {
+            println!("installing the toolchain's {component}");
+            totals.add_check(
+                component,
+                tools::run(std::process::Command::new("rustup").current_dir(root).args([
+                    "component",
+                    "add",
+                    component,
+                ])),
+            );
+        }
+    }
+    totals.add_check("formatting", tools::run(cargo().args(["fmt", "--all", "--check"])));
+    let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--quiet"];
+    totals.add_check("lints", tools::run(cargo().args(clippy).args(FEATURES).args(["--", "-Dwarnings"])));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(lines: &[&str], passed: u64, failed: u64) {
+        let mut totals = Totals::default();
+        lines.iter().for_each(|line| totals.add_line(line));
+        assert_eq!(totals, Totals { passed, failed }, "{lines:?}");
+    }
+
+    #[test]
+    fn totals_add_up_over_targets_and_ignore_other_lines() {
+        check(
+            &[
+                "test a_test ... ok",
+                "test result: ok. 49 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s",
+                "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+                "5 passed, 1 failed",
+            ],
+            52,
+            2,
+        );
+    }
+}

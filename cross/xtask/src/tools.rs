@@ -1,0 +1,113 @@
+//! What the tasks need from the machine: says what is missing and why, then installs it.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+};
+
+/// Why a tool could not be used.
+#[derive(Debug)]
+pub(crate) enum ToolError {
+    /// A command could not be started.
+    Start(String, io::Error),
+    /// A command failed.
+    Failed(String, ExitStatus),
+    /// A Debian package is missing and there is no apt-get or no root to install it.
+    CannotInstall(String),
+}
+
+impl fmt::Display for ToolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(command, error) => write!(f, "starting `{command}`: {error}"),
+            Self::Failed(command, status) => write!(f, "`{command}` ended with {status}"),
+            Self::CannotInstall(packages) => {
+                write!(
+                    f,
+                    "{packages} must be installed: run as root on Debian, or install by hand and try again"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for ToolError {}
+
+/// One thing that must be on the machine.
+pub(crate) struct Need {
+    /// A file that says it is there: an absolute path, or a command's name looked up in `PATH`.
+    pub(crate) file: &'static str,
+    /// The Debian packages that bring it.
+    pub(crate) packages: &'static [&'static str],
+    /// What it is for.
+    pub(crate) why: &'static str,
+}
+
+/// To compile the workspace: C and assembly in ring and SQLite.
+pub(crate) const BUILD: &[Need] =
+    &[Need { file: "cc", packages: &["gcc", "libc6-dev"], why: "compiles ring and SQLite, and links" }];
+
+/// Installs what is missing of `needs`.
+///
+/// # Errors
+///
+/// When something is missing and cannot be installed.
+pub(crate) fn install(needs: &[Need]) -> Result<(), ToolError> {
+    let missing: Vec<_> = needs.iter().filter(|need| find(need.file).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        println!("installing {}: {}", need.packages.join(" "), need.why);
+    }
+    let packages: Vec<_> = missing.iter().flat_map(|need| need.packages).copied().collect();
+    if find("apt-get").is_none() {
+        return Err(ToolError::CannotInstall(packages.join(" ")));
+    }
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    // A machine that was just installed has no package lists yet.
+    run(apt().args(["update", "--quiet"]))?;
+    run(apt().args(["install", "--quiet", "--yes", "--no-install-recommends"]).args(&packages))
+        .map_err(|_| ToolError::CannotInstall(packages.join(" ")))
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+///
+/// When it does not start, or fails.
+pub(crate) fn run(command: &mut Command) -> Result<(), ToolError> {
+    let text = words(command);
+    let status = command.status().map_err(|e| ToolError::Start(text.clone(), e))?;
+    if status.success() { Ok(()) } else { Err(ToolError::Failed(text, status)) }
+}
+
+/// The command as one would type it.
+pub(crate) fn words(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// Where a file or command is.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    if name.starts_with('/') {
+        return Path::new(name).exists().then(|| PathBuf::from(name));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// The same cargo that runs this task.
+pub(crate) fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    command
+}
+
+/// What builds, tests and the demo all build with, so that each finds the others' work done.
+pub(crate) const FEATURES: [&str; 2] = ["--features", "models/infer,models/train"];
