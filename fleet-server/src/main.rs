@@ -1,0 +1,2 @@
+//! Stub, replaced by the next commits.
+fn main() {}
