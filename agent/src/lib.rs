@@ -1,1 +1,3 @@
 //! The agent: kernel events to alerts.
+
+pub mod probe;

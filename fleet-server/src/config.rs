@@ -174,7 +174,7 @@ impl Reader {
         });
         match list {
             Some(list) if (1..=64).contains(&list.len()) && list.iter().all(|name| is_host(name)) => {
-                *into = list
+                *into = list;
             }
             _ => self.problem(key, "must be a list of 1 to 64 host names or addresses in quotes"),
         }

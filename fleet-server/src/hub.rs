@@ -82,7 +82,12 @@ impl Hub {
     }
 
     /// Adds a connection; an older one of the same device is closed.
-    pub fn attach(&self, device: &DeviceId, queue: mpsc::Sender<Outgoing>, stop: watch::Sender<bool>) -> Session {
+    pub fn attach(
+        &self,
+        device: &DeviceId,
+        queue: mpsc::Sender<Outgoing>,
+        stop: watch::Sender<bool>,
+    ) -> Session {
         let number = self.next.fetch_add(1, Relaxed);
         let session = Session { number, queue, stop, subscribed: Arc::default() };
         if let Some(older) = self.sessions().insert(device.clone(), session.clone()) {

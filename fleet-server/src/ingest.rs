@@ -120,7 +120,13 @@ pub async fn request(
                     report.generation,
                     report.program
                 ),
-                None => log::info!("device {device} uses generation {} for {}", report.generation, report.program),
+                None => {
+                    log::info!(
+                        "device {device} uses generation {} for {}",
+                        report.generation,
+                        report.program
+                    );
+                }
             }
             shared.store.submit(move |c| store::put_report(c, &owner, &report)).await?
         }
@@ -128,7 +134,9 @@ pub async fn request(
             shared.store.submit(move |c| store::put_heartbeat(c, &owner, &raw, clock::unix_ms())).await?
         }
         Err(error) => {
-            return reject(shared, device, connection, "req", error.to_string(), raw).await.map(Asked::Stored);
+            return reject(shared, device, connection, "req", error.to_string(), raw)
+                .await
+                .map(Asked::Stored);
         }
     };
     Ok(Asked::Stored(Stored::Note(pending)))

@@ -86,7 +86,8 @@ fn configure(
     let mut config = match file {
         None => Config::default(),
         Some(path) => {
-            let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let text =
+                std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
             Config::parse(&text).map_err(|problems| {
                 let lines: Vec<_> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
                 format!("{} has {} problems:{}", path.display(), problems.len(), lines.concat())
@@ -105,7 +106,7 @@ fn run(state: &std::path::Path, config: Config) -> Result<(), Box<dyn Error>> {
     runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let running = server::start(state, config, trainer::default_fit()).await?;
+        let running = server::start(state, config, Box::new(trainer::Training)).await?;
         let addresses = running.addresses();
         println!("behaveguard-fleet listens: mqtt {} web {}", addresses.mqtt, addresses.web_url);
         tokio::select! {
@@ -135,8 +136,10 @@ fn print_ticket(state: &std::path::Path, device: &str, ttl_s: u64) -> Result<(),
 
 fn seconds(text: &str) -> Result<u64, String> {
     let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
-    let parsed = units.iter().find_map(|(unit, factor)| {
-        text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*factor)
-    });
-    parsed.filter(|ttl| (1..=30 * 86_400).contains(ttl)).ok_or("must be like 30m, 1h or 2d, at most 30d".into())
+    let parsed = units
+        .iter()
+        .find_map(|(unit, factor)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*factor));
+    parsed
+        .filter(|ttl| (1..=30 * 86_400).contains(ttl))
+        .ok_or("must be like 30m, 1h or 2d, at most 30d".into())
 }

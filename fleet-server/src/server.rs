@@ -163,7 +163,8 @@ impl Running {
     /// Stops listening, lets open requests end, and writes everything down. A training that runs is left behind.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        let ended = tokio::time::timeout(STOP_TIMEOUT, async { while self.tasks.join_next().await.is_some() {} });
+        let ended =
+            tokio::time::timeout(STOP_TIMEOUT, async { while self.tasks.join_next().await.is_some() {} });
         if ended.await.is_err() {
             self.tasks.abort_all();
             while self.tasks.join_next().await.is_some() {}

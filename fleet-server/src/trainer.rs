@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use models::bundle::{Manifest, TrainingFacts, seal, sha256};
 use models::calibration::Calibration;
 use models::schema::SCHEMA_ID;
+use models::train::{self, TrainOptions};
 use models::wire::{Downlink, TrainingWindow};
 use tokio::runtime::Handle;
 
@@ -49,13 +50,27 @@ pub trait Fit: Send + 'static {
     fn fit(&mut self, samples: &[TrainingWindow], seed: u64, now_unix_s: u64) -> Result<Fitted, String>;
 }
 
-/// Seals the calibration-free part of a bundle only: for a server built without the models' training.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoFit;
+/// Fits with `models::train`.
+#[derive(Clone, Debug, Default)]
+pub struct Training;
 
-impl Fit for NoFit {
-    fn fit(&mut self, _: &[TrainingWindow], _: u64, _: u64) -> Result<Fitted, String> {
-        Err("this server was built without training".into())
+impl Fit for Training {
+    fn fit(&mut self, samples: &[TrainingWindow], seed: u64, now_unix_s: u64) -> Result<Fitted, String> {
+        let options = TrainOptions { seed, now_unix_s, ..TrainOptions::default() };
+        let mut told = 0.0;
+        let trained = train::fit(samples, &options, &mut |progress| {
+            if progress.share >= told + 0.25 {
+                told = progress.share;
+                log::info!("training: {:.0} % done, at the {}", progress.share * 100.0, progress.model);
+            }
+        });
+        let trained = trained.map_err(|error| error.to_string())?;
+        Ok(Fitted {
+            parts: trained.parts,
+            calibration: trained.calibration,
+            traits: trained.traits,
+            facts: trained.facts,
+        })
     }
 }
 
@@ -172,7 +187,7 @@ pub(crate) fn spawn(
             let at = (device.clone(), key.clone());
             lock(&work.states).insert(at.clone(), State::Training);
             shared.hub.tell(Event::Training(device.clone()));
-            let result = train(&shared, &runtime, fit.as_mut(), &device, &key);
+            let result = train_one(&shared, &runtime, fit.as_mut(), &device, &key);
             let mut states = lock(&work.states);
             match result {
                 Ok(()) => {
@@ -191,7 +206,7 @@ pub(crate) fn spawn(
     })
 }
 
-fn train(
+fn train_one(
     shared: &Shared,
     runtime: &Handle,
     fit: &mut dyn Fit,
@@ -240,10 +255,4 @@ fn train(
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change is one map operation, so a panic elsewhere leaves the map whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What the server fits with.
-#[must_use]
-pub fn default_fit() -> Box<dyn Fit> {
-    Box::new(NoFit)
 }

@@ -1,10 +1,23 @@
 //! The pure core of BehaveGuard: no I/O, no clock, no threads.
+//!
+//! [`event`] and [`window`] hold what happened, [`features`] turns a window into 427 values, `detect` runs a
+//! baseline's graphs, [`calibration`] turns their outputs into a score, [`verdict`] explains it, [`policy`] decides
+//! what is sent, [`wire`] and [`bundle`] are the bytes that travel. `train` makes the baselines.
 #![forbid(unsafe_code)]
 
 pub mod bundle;
 pub mod calibration;
+#[cfg(feature = "infer")]
+pub mod detect;
 pub mod event;
+pub mod features;
+pub mod novelty;
 pub mod policy;
 pub mod program;
 pub mod schema;
+pub mod syscalls;
+#[cfg(feature = "train")]
+pub mod train;
+pub mod verdict;
+pub mod window;
 pub mod wire;

@@ -276,7 +276,7 @@ mod tests {
     fn packets_read_as_written_and_no_prefix_is_a_packet() {
         assert_eq!(check(CONNECT), Packet::Connect { keep_alive_s: 30, will: false });
         assert_eq!(check(SUBSCRIBE), Packet::Subscribe { id: 1, filters: vec![("a/b".into(), 1)] });
-        assert_eq!(check(&pingresp().iter().map(|b| b & 0x0f | 0xc0).collect::<Vec<_>>()), Packet::PingReq);
+        assert_eq!(check(b"\xc0\x00"), Packet::PingReq);
         for size in [0, 200, 900] {
             let payload = vec![7; size];
             let read = check(&publish("t", Some(5), &payload));
@@ -291,7 +291,10 @@ mod tests {
                 let mut bytes = good.to_vec();
                 bytes[1] = length;
                 let result = read(&bytes, 1000);
-                assert!(matches!(result, Err(_) | Ok(Some((Packet::Publish { .. }, _)))), "{length}: {result:?}");
+                assert!(
+                    matches!(result, Err(_) | Ok(Some((Packet::Publish { .. }, _)))),
+                    "{length}: {result:?}"
+                );
             }
             let mut longer = good.to_vec();
             longer[1] += 1;

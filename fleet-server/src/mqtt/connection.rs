@@ -172,7 +172,9 @@ async fn established(
     let counter = match &end {
         End::Forbidden(topic) => {
             let owner = wire::parse_topic(topic).map_or(topic.as_str(), |(owner, _)| owner);
-            log::warn!("device {device} tried to publish as {owner:?} (topic {topic:?}); its connection was closed");
+            log::warn!(
+                "device {device} tried to publish as {owner:?} (topic {topic:?}); its connection was closed"
+            );
             Some(Counter::ForbiddenPublish)
         }
         End::Protocol(_) | End::Unexpected => Some(Counter::MqttProtocolErrors),
@@ -197,11 +199,18 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(&mut self, mut read: ReadHalf<Stream>, mut rest: Vec<u8>, keep_alive: Duration) -> Result<(), End> {
+    async fn run(
+        &mut self,
+        mut read: ReadHalf<Stream>,
+        mut rest: Vec<u8>,
+        keep_alive: Duration,
+    ) -> Result<(), End> {
         loop {
             let packet = tokio::time::timeout(keep_alive, next_packet(&mut read, &mut rest)).await;
             match packet.map_err(|_| End::Silent)?? {
-                Packet::Publish { topic, qos, id, payload } => self.published(topic, qos, id, payload).await?,
+                Packet::Publish { topic, qos, id, payload } => {
+                    self.published(topic, qos, id, payload).await?;
+                }
                 Packet::PubAck => {
                     let _ = self.unacked.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1));
                 }
@@ -385,7 +394,10 @@ async fn write_out(
     Err(End::Stopped)
 }
 
-async fn next_packet<R: tokio::io::AsyncRead + Unpin>(read: &mut R, rest: &mut Vec<u8>) -> Result<Packet, End> {
+async fn next_packet<R: tokio::io::AsyncRead + Unpin>(
+    read: &mut R,
+    rest: &mut Vec<u8>,
+) -> Result<Packet, End> {
     loop {
         if let Some((packet, used)) = codec::read(rest, PACKET_MAX)? {
             rest.drain(..used);

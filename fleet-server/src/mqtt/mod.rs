@@ -23,7 +23,12 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 256;
 
 /// Takes connections until `stop` says true.
-pub async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    mut stop: watch::Receiver<bool>,
+) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let connections = Arc::new(Semaphore::new(shared.config.mqtt_connections_max as usize));
     loop {
@@ -46,7 +51,8 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor,
             shared.counters.bump(Counter::MqttOverLimit);
             continue;
         };
-        let connection = connection::run(Arc::clone(&shared), tls.clone(), tcp, peer, handshake, stop.clone());
+        let connection =
+            connection::run(Arc::clone(&shared), tls.clone(), tcp, peer, handshake, stop.clone());
         tokio::spawn(async move {
             connection.await;
             drop(place);

@@ -51,13 +51,15 @@ pub fn windows_of(c: &Connection, device: &DeviceId, key: &str) -> Result<Option
 ///
 /// # Errors
 /// When the database fails.
-pub fn training_candidates(c: &Connection, learn_windows: u32) -> Result<Vec<(String, String, u64)>, StoreError> {
+pub fn training_candidates(
+    c: &Connection,
+    learn_windows: u32,
+) -> Result<Vec<(String, String, u64)>, StoreError> {
     let mut query = c.prepare(
         "SELECT device, key, total FROM programs WHERE generation = 0 AND total >= ? ORDER BY total LIMIT 1000",
     )?;
-    let rows = query.query_map([learn_windows], |row| {
-        Ok((row.get(0)?, row.get(1)?, uint(row.get::<_, i64>(2)?)))
-    })?;
+    let rows = query
+        .query_map([learn_windows], |row| Ok((row.get(0)?, row.get(1)?, uint(row.get::<_, i64>(2)?))))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 

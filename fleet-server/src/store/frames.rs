@@ -91,8 +91,7 @@ pub fn put_frame(
             outcome.fresh = outcome.alert_id.is_some();
         }
         Uplink::Windows(windows) if fresh => {
-            outcome.windows =
-                put_windows(c, counters, device, &windows.program, &windows.windows, limits)?;
+            outcome.windows = put_windows(c, counters, device, &windows.program, &windows.windows, limits)?;
         }
         Uplink::Windows(_) => {}
     }
@@ -118,10 +117,8 @@ pub fn put_rejected(
         "INSERT INTO rejected(device, received_ms, topic, reason, body) VALUES (?, ?, ?, ?, ?)",
         params![device.as_str(), int(now_ms), rejected.topic, rejected.reason, rejected.raw],
     )?;
-    let dropped = c.execute(
-        "DELETE FROM rejected WHERE id <= (SELECT max(id) FROM rejected) - ?",
-        [REJECTED_MAX],
-    )?;
+    let dropped =
+        c.execute("DELETE FROM rejected WHERE id <= (SELECT max(id) FROM rejected) - ?", [REJECTED_MAX])?;
     counters.add(Counter::RejectedDropped, dropped as u64);
     match rejected.number {
         Some(at) => number(c, counters, device, at, first, now_ms).map(|(_, acked)| Some(acked)),
@@ -175,8 +172,12 @@ fn number(
     if acked > before {
         acked = roll_forward(c, id, epoch, acked)?;
     }
-    c.prepare_cached("INSERT OR REPLACE INTO acks VALUES (?, ?, ?, ?)")?
-        .execute(params![id, epoch, acked, int(now_ms)])?;
+    c.prepare_cached("INSERT OR REPLACE INTO acks VALUES (?, ?, ?, ?)")?.execute(params![
+        id,
+        epoch,
+        acked,
+        int(now_ms)
+    ])?;
     Ok((fresh, uint(acked)))
 }
 
@@ -186,7 +187,8 @@ fn number(
 /// When the database fails.
 pub fn acks(c: &Connection, device: &DeviceId) -> Result<Vec<(u64, u64)>, StoreError> {
     let mut query = c.prepare_cached("SELECT epoch, acked FROM acks WHERE device = ?")?;
-    let rows = query.query_map([device.as_str()], |row| Ok((super::from_bits(row.get(0)?), uint(row.get(1)?))))?;
+    let rows =
+        query.query_map([device.as_str()], |row| Ok((super::from_bits(row.get(0)?), uint(row.get(1)?))))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
@@ -239,9 +241,8 @@ fn put_alert(
     }
     let id = c.last_insert_rowid();
     c.prepare_cached("UPDATE devices SET alerts = alerts + 1 WHERE id = ?")?.execute([device.as_str()])?;
-    let dropped = c
-        .prepare_cached("DELETE FROM alerts WHERE id <= ?")?
-        .execute([id - i64::from(limits.alerts)])?;
+    let dropped =
+        c.prepare_cached("DELETE FROM alerts WHERE id <= ?")?.execute([id - i64::from(limits.alerts)])?;
     counters.add(Counter::AlertsDropped, dropped as u64);
     Ok(Some(uint(id)))
 }

@@ -56,10 +56,11 @@ CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROW
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let opened = |source| StoreError::Open { path: path.into(), source };
     connection.execute_batch("BEGIN IMMEDIATE").map_err(opened)?;
-    let found: u32 =
-        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(opened)?;
+    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(opened)?;
     let result = match found {
-        0 => connection.execute_batch(V1).and_then(|()| connection.pragma_update(None, "user_version", VERSION)),
+        0 => connection
+            .execute_batch(V1)
+            .and_then(|()| connection.pragma_update(None, "user_version", VERSION)),
         VERSION => Ok(()),
         _ => {
             let _ = connection.execute_batch("ROLLBACK");

@@ -31,7 +31,9 @@ type Answer = Result<Json<Value>, ApiError>;
 
 pub(super) async fn health(State(shared): State<Arc<Shared>>) -> Answer {
     shared.store.read(|c| store::device(c, "-")).await?;
-    Ok(Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION"), "devices_online": shared.hub.online() })))
+    Ok(Json(
+        json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION"), "devices_online": shared.hub.online() }),
+    ))
 }
 
 pub(super) async fn ca(State(shared): State<Arc<Shared>>) -> Response {
@@ -135,7 +137,12 @@ pub(super) async fn tickets(
     let stored = shared.store.write(move |c| store::add_ticket(c, hash, &device, now + ttl_s, now)).await?;
     if !stored {
         let hint = "wait for some to expire";
-        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many tickets are open", hint));
+        return Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "too many tickets are open",
+            hint,
+        ));
     }
     let answer = json!({ "ticket": ticket.encode(), "expires_unix_s": now + ttl_s });
     Ok((StatusCode::CREATED, Json(answer)).into_response())

@@ -34,7 +34,12 @@ struct Body<'a> {
 impl ApiError {
     /// A refusal whose reason may be told.
     #[must_use]
-    pub fn new(status: StatusCode, code: &'static str, public: impl Into<String>, hint: &'static str) -> Self {
+    pub fn new(
+        status: StatusCode,
+        code: &'static str,
+        public: impl Into<String>,
+        hint: &'static str,
+    ) -> Self {
         let public = public.into();
         Self { status, code, internal: public.clone(), public, hint }
     }
@@ -67,7 +72,9 @@ impl From<StoreError> for ApiError {
 impl From<PkiError> for ApiError {
     fn from(error: PkiError) -> Self {
         let (status, code, public) = match error {
-            PkiError::Request(_) => (StatusCode::BAD_REQUEST, "bad_csr", "the signing request cannot be used"),
+            PkiError::Request(_) => {
+                (StatusCode::BAD_REQUEST, "bad_csr", "the signing request cannot be used")
+            }
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "pki", "the certificate could not be made"),
         };
         let hint = "send a PEM signing request for an ECDSA P-256 or Ed25519 key";

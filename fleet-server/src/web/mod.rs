@@ -67,7 +67,12 @@ pub fn router(shared: Arc<Shared>) -> Router {
 }
 
 /// Takes connections until `stop` says true, then lets open requests end.
-pub async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: TlsAcceptor, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    mut stop: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(shared.config.web_connections_max as usize));
     let router = router(Arc::clone(&shared));
     let mut connections = tokio::task::JoinSet::new();
@@ -105,9 +110,13 @@ async fn connection(tcp: TcpStream, tls: TlsAcceptor, router: Router, mut stop: 
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BODY_MAX);
     let service = TowerToHyperService::new(router);
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let result = tokio::select! {
-        result = served.as_mut() => result,
-        _ = stop.wait_for(|stop| *stop) => {
+    let ended = tokio::select! {
+        result = served.as_mut() => Some(result),
+        _ = stop.wait_for(|stop| *stop) => None,
+    };
+    let result = match ended {
+        Some(result) => result,
+        None => {
             served.as_mut().graceful_shutdown();
             served.await
         }

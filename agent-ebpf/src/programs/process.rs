@@ -1,0 +1,200 @@
+//! The process layer: programs started, processes made, processes gone.
+
+use core::{mem::offset_of, ptr};
+
+use agent_ebpf::records::{
+    Class, Exec, Flush, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, OFFSET_UNKNOWN, PATH_LEN,
+    THREAD_CELLS, Window, WindowKey, counter,
+};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{
+        bpf_get_current_task,
+        generated::{
+            bpf_probe_read_kernel as raw_read_kernel, bpf_probe_read_kernel_str as raw_read_kernel_str,
+        },
+    },
+    macros::{btf_tracepoint, raw_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
+};
+
+use crate::shared::{
+    BPRM_FILENAME, BULK, Caller, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, THREADS, URGENT, WINDOWS,
+    bulk_flags, caller, count, count_at, open_epoch, read_kernel, send_urgent,
+};
+
+const CLONE_THREAD: u64 = 0x0001_0000;
+/// Offset of a pointer to the text of a dynamic field, in the record of a classic tracepoint.
+const EXEC_FILENAME_LOC: usize = 8;
+const NEWTASK_PID: usize = 8;
+const NEWTASK_CLONE_FLAGS: usize = 32;
+const WAKE: u64 = aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP as u64;
+
+#[btf_tracepoint(function = "sched_process_exec")]
+fn exec_btf(ctx: BtfTracePointContext) -> i32 {
+    exec_of_bprm(ctx.arg(2));
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+fn exec_raw(ctx: RawTracePointContext) -> i32 {
+    exec_of_bprm(ctx.arg(2));
+    0
+}
+
+#[tracepoint(category = "sched", name = "sched_process_exec")]
+fn exec_tp(ctx: TracePointContext) -> u32 {
+    // SAFETY: the field is a 32-bit location: offset in the lower half, length in the upper one.
+    if let Ok(location) = unsafe { ctx.read_at::<u32>(EXEC_FILENAME_LOC) } {
+        exec(ctx.as_ptr() as u64 + u64::from(location & 0xffff));
+    }
+    0
+}
+
+#[btf_tracepoint(function = "task_newtask")]
+fn fork_newtask_btf(ctx: BtfTracePointContext) -> i32 {
+    fork_of_task(ctx.arg(0));
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_fork")]
+fn fork_sched_btf(ctx: BtfTracePointContext) -> i32 {
+    fork_of_task(ctx.arg(1));
+    0
+}
+
+#[tracepoint(category = "task", name = "task_newtask")]
+fn fork_tp(ctx: TracePointContext) -> u32 {
+    // SAFETY: both are plain integers at the offsets that the tracepoint has had since 3.4.
+    let (child, flags) =
+        unsafe { (ctx.read_at::<u32>(NEWTASK_PID), ctx.read_at::<u64>(NEWTASK_CLONE_FLAGS)) };
+    if let (Ok(child), Ok(flags)) = (child, flags) {
+        if flags & CLONE_THREAD == 0 {
+            fork(child);
+        }
+    }
+    0
+}
+
+#[btf_tracepoint(function = "sched_process_exit")]
+fn exit_btf(_: BtfTracePointContext) -> i32 {
+    exit();
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+fn exit_raw(_: RawTracePointContext) -> i32 {
+    exit();
+    0
+}
+
+#[tracepoint(category = "sched", name = "sched_process_exit")]
+fn exit_tp(_: TracePointContext) -> u32 {
+    exit();
+    0
+}
+
+#[inline(always)]
+fn exec_of_bprm(bprm: u64) {
+    if let Some(filename) = read_kernel(bprm + u64::from(BPRM_FILENAME.load())) {
+        exec(filename);
+    }
+}
+
+#[inline(always)]
+fn exec(filename: u64) {
+    let Some(caller) = caller() else { return };
+    count(Class::Exec, counter::SEEN);
+    let Some(mut entry) = URGENT.reserve::<Exec>(0) else {
+        return count(Class::Exec, counter::DROPPED);
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: `record` points to a reserved entry of its size; the helper ends the text with a NUL or fails.
+    unsafe {
+        (&raw mut (*record).header).write(caller.header(KIND_EXEC));
+        let text = &raw mut (*record).filename;
+        if raw_read_kernel_str(text.cast(), PATH_LEN as u32, filename as *const _) < 0 {
+            *text.cast::<u8>() = 0;
+            count_at(counter::UNREADABLE);
+        }
+    }
+    entry.submit(WAKE);
+    count(Class::Exec, counter::SUBMITTED);
+}
+
+#[inline(always)]
+fn fork_of_task(task: u64) {
+    let pid: Option<u32> = read_kernel(task + u64::from(TASK_PID.load()));
+    let tgid: Option<u32> = read_kernel(task + u64::from(TASK_TGID.load()));
+    if let (Some(pid), Some(tgid)) = (pid, tgid) {
+        if pid == tgid {
+            fork(tgid);
+        }
+    }
+}
+
+#[inline(always)]
+fn fork(child: u32) {
+    let Some(caller) = caller() else { return };
+    count(Class::Fork, counter::SEEN);
+    send_urgent(Class::Fork, &Fork { header: caller.header(KIND_FORK), child, _pad: 0 });
+}
+
+#[inline(always)]
+fn exit() {
+    let Some(caller) = caller() else { return };
+    // The number may be used again; the next thread with it starts its own sequence.
+    if let Some(cell) = THREADS.get_ptr_mut(caller.tid & (THREAD_CELLS - 1)) {
+        // SAFETY: `cell` points to an element of an array, written as one aligned word.
+        unsafe {
+            if (ptr::read_volatile(cell) >> 32) as u32 == caller.tid {
+                ptr::write_volatile(cell, 0);
+            }
+        }
+    }
+    if !is_last(caller) {
+        return;
+    }
+    flush(caller);
+    count(Class::Exit, counter::SEEN);
+    send_urgent::<Header>(Class::Exit, &caller.header(KIND_EXIT));
+}
+
+/// Whether the whole process goes with this thread. The kernel has already counted this thread out of `signal.live`.
+/// Where its place is unknown, the group leader stands for the process.
+#[inline(always)]
+fn is_last(caller: Caller) -> bool {
+    let (signal, live) = (TASK_SIGNAL.load(), SIGNAL_LIVE.load());
+    if signal == OFFSET_UNKNOWN || live == OFFSET_UNKNOWN {
+        return caller.tid == caller.tgid;
+    }
+    // SAFETY: the helper takes no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let alive =
+        read_kernel::<u64>(task + u64::from(signal)).and_then(|s| read_kernel::<u32>(s + u64::from(live)));
+    alive == Some(0)
+}
+
+/// Sends the window of the open epoch and removes it. When the ring is full the entry stays for the next drain.
+#[inline(always)]
+fn flush(caller: Caller) {
+    let Some((epoch, _)) = open_epoch() else { return };
+    let key = WindowKey { tgid: caller.tgid, epoch };
+    let Some(window) = WINDOWS.get_ptr_mut(key) else { return };
+    count(Class::Flush, counter::SEEN);
+    let Some(mut entry) = BULK.reserve::<Flush>(0) else {
+        return count(Class::Flush, counter::THROTTLED);
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: `record` points to a reserved entry of its size. The helper copies the window, for the compiler would
+    // copy it word by word; it cannot fail for a map value, and zeroes the target if it did.
+    unsafe {
+        (&raw mut (*record).header).write(caller.header(KIND_FLUSH));
+        (&raw mut (*record).key).write(key);
+        let target = record.cast::<u8>().add(offset_of!(Flush, window));
+        raw_read_kernel(target.cast(), size_of::<Window>() as u32, window.cast_const().cast());
+    }
+    entry.submit(bulk_flags());
+    let _ = WINDOWS.remove(key);
+    count(Class::Flush, counter::SUBMITTED);
+}

@@ -1,0 +1,209 @@
+//! Maps, globals and the few steps that every layer takes.
+
+use core::ptr;
+
+use agent_ebpf::records::{
+    COMM_LEN, Class, Epoch, Header, NATIVE_CALLS, OFFSET_UNKNOWN, THREAD_CELLS, UNMAPPED, Window, WindowKey,
+    counter,
+};
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
+        bpf_probe_read_kernel,
+    },
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
+};
+
+#[map]
+pub(crate) static WINDOWS: HashMap<WindowKey, Window> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static EPOCH: Array<Epoch> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static THREADS: Array<u64> = Array::with_max_entries(THREAD_CELLS, 0);
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::LEN, 0);
+#[map]
+pub(crate) static URGENT: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+#[map]
+pub(crate) static BULK: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
+// A program array takes programs of one type only, so each dispatcher has its own.
+#[map]
+pub(crate) static CALLS_BTF: ProgramArray = ProgramArray::with_max_entries(NATIVE_CALLS as u32, 0);
+#[map]
+pub(crate) static CALLS_RAW: ProgramArray = ProgramArray::with_max_entries(NATIVE_CALLS as u32, 0);
+
+#[unsafe(no_mangle)]
+static OWN_TGID: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static ARG_OFFSETS: [Global<u32>; 4] = [const { Global::new(OFFSET_UNKNOWN) }; 4];
+#[unsafe(no_mangle)]
+static SLOTS: [Global<u16>; NATIVE_CALLS] = [const { Global::new(UNMAPPED) }; NATIVE_CALLS];
+#[unsafe(no_mangle)]
+pub(crate) static TASK_PID: Global<u32> = Global::new(OFFSET_UNKNOWN);
+#[unsafe(no_mangle)]
+pub(crate) static TASK_TGID: Global<u32> = Global::new(OFFSET_UNKNOWN);
+#[unsafe(no_mangle)]
+pub(crate) static TASK_SIGNAL: Global<u32> = Global::new(OFFSET_UNKNOWN);
+#[unsafe(no_mangle)]
+pub(crate) static SIGNAL_LIVE: Global<u32> = Global::new(OFFSET_UNKNOWN);
+#[unsafe(no_mangle)]
+pub(crate) static BPRM_FILENAME: Global<u32> = Global::new(OFFSET_UNKNOWN);
+#[unsafe(no_mangle)]
+pub(crate) static BULK_CAP: Global<u32> = Global::new(256);
+#[unsafe(no_mangle)]
+pub(crate) static URGENT_CAP: Global<u32> = Global::new(512);
+#[unsafe(no_mangle)]
+static BULK_WAKE_BYTES: Global<u32> = Global::new(256 * 1024);
+
+static EMPTY: Window = Window::EMPTY;
+
+/// The calling thread, unless it is one of the agent's own.
+#[inline(always)]
+pub(crate) fn caller() -> Option<Caller> {
+    let both = bpf_get_current_pid_tgid();
+    let (tgid, tid) = ((both >> 32) as u32, both as u32);
+    (tgid != OWN_TGID.load()).then_some(Caller { tgid, tid })
+}
+
+/// A thread.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller {
+    pub(crate) tgid: u32,
+    pub(crate) tid: u32,
+}
+
+impl Caller {
+    /// The beginning of a record about this thread, now.
+    #[inline(always)]
+    pub(crate) fn header(self, kind: u32) -> Header {
+        // SAFETY: the helper takes no arguments.
+        let boot_ns = unsafe { bpf_ktime_get_boot_ns() };
+        let comm = bpf_get_current_comm().unwrap_or([0; COMM_LEN]);
+        Header { boot_ns, kind, tgid: self.tgid, tid: self.tid, uid: bpf_get_current_uid_gid() as u32, comm }
+    }
+
+    /// This process's window in the open epoch, made on first use.
+    #[inline(always)]
+    pub(crate) fn window(self, epoch: u32) -> Option<*mut Window> {
+        let key = WindowKey { tgid: self.tgid, epoch };
+        if let Some(window) = WINDOWS.get_ptr_mut(key) {
+            return Some(window);
+        }
+        // Another thread of the process may have been first, then this fails and the lookup finds its entry.
+        let _ = WINDOWS.insert(key, &EMPTY, 1);
+        WINDOWS.get_ptr_mut(key)
+    }
+
+    /// Takes one from a cap of this process in the open epoch; false when it is used up.
+    #[inline(always)]
+    pub(crate) fn within_cap(self, cap: u32, counted: fn(*mut Window) -> *mut u32) -> bool {
+        let Some((epoch, _)) = open_epoch() else { return true };
+        // A full map cannot hold the cap. The ring's size is the bound then.
+        let Some(window) = self.window(epoch) else { return true };
+        let counted = counted(window);
+        // SAFETY: `counted` points into a map value that stays valid while the program runs.
+        if unsafe { ptr::read_volatile(counted) } >= cap {
+            return false;
+        }
+        add(counted);
+        true
+    }
+}
+
+/// The open epoch and its start, once the agent has opened one.
+#[inline(always)]
+pub(crate) fn open_epoch() -> Option<(u32, u64)> {
+    let epoch = EPOCH.get_ptr(0)?;
+    // SAFETY: `epoch` points to the array's only element. The start of an epoch is written before the epoch is opened,
+    // and is not written again before the next but one.
+    unsafe {
+        let current = ptr::read_volatile(&raw const (*epoch).current);
+        let start_ns = if current & 1 == 0 {
+            ptr::read_volatile(&raw const (*epoch).start_ns[0])
+        } else {
+            ptr::read_volatile(&raw const (*epoch).start_ns[1])
+        };
+        (current != 0).then_some((current, start_ns))
+    }
+}
+
+/// The schema slot of a native call number.
+#[inline(always)]
+pub(crate) fn slot(nr: u64) -> u16 {
+    if nr < NATIVE_CALLS as u64 { SLOTS[nr as usize].load() } else { UNMAPPED }
+}
+
+/// The first four arguments of a system call, from the registers saved on entry.
+#[derive(Clone, Copy)]
+pub(crate) struct Registers(pub(crate) u64);
+
+impl Registers {
+    #[inline(always)]
+    pub(crate) fn arg(self, index: usize) -> u64 {
+        read_kernel(self.0 + u64::from(ARG_OFFSETS[index].load())).unwrap_or(0)
+    }
+}
+
+/// A value from kernel memory, checked by the kernel.
+#[inline(always)]
+pub(crate) fn read_kernel<T>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address and fails on a bad one; every `T` used here is a plain integer.
+    unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
+}
+
+/// Adds one, whichever CPU does the same at the same time.
+#[inline(always)]
+pub(crate) fn add(counted: *mut u32) {
+    // The target has no `AtomicU32`, though the machine has the instruction.
+    // SAFETY: `counted` points into a map value, aligned to four bytes, that stays valid while the program runs.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::Relaxed }>(counted, 1);
+    }
+}
+
+/// Counts in a class.
+#[inline(always)]
+pub(crate) fn count(class: Class, what: u32) {
+    count_at(class as u32 * 4 + what);
+}
+
+/// Counts at a place of the counter array.
+#[inline(always)]
+pub(crate) fn count_at(index: u32) {
+    if let Some(counted) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: `counted` points into this CPU's element, and tracing programs are not preempted by another one of
+        // ours: none of our hooks can fire in an interrupt.
+        unsafe { *counted += 1 };
+    }
+}
+
+/// Sends a record that must not wait, and counts what became of it.
+#[inline(always)]
+pub(crate) fn send_urgent<T: 'static>(class: Class, record: &T) {
+    sent(class, URGENT.output::<T>(record, u64::from(BPF_RB_FORCE_WAKEUP)).is_ok());
+}
+
+/// Sends a record that may wait for others, and counts what became of it.
+#[inline(always)]
+pub(crate) fn send_bulk<T: 'static>(class: Class, record: &T) {
+    sent(class, BULK.output::<T>(record, bulk_flags()).is_ok());
+}
+
+/// Wakes the reader of the bulk ring only when enough waits there; its timer finds the rest.
+#[inline(always)]
+pub(crate) fn bulk_flags() -> u64 {
+    let waiting = BULK.query(u64::from(BPF_RB_AVAIL_DATA));
+    u64::from(if waiting >= u64::from(BULK_WAKE_BYTES.load()) {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    })
+}
+
+#[inline(always)]
+fn sent(class: Class, entered: bool) {
+    count(class, if entered { counter::SUBMITTED } else { counter::DROPPED });
+}

@@ -1,0 +1,95 @@
+//! The one hook on every system call: counts it, then hands over to the layer that wants its arguments.
+
+use core::{hint, ptr};
+
+use agent_ebpf::{
+    bigram::{self, Previous},
+    records::{
+        ACTIVE_BUCKET_NS, ACTIVE_BUCKETS, BIGRAMS, Class, SYSCALL_SLOTS, THREAD_CELLS, UNMAPPED, Window,
+        counter,
+    },
+};
+use aya_ebpf::{
+    helpers::bpf_ktime_get_boot_ns,
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
+
+use crate::shared::{CALLS_BTF, CALLS_RAW, Caller, THREADS, add, caller, count, count_at, open_epoch, slot};
+
+#[btf_tracepoint(function = "sys_enter")]
+fn sys_enter_btf(ctx: BtfTracePointContext) -> i32 {
+    let nr: u64 = ctx.arg(1);
+    if enter(nr) {
+        // SAFETY: the array holds programs for this very hook, and nothing here needs dropping.
+        unsafe { CALLS_BTF.tail_call(&ctx, nr as u32) };
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sys_enter")]
+fn sys_enter_raw(ctx: RawTracePointContext) -> i32 {
+    let nr: u64 = ctx.arg(1);
+    if enter(nr) {
+        // SAFETY: the array holds programs for this very hook, and nothing here needs dropping.
+        unsafe { CALLS_RAW.tail_call(&ctx, nr as u32) };
+    }
+    0
+}
+
+/// Counts one call; false when no layer may see it.
+#[inline(always)]
+fn enter(nr: u64) -> bool {
+    let Some(caller) = caller() else { return false };
+    let Some((epoch, start_ns)) = open_epoch() else { return false };
+    match caller.window(epoch) {
+        Some(window) => tally(caller, window, slot(nr), start_ns),
+        None => count(Class::Syscall, counter::DROPPED),
+    }
+    true
+}
+
+#[inline(always)]
+fn tally(caller: Caller, window: *mut Window, slot: u16, start_ns: u64) {
+    // SAFETY: the helper takes no arguments.
+    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    // SAFETY: `window` points into a map value that stays valid while the program runs. Times and activity bits are
+    // written without a lock: threads that race here write nearly the same time and the same bit.
+    unsafe {
+        if (*window).first_ns == 0 {
+            (*window).first_ns = now_ns;
+        }
+        (*window).last_ns = now_ns;
+        let bucket = now_ns.saturating_sub(start_ns) / ACTIVE_BUCKET_NS;
+        let bucket = if bucket < ACTIVE_BUCKETS { bucket } else { ACTIVE_BUCKETS - 1 };
+        let word = (&raw mut (*window).active).cast::<u64>().add((bucket as usize >> 6) & 7);
+        let bit = 1_u64 << (bucket & 63);
+        if *word & bit == 0 {
+            *word |= bit;
+        }
+    }
+    if slot == UNMAPPED || slot as usize >= SYSCALL_SLOTS {
+        // SAFETY: as above.
+        add(unsafe { &raw mut (*window).unmapped });
+        return;
+    }
+    // SAFETY: as above, and `slot` was checked.
+    add(unsafe { (&raw mut (*window).calls).cast::<u32>().add(slot as usize) });
+    let Some(cell) = THREADS.get_ptr_mut(caller.tid & (THREAD_CELLS - 1)) else { return };
+    // SAFETY: `cell` points to an element of an array, read and written as one aligned word.
+    let before = unsafe { ptr::read_volatile(cell) };
+    match bigram::previous(before, caller.tid) {
+        Previous::Slot(previous) => {
+            // The compiler knows the remainder's range and would drop the check; the verifier does not, and wants it.
+            let bucket = hint::black_box(bigram::bucket(previous, slot));
+            if bucket < BIGRAMS {
+                // SAFETY: as above, and `bucket` was checked.
+                add(unsafe { (&raw mut (*window).bigrams).cast::<u32>().add(bucket) });
+            }
+        }
+        Previous::None => {}
+        Previous::Collision => count_at(counter::COLLISIONS),
+    }
+    // SAFETY: as for the read.
+    unsafe { ptr::write_volatile(cell, bigram::cell(caller.tid, slot)) };
+}

@@ -1,0 +1,301 @@
+//! What crosses the border between kernel and agent: records, window entries, counters and names.
+//!
+//! All of it is plain integers without padding, so no bit pattern is invalid. Both sides come from the same build,
+//! so nothing here is kept stable between versions. Byte order is the device's own.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bytes of a thread name, with its final NUL.
+pub const COMM_LEN: usize = 16;
+/// Bytes of a path, with its final NUL.
+pub const PATH_LEN: usize = 256;
+/// System call slots of the feature schema.
+pub const SYSCALL_SLOTS: usize = 335;
+/// Buckets of hashed call pairs of the feature schema.
+pub const BIGRAMS: usize = 50;
+/// Native system call numbers that the programs can map and dispatch on.
+pub const NATIVE_CALLS: usize = 512;
+/// In the slot table: this number has no slot.
+pub const UNMAPPED: u16 = u16::MAX;
+/// Length of one activity bucket, in nanoseconds.
+pub const ACTIVE_BUCKET_NS: u64 = 100_000_000;
+/// Activity buckets of a window; later calls fall into the last one.
+pub const ACTIVE_BUCKETS: u64 = 512;
+/// Cells of the table of previous calls. A power of two.
+pub const THREAD_CELLS: u32 = 16_384;
+/// A global that user space could not fill in: the kernel's type information did not tell the offset.
+pub const OFFSET_UNKNOWN: u32 = u32::MAX;
+
+/// Schema slot of `open(2)`.
+pub const SLOT_OPEN: u16 = 2;
+/// Schema slot of `connect(2)`.
+pub const SLOT_CONNECT: u16 = 42;
+/// Schema slot of `creat(2)`.
+pub const SLOT_CREAT: u16 = 85;
+/// Schema slot of `openat(2)`.
+pub const SLOT_OPENAT: u16 = 257;
+/// Number of `openat2(2)`, the same on every architecture; it shares the slot of `openat`.
+pub const NR_OPENAT2: u64 = 437;
+
+/// Names of maps and globals, as the object file spells them.
+pub mod names {
+    /// Hash: [`super::WindowKey`] to [`super::Window`].
+    pub const WINDOWS: &str = "WINDOWS";
+    /// Array of one [`super::Epoch`].
+    pub const EPOCH: &str = "EPOCH";
+    /// Per-CPU array of `u64`; see [`super::counter`].
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Ring of records that must not wait.
+    pub const URGENT: &str = "URGENT";
+    /// Ring of records that come in floods.
+    pub const BULK: &str = "BULK";
+    /// Program array of the `tp_btf` dispatcher, by native call number.
+    pub const CALLS_BTF: &str = "CALLS_BTF";
+    /// Program array of the `raw_tp` dispatcher, by native call number.
+    pub const CALLS_RAW: &str = "CALLS_RAW";
+    /// Global `u32`: the agent's own process, which is not watched.
+    pub const OWN_TGID: &str = "OWN_TGID";
+    /// Global `[u32; 4]`: offsets of the first four call arguments in the saved registers.
+    pub const ARG_OFFSETS: &str = "ARG_OFFSETS";
+    /// Global `[u16; 512]`: native call number to schema slot.
+    pub const SLOTS: &str = "SLOTS";
+    /// Global `u32`: offset of `task_struct.pid`.
+    pub const TASK_PID: &str = "TASK_PID";
+    /// Global `u32`: offset of `task_struct.tgid`.
+    pub const TASK_TGID: &str = "TASK_TGID";
+    /// Global `u32`: offset of `task_struct.signal`.
+    pub const TASK_SIGNAL: &str = "TASK_SIGNAL";
+    /// Global `u32`: offset of `signal_struct.live`.
+    pub const SIGNAL_LIVE: &str = "SIGNAL_LIVE";
+    /// Global `u32`: offset of `linux_binprm.filename`.
+    pub const BPRM_FILENAME: &str = "BPRM_FILENAME";
+    /// Global `u32`: ordinary opens that one process may report per epoch.
+    pub const BULK_CAP: &str = "BULK_CAP";
+    /// Global `u32`: connections and sensitive opens that one process may report per epoch.
+    pub const URGENT_CAP: &str = "URGENT_CAP";
+    /// Global `u32`: bytes waiting in the bulk ring that wake its reader.
+    pub const BULK_WAKE_BYTES: &str = "BULK_WAKE_BYTES";
+}
+
+/// [`Header::kind`] of an [`Exec`].
+pub const KIND_EXEC: u32 = 1;
+/// [`Header::kind`] of a [`Fork`].
+pub const KIND_FORK: u32 = 2;
+/// [`Header::kind`] of an exit, which is a bare [`Header`].
+pub const KIND_EXIT: u32 = 3;
+/// [`Header::kind`] of an [`Open`].
+pub const KIND_OPEN: u32 = 4;
+/// [`Header::kind`] of a [`Connect`].
+pub const KIND_CONNECT: u32 = 5;
+/// [`Header::kind`] of a [`Flush`].
+pub const KIND_FLUSH: u32 = 6;
+
+/// The beginning of every record.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Header {
+    /// `CLOCK_BOOTTIME` at the hook, in nanoseconds.
+    pub boot_ns: u64,
+    /// One of the `KIND_` constants.
+    pub kind: u32,
+    /// Process (thread group) id in the initial pid namespace.
+    pub tgid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// Real user id.
+    pub uid: u32,
+    /// Thread name, NUL-terminated.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A process replaced its program.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Exec {
+    /// Who.
+    pub header: Header,
+    /// NUL-terminated; bytes after the NUL mean nothing.
+    pub filename: [u8; PATH_LEN],
+}
+
+/// A process made a child process.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Fork {
+    /// The parent.
+    pub header: Header,
+    /// The child's process id.
+    pub child: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+
+/// A process asked for a file.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Open {
+    /// Who.
+    pub header: Header,
+    /// Directory that a relative path starts from, or `AT_FDCWD`.
+    pub dfd: i32,
+    /// Flags of `open(2)`.
+    pub flags: u32,
+    /// 1 when the path is sensitive, else 0.
+    pub sensitive: u32,
+    /// Zero.
+    pub _pad: u32,
+    /// NUL-terminated; bytes after the NUL mean nothing. Empty when the text was not in memory.
+    pub path: [u8; PATH_LEN],
+}
+
+/// A process asked for a connection over IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Connect {
+    /// Who.
+    pub header: Header,
+    /// `AF_INET` (2) or `AF_INET6` (10).
+    pub family: u32,
+    /// Host order.
+    pub port: u32,
+    /// Network order; IPv4 uses the first four bytes and the others are zero.
+    pub addr: [u8; 16],
+}
+
+/// Identifies a window entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct WindowKey {
+    /// Process.
+    pub tgid: u32,
+    /// Epoch.
+    pub epoch: u32,
+}
+
+/// What one process called in one epoch.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Window {
+    /// First call, `CLOCK_BOOTTIME` nanoseconds.
+    pub first_ns: u64,
+    /// Last call.
+    pub last_ns: u64,
+    /// One bit per [`ACTIVE_BUCKET_NS`] since the epoch's start.
+    pub active: [u64; 8],
+    /// Calls per schema slot.
+    pub calls: [u32; SYSCALL_SLOTS],
+    /// Calls without a slot.
+    pub unmapped: u32,
+    /// Pairs of calls per bucket.
+    pub bigrams: [u32; BIGRAMS],
+    /// Ordinary opens, for their cap.
+    pub n_bulk: u32,
+    /// Connections and sensitive opens, for their cap.
+    pub n_urgent: u32,
+}
+
+impl Window {
+    /// A window in which nothing was counted yet.
+    pub const EMPTY: Self = Self {
+        first_ns: 0,
+        last_ns: 0,
+        active: [0; 8],
+        calls: [0; SYSCALL_SLOTS],
+        unmapped: 0,
+        bigrams: [0; BIGRAMS],
+        n_bulk: 0,
+        n_urgent: 0,
+    };
+}
+
+/// A process left while its window was open.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Flush {
+    /// Who.
+    pub header: Header,
+    /// Which window.
+    pub key: WindowKey,
+    /// What it held.
+    pub window: Window,
+}
+
+/// Which epoch is open. The start of the next epoch is written before `current` changes, so that a program never
+/// pairs an epoch with the start of another.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Epoch {
+    /// The open epoch. Counts up from 1.
+    pub current: u32,
+    /// Zero.
+    pub _pad: u32,
+    /// Starts of the even and the odd epoch, `CLOCK_BOOTTIME` nanoseconds.
+    pub start_ns: [u64; 2],
+}
+
+const _: () = assert!(size_of::<Header>() == 40);
+const _: () = assert!(size_of::<Exec>() == 296);
+const _: () = assert!(size_of::<Fork>() == 48);
+const _: () = assert!(size_of::<Open>() == 312);
+const _: () = assert!(size_of::<Connect>() == 64);
+const _: () = assert!(size_of::<Window>() == 1632);
+const _: () = assert!(size_of::<Flush>() == 1680);
+const _: () = assert!(size_of::<Epoch>() == 24);
+
+/// What is counted; one group of four counters each. `seen = submitted + dropped + throttled`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Class {
+    /// System calls. Only `dropped` is counted here (the window map was full): the windows hold the rest.
+    Syscall = 0,
+    /// Program replacements.
+    Exec = 1,
+    /// New processes.
+    Fork = 2,
+    /// Processes that left.
+    Exit = 3,
+    /// File opens.
+    Open = 4,
+    /// Connections.
+    Connect = 5,
+    /// Windows of processes that left. `throttled` ones stay in the map for the next drain, so nothing is lost.
+    Flush = 6,
+}
+
+impl Class {
+    /// Every class, in the order of its counters.
+    pub const ALL: [Self; 7] =
+        [Self::Syscall, Self::Exec, Self::Fork, Self::Exit, Self::Open, Self::Connect, Self::Flush];
+
+    /// The name used in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Syscall => "syscall",
+            Self::Exec => "exec",
+            Self::Fork => "fork",
+            Self::Exit => "exit",
+            Self::Open => "open",
+            Self::Connect => "connect",
+            Self::Flush => "flush",
+        }
+    }
+}
+
+/// Places in the counter array: a [`Class`] times four plus one of the first four, or one of the others.
+pub mod counter {
+    /// Records that a hook began.
+    pub const SEEN: u32 = 0;
+    /// Records that entered a ring.
+    pub const SUBMITTED: u32 = 1;
+    /// Records that found a ring or map full.
+    pub const DROPPED: u32 = 2;
+    /// Records beyond a cap.
+    pub const THROTTLED: u32 = 3;
+    /// Threads that lost their cell in the table of previous calls to another one.
+    pub const COLLISIONS: u32 = 28;
+    /// Paths or addresses that were not in memory at the hook.
+    pub const UNREADABLE: u32 = 29;
+    /// Counters in all.
+    pub const LEN: u32 = 32;
+}

@@ -1,0 +1,304 @@
+//! Tries each layer's backends in order, by loading and attaching, and keeps the first that works.
+
+use agent_ebpf::records::names;
+use aya::{
+    Btf, Ebpf,
+    maps::{MapData, ProgramArray},
+    programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint},
+};
+use models::{
+    syscalls::{Arch, native},
+    wire::LayerState,
+};
+
+/// What the kernel's type information told.
+#[derive(Clone, Copy)]
+pub(super) struct Known {
+    /// Offsets in `task_struct`.
+    pub(super) task: bool,
+    /// Offset of `linux_binprm.filename`.
+    pub(super) filename: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Needs {
+    Nothing,
+    Task,
+    Filename,
+}
+
+#[derive(Clone, Copy)]
+enum Hook {
+    Btf(&'static str),
+    Raw(&'static str),
+    Classic(&'static str, &'static str),
+}
+
+struct Backend {
+    name: &'static str,
+    program: &'static str,
+    hook: Hook,
+    needs: Needs,
+}
+
+const fn backend(name: &'static str, program: &'static str, hook: Hook, needs: Needs) -> Backend {
+    Backend { name, program, hook, needs }
+}
+
+const LAYERS: &[(&str, &[Backend])] = &[
+    (
+        "syscall",
+        &[
+            backend("tp_btf/sys_enter", "sys_enter_btf", Hook::Btf("sys_enter"), Needs::Nothing),
+            backend("raw_tp/sys_enter", "sys_enter_raw", Hook::Raw("sys_enter"), Needs::Nothing),
+        ],
+    ),
+    (
+        "process_exec",
+        &[
+            backend(
+                "tp_btf/sched_process_exec",
+                "exec_btf",
+                Hook::Btf("sched_process_exec"),
+                Needs::Filename,
+            ),
+            backend(
+                "raw_tp/sched_process_exec",
+                "exec_raw",
+                Hook::Raw("sched_process_exec"),
+                Needs::Filename,
+            ),
+            backend(
+                "tracepoint/sched_process_exec",
+                "exec_tp",
+                Hook::Classic("sched", "sched_process_exec"),
+                Needs::Nothing,
+            ),
+        ],
+    ),
+    (
+        "process_fork",
+        &[
+            backend("tp_btf/task_newtask", "fork_newtask_btf", Hook::Btf("task_newtask"), Needs::Task),
+            backend(
+                "tp_btf/sched_process_fork",
+                "fork_sched_btf",
+                Hook::Btf("sched_process_fork"),
+                Needs::Task,
+            ),
+            backend(
+                "tracepoint/task_newtask",
+                "fork_tp",
+                Hook::Classic("task", "task_newtask"),
+                Needs::Nothing,
+            ),
+        ],
+    ),
+    (
+        "process_exit",
+        &[
+            backend("tp_btf/sched_process_exit", "exit_btf", Hook::Btf("sched_process_exit"), Needs::Nothing),
+            backend("raw_tp/sched_process_exit", "exit_raw", Hook::Raw("sched_process_exit"), Needs::Nothing),
+            backend(
+                "tracepoint/sched_process_exit",
+                "exit_tp",
+                Hook::Classic("sched", "sched_process_exit"),
+                Needs::Nothing,
+            ),
+        ],
+    ),
+];
+
+/// A layer that wants the arguments of some system calls.
+struct CallLayer {
+    name: &'static str,
+    calls: &'static [&'static str],
+    also: &'static [(u16, &'static str)],
+    btf: &'static str,
+    raw: &'static str,
+    classic: &'static str,
+}
+
+const CALL_LAYERS: &[CallLayer] = &[
+    CallLayer {
+        name: "file",
+        calls: &["open", "openat", "creat"],
+        also: &[(437, "openat2")],
+        btf: "open_btf",
+        raw: "open_raw",
+        classic: "open_tp",
+    },
+    CallLayer {
+        name: "network",
+        calls: &["connect"],
+        also: &[],
+        btf: "connect_btf",
+        raw: "connect_raw",
+        classic: "connect_tp",
+    },
+];
+
+const TAIL_CALL: &str = "tail_call";
+const CLASSIC: &str = "tracepoint/syscalls";
+
+/// Attaches every layer.
+pub(super) fn all(
+    programs: &mut Ebpf,
+    btf: Option<&Btf>,
+    known: Known,
+    arch: Arch,
+    forced_off: &[String],
+) -> Vec<LayerState> {
+    let mut layers = Vec::new();
+    for (name, backends) in LAYERS {
+        let mut state = LayerState { layer: (*name).to_owned(), ..LayerState::default() };
+        for backend in *backends {
+            let tried =
+                allowed(forced_off, name, backend.name).and_then(|()| attach(programs, backend, btf, known));
+            if note(&mut state, backend.name, tried) {
+                break;
+            }
+        }
+        layers.push(state);
+    }
+    let dispatcher = layers[0].backend.clone();
+    for layer in CALL_LAYERS {
+        let mut state = LayerState { layer: layer.name.to_owned(), ..LayerState::default() };
+        let tried = allowed(forced_off, layer.name, TAIL_CALL)
+            .and_then(|()| tail_call(programs, layer, btf, arch, &dispatcher));
+        if !note(&mut state, TAIL_CALL, tried) {
+            let tried =
+                allowed(forced_off, layer.name, CLASSIC).and_then(|()| classic(programs, layer, arch));
+            note(&mut state, CLASSIC, tried);
+        }
+        layers.push(state);
+    }
+    layers
+}
+
+fn allowed(forced_off: &[String], layer: &str, backend: &str) -> Result<(), String> {
+    let off = forced_off.iter().any(|f| f.split_once(':') == Some((layer, backend)));
+    if off { Err("switched off".to_owned()) } else { Ok(()) }
+}
+
+fn note(state: &mut LayerState, backend: &str, tried: Result<(), String>) -> bool {
+    match tried {
+        Ok(()) => {
+            state.backend = backend.to_owned();
+            true
+        }
+        Err(reason) => {
+            log::info!("layer {}: {backend}: {reason}", state.layer);
+            state.failed.push((backend.to_owned(), reason));
+            false
+        }
+    }
+}
+
+fn attach(programs: &mut Ebpf, backend: &Backend, btf: Option<&Btf>, known: Known) -> Result<(), String> {
+    match backend.needs {
+        Needs::Task if !known.task => return Err(format!("{NO_BTF}: offsets in task_struct")),
+        Needs::Filename if !known.filename => {
+            return Err(format!("{NO_BTF}: offset of linux_binprm.filename"));
+        }
+        _ => {}
+    }
+    load(programs, backend.program, backend.hook, btf)?;
+    let program = programs.program_mut(backend.program).ok_or(MISSING)?;
+    match (program, backend.hook) {
+        (Program::BtfTracePoint(p), _) => p.attach().map(drop),
+        (Program::RawTracePoint(p), Hook::Raw(name)) => p.attach(name).map(drop),
+        (Program::TracePoint(p), Hook::Classic(category, name)) => p.attach(category, name).map(drop),
+        _ => return Err(MISSING.to_owned()),
+    }
+    .map_err(|e| format!("attach: {}", reason(&e)))
+}
+
+fn load(programs: &mut Ebpf, name: &str, hook: Hook, btf: Option<&Btf>) -> Result<(), String> {
+    let program = programs.program_mut(name).ok_or(MISSING)?;
+    let wrong = |e: ProgramError| format!("load: {}", reason(&e));
+    match hook {
+        Hook::Btf(tracepoint) => {
+            let btf = btf.ok_or(NO_BTF)?;
+            <&mut BtfTracePoint>::try_from(program).map_err(wrong)?.load(tracepoint, btf).map_err(wrong)
+        }
+        Hook::Raw(_) => <&mut RawTracePoint>::try_from(program).map_err(wrong)?.load().map_err(wrong),
+        Hook::Classic(..) => <&mut TracePoint>::try_from(program).map_err(wrong)?.load().map_err(wrong),
+    }
+}
+
+/// Puts the layer's program into the dispatcher's array at each of its calls.
+fn tail_call(
+    programs: &mut Ebpf,
+    layer: &CallLayer,
+    btf: Option<&Btf>,
+    arch: Arch,
+    dispatcher: &str,
+) -> Result<(), String> {
+    let (program, hook, array) = match dispatcher {
+        "tp_btf/sys_enter" => (layer.btf, Hook::Btf("sys_enter"), names::CALLS_BTF),
+        "raw_tp/sys_enter" => (layer.raw, Hook::Raw("sys_enter"), names::CALLS_RAW),
+        _ => return Err("no program on sys_enter".to_owned()),
+    };
+    load(programs, program, hook, btf)?;
+    let fd = match programs.program(program).ok_or(MISSING)? {
+        Program::BtfTracePoint(p) => p.fd(),
+        Program::RawTracePoint(p) => p.fd(),
+        _ => return Err(MISSING.to_owned()),
+    };
+    let fd = fd.and_then(|fd| Ok(fd.try_clone()?)).map_err(|e| reason(&e))?;
+    let map = programs.map_mut(array).ok_or(MISSING)?;
+    let mut array: ProgramArray<&mut MapData> = ProgramArray::try_from(map).map_err(|e| chain(&e))?;
+    let own = layer.calls.iter().filter_map(|name| native(arch, name));
+    for number in own.chain(layer.also.iter().map(|a| a.0)) {
+        array.set(u32::from(number), &fd, 0).map_err(|e| chain(&e))?;
+    }
+    Ok(())
+}
+
+/// Attaches the layer's program to the classic tracepoint of each of its calls.
+fn classic(programs: &mut Ebpf, layer: &CallLayer, arch: Arch) -> Result<(), String> {
+    load(programs, layer.classic, Hook::Classic("syscalls", ""), None)?;
+    let program = programs.program_mut(layer.classic).ok_or(MISSING)?;
+    let program = <&mut TracePoint>::try_from(program).map_err(|e| reason(&e))?;
+    let own = layer.calls.iter().filter(|name| native(arch, name).is_some());
+    let mut attached = 0;
+    let mut last = String::new();
+    for name in own.chain(layer.also.iter().map(|(_, name)| name)) {
+        match program.attach("syscalls", &format!("sys_enter_{name}")) {
+            Ok(_) => attached += 1,
+            // `openat2` is missing before Linux 5.6; the others are worth having.
+            Err(error) => last = format!("attach: {name}: {}", reason(&error)),
+        }
+    }
+    if attached > 0 { Ok(()) } else { Err(last) }
+}
+
+/// The error and its causes in one line; of the verifier's log only the last lines.
+fn reason(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let tail: Vec<_> = log.lines().rev().filter(|l| !l.trim().is_empty()).take(4).collect();
+            let tail: Vec<_> = tail.into_iter().rev().collect();
+            if tail.is_empty() { io_error.to_string() } else { format!("{io_error}: {}", tail.join(" | ")) }
+        }
+        other => chain(other),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+const MISSING: &str = "the embedded object lacks the program or map";
+const NO_BTF: &str = "the kernel offers no type information (CONFIG_DEBUG_INFO_BTF)";

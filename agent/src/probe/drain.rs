@@ -1,0 +1,107 @@
+//! Closes an epoch and takes its windows out of the kernel.
+//!
+//! Nothing is lost or counted twice: after the flip, a barrier waits for every program that may still count in the
+//! closed epoch. Then nobody writes those entries, and each is read once and removed. An entry that a run leaves
+//! behind is found by the next one, because a run takes every epoch before the open one.
+
+use std::{thread, time::Duration};
+
+use agent_ebpf::records::{Epoch, Window, WindowKey};
+use aya::maps::{Array, HashMap, MapData, MapError};
+use models::event::SyscallWindow;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{clock_boot_ns, decode};
+
+pub(super) const KEY_BYTES: usize = size_of::<WindowKey>();
+pub(super) const WINDOW_BYTES: usize = size_of::<Window>();
+
+/// The maps that a drain needs.
+pub(super) struct Drain {
+    epoch: Array<MapData, [u8; size_of::<Epoch>()]>,
+    windows: HashMap<MapData, [u8; KEY_BYTES], [u8; WINDOW_BYTES]>,
+    state: Epoch,
+    max_keys: usize,
+}
+
+impl Drain {
+    /// Opens the first epoch.
+    pub(super) fn new(
+        epoch: Array<MapData, [u8; size_of::<Epoch>()]>,
+        windows: HashMap<MapData, [u8; KEY_BYTES], [u8; WINDOW_BYTES]>,
+        max_keys: usize,
+    ) -> Result<Self, MapError> {
+        let mut drain =
+            Self { epoch, windows, state: Epoch { current: 0, _pad: 0, start_ns: [0; 2] }, max_keys };
+        drain.flip()?;
+        Ok(drain)
+    }
+
+    /// The open epoch and its start.
+    pub(super) fn open(&self) -> (u32, u64) {
+        (self.state.current, self.state.start_ns[(self.state.current & 1) as usize])
+    }
+
+    /// Opens the next epoch; returns the closed one.
+    pub(super) fn flip(&mut self) -> Result<u32, MapError> {
+        let closed = self.state.current;
+        // Zero means that no epoch was opened yet, so it is left out when the counter wraps.
+        let next = closed.wrapping_add(1).max(1);
+        self.state.start_ns[(next & 1) as usize] = clock_boot_ns();
+        self.write()?;
+        self.state.current = next;
+        self.write()?;
+        Ok(closed)
+    }
+
+    /// Waits until no program counts in a closed epoch any more, then takes every closed window.
+    pub(super) fn collect(&mut self) -> Result<Vec<SyscallWindow>, MapError> {
+        barrier();
+        let current = self.state.current;
+        let mut keys = Vec::new();
+        // The walk starts again when the kernel removes the entry it stands on, so it needs a bound; entries that are
+        // met twice are gone the second time.
+        for key in self.windows.keys().take(self.max_keys) {
+            let bytes = key?;
+            if let Ok(key) = WindowKey::read_from_bytes(&bytes)
+                && key.epoch != current
+            {
+                keys.push((key, bytes));
+            }
+        }
+        let mut taken = Vec::with_capacity(keys.len());
+        for (key, bytes) in keys {
+            let value = match self.windows.get(&bytes, 0) {
+                Ok(value) => value,
+                Err(MapError::KeyNotFound) => continue,
+                Err(error) => return Err(error),
+            };
+            self.windows.remove(&bytes)?;
+            if let Ok(value) = Window::read_from_bytes(&value) {
+                let window = decode::window(key, &value);
+                if window.total() > 0 {
+                    taken.push(window);
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    fn write(&mut self) -> Result<(), MapError> {
+        let mut bytes = [0; size_of::<Epoch>()];
+        bytes.copy_from_slice(self.state.as_bytes());
+        self.epoch.set(0, bytes, 0)
+    }
+}
+
+/// Returns when every program that was running has ended: tracing programs run inside a read-side critical section,
+/// and a global barrier waits for all of them.
+fn barrier() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes two integers and touches no memory of ours.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) };
+    if done != 0 {
+        // Not offered (tickless CPUs, or filtered). A program of ours runs for microseconds.
+        thread::sleep(Duration::from_millis(20));
+    }
+}

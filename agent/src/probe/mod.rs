@@ -1,0 +1,381 @@
+//! Loads the kernel programs, with fallbacks, and reads what they count and report.
+
+mod attach;
+mod btf;
+mod decode;
+mod drain;
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use agent_ebpf::records::{Class, OFFSET_UNKNOWN, counter, names};
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader, Endianness, include_bytes_aligned,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+};
+use models::{
+    event::{Event, EventKind, SyscallWindow},
+    syscalls::{Arch, slot_table},
+    wire::LayerState,
+};
+
+pub use decode::{DecodeError, decode, window};
+
+/// The committed object; `cargo xtask ebpf` rebuilds it.
+static OBJECT: &[u8] =
+    include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../agent-ebpf/prebuilt/behaveguard.bpf.o"));
+
+const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// How to load the programs.
+#[derive(Clone, Debug)]
+pub struct ProbeOptions {
+    /// The agent's own process, which is not watched.
+    pub own_tgid: u32,
+    /// Window entries: processes that may make calls between two drains.
+    pub windows: u32,
+    /// Size of the urgent ring. A power of two, at least a page.
+    pub urgent_bytes: u32,
+    /// Size of the bulk ring. A power of two, at least a page.
+    pub bulk_bytes: u32,
+    /// Ordinary opens that one process may report per epoch.
+    pub bulk_cap: u32,
+    /// Connections and sensitive opens that one process may report per epoch.
+    pub urgent_cap: u32,
+    /// Backends that are not tried, as `layer:backend`, e.g. `syscall:tp_btf/sys_enter`.
+    pub forced_off: Vec<String>,
+    /// Act as on a kernel without type information.
+    pub without_btf: bool,
+}
+
+impl ProbeOptions {
+    /// What fits a gateway.
+    #[must_use]
+    pub fn new(own_tgid: u32) -> Self {
+        Self {
+            own_tgid,
+            windows: 4096,
+            urgent_bytes: 256 * 1024,
+            bulk_bytes: 1024 * 1024,
+            bulk_cap: 256,
+            urgent_cap: 512,
+            forced_off: Vec::new(),
+            without_btf: false,
+        }
+    }
+}
+
+/// Why nothing could be loaded, or why a map failed later.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The kernel refused `bpf()`.
+    #[error(
+        "loading kernel programs needs root, or CAP_BPF with CAP_PERFMON, and a container must not filter bpf()"
+    )]
+    NotPermitted(#[source] Box<EbpfError>),
+    /// The kernel has no `bpf()`.
+    #[error("this kernel has no bpf(): it needs CONFIG_BPF_SYSCALL and, for ring buffers, version 5.8")]
+    NotSupported(#[source] Box<EbpfError>),
+    /// Something else went wrong with the object.
+    #[error("loading the kernel programs' maps")]
+    Load(#[source] Box<EbpfError>),
+    /// The embedded object is not of this build.
+    #[error("the embedded object has no map `{0}`")]
+    MissingMap(&'static str),
+    /// A map operation failed.
+    #[error("using map `{name}`")]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: MapError,
+    },
+    /// No layer could be attached.
+    #[error(
+        "no kernel hook could be attached: mount tracefs on /sys/kernel/tracing, or use a kernel with CONFIG_BPF_EVENTS"
+    )]
+    NothingAttached(Vec<LayerState>),
+}
+
+/// What a poll found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PollStats {
+    /// Records that became events.
+    pub events: u64,
+    /// Records that did not.
+    pub decode_errors: u64,
+}
+
+/// Counters of one class. `seen = submitted + dropped + throttled`; after a poll, `submitted = received`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassCounters {
+    /// A hook began a record.
+    pub seen: u64,
+    /// It entered a ring.
+    pub submitted: u64,
+    /// A ring or map was full.
+    pub dropped: u64,
+    /// Its process had used up its cap. For `flush`: left in the map for the next drain.
+    pub throttled: u64,
+    /// The agent decoded it.
+    pub received: u64,
+}
+
+/// All counters since loading.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Per class, in the order of [`Class::ALL`].
+    pub classes: Vec<(&'static str, ClassCounters)>,
+    /// Threads whose call sequence was cut by another thread's.
+    pub collisions: u64,
+    /// Paths and addresses that were not in memory at the hook.
+    pub unreadable: u64,
+    /// Records that could not be decoded.
+    pub decode_errors: u64,
+}
+
+impl Counters {
+    /// The counters of one class.
+    #[must_use]
+    pub fn class(&self, class: Class) -> ClassCounters {
+        self.classes.get(class as usize).map(|c| c.1).unwrap_or_default()
+    }
+}
+
+/// The loaded programs. Dropping it detaches them.
+pub struct Probe {
+    _programs: Ebpf,
+    layers: Vec<LayerState>,
+    drain: drain::Drain,
+    urgent: RingBuf<MapData>,
+    bulk: RingBuf<MapData>,
+    counters: PerCpuArray<MapData, u64>,
+    received: [u64; Class::ALL.len()],
+    decode_errors: u64,
+}
+
+impl Probe {
+    /// Loads the programs and attaches, for each layer, the first backend that works.
+    ///
+    /// Blocks for as long as the kernel verifies, well below a second. The minimum kernel version is 5.8.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses `bpf()` or not a single layer can be attached. A layer without a backend is no error:
+    /// see [`Probe::layers`].
+    pub fn load(options: &ProbeOptions) -> Result<Self, ProbeError> {
+        lift_memory_lock();
+        let raw_btf = if options.without_btf { None } else { fs::read(VMLINUX_BTF).ok() };
+        let btf = raw_btf.as_deref().and_then(|raw| Btf::parse(raw, Endianness::default()).ok());
+        let offset = |structure, field| {
+            raw_btf.as_deref().and_then(|raw| btf::offset_of(raw, structure, field)).unwrap_or(OFFSET_UNKNOWN)
+        };
+        let (task_pid, task_tgid) = (offset("task_struct", "pid"), offset("task_struct", "tgid"));
+        let (signal, live) = (offset("task_struct", "signal"), offset("signal_struct", "live"));
+        let filename = offset("linux_binprm", "filename");
+        let slots = slot_table(ARCH);
+        let wake_bytes = options.bulk_bytes / 4;
+        let mut loader = EbpfLoader::new();
+        loader
+            .btf(btf.as_ref())
+            .override_global(names::OWN_TGID, &options.own_tgid, true)
+            .override_global(names::ARG_OFFSETS, &ARG_OFFSETS, true)
+            .override_global(names::SLOTS, &slots, true)
+            .override_global(names::TASK_PID, &task_pid, true)
+            .override_global(names::TASK_TGID, &task_tgid, true)
+            .override_global(names::TASK_SIGNAL, &signal, true)
+            .override_global(names::SIGNAL_LIVE, &live, true)
+            .override_global(names::BPRM_FILENAME, &filename, true)
+            .override_global(names::BULK_CAP, &options.bulk_cap, true)
+            .override_global(names::URGENT_CAP, &options.urgent_cap, true)
+            .override_global(names::BULK_WAKE_BYTES, &wake_bytes, true)
+            .map_max_entries(names::WINDOWS, options.windows)
+            .map_max_entries(names::URGENT, options.urgent_bytes)
+            .map_max_entries(names::BULK, options.bulk_bytes);
+        let mut programs = loader.load(OBJECT).map_err(refusal)?;
+        let epoch = Array::try_from(take(&mut programs, names::EPOCH)?).map_err(in_map(names::EPOCH))?;
+        let windows =
+            HashMap::try_from(take(&mut programs, names::WINDOWS)?).map_err(in_map(names::WINDOWS))?;
+        let max_keys = options.windows as usize * 4;
+        let drain = drain::Drain::new(epoch, windows, max_keys).map_err(in_map(names::EPOCH))?;
+        let urgent = RingBuf::try_from(take(&mut programs, names::URGENT)?).map_err(in_map(names::URGENT))?;
+        let bulk = RingBuf::try_from(take(&mut programs, names::BULK)?).map_err(in_map(names::BULK))?;
+        let counters =
+            PerCpuArray::try_from(take(&mut programs, names::COUNTERS)?).map_err(in_map(names::COUNTERS))?;
+        let known = attach::Known {
+            task: task_pid != OFFSET_UNKNOWN && task_tgid != OFFSET_UNKNOWN,
+            filename: filename != OFFSET_UNKNOWN,
+        };
+        let layers = attach::all(&mut programs, btf.as_ref(), known, ARCH, &options.forced_off);
+        if layers.iter().all(|layer| layer.backend.is_empty()) {
+            return Err(ProbeError::NothingAttached(layers));
+        }
+        Ok(Self {
+            _programs: programs,
+            layers,
+            drain,
+            urgent,
+            bulk,
+            counters,
+            received: [0; Class::ALL.len()],
+            decode_errors: 0,
+        })
+    }
+
+    /// Each layer's backend, and why better ones failed.
+    #[must_use]
+    pub fn layers(&self) -> &[LayerState] {
+        &self.layers
+    }
+
+    /// Readable when an urgent record waits.
+    #[must_use]
+    pub fn urgent_fd(&self) -> BorrowedFd<'_> {
+        self.urgent.as_fd()
+    }
+
+    /// Readable when a quarter of the bulk ring is full. Poll on a timer as well, for what stays below that.
+    #[must_use]
+    pub fn bulk_fd(&self) -> BorrowedFd<'_> {
+        self.bulk.as_fd()
+    }
+
+    /// Takes every waiting record, urgent ones first. Order is kept within a ring, not between them: compare
+    /// `boot_ns`.
+    pub fn poll_events(&mut self, sink: &mut dyn FnMut(Event)) -> PollStats {
+        let mut stats = PollStats::default();
+        for ring in [&mut self.urgent, &mut self.bulk] {
+            while let Some(record) = ring.next() {
+                match decode(&record) {
+                    Ok(event) => {
+                        self.received[class_of(&event.kind) as usize] += 1;
+                        stats.events += 1;
+                        sink(event);
+                    }
+                    Err(error) => {
+                        stats.decode_errors += 1;
+                        log::debug!("kernel record: {error}");
+                    }
+                }
+            }
+        }
+        self.decode_errors += stats.decode_errors;
+        stats
+    }
+
+    /// The open epoch and its start (`CLOCK_BOOTTIME`, nanoseconds).
+    #[must_use]
+    pub fn epoch(&self) -> (u32, u64) {
+        self.drain.open()
+    }
+
+    /// Closes the open epoch and takes its windows, and late ones of earlier epochs, which keep their number.
+    ///
+    /// Blocks for one kernel grace period, some 10 to 50 ms. A process that left during the epoch is not among them:
+    /// its part came as [`EventKind::Flush`], or comes with the next [`Probe::poll_events`].
+    ///
+    /// # Errors
+    ///
+    /// When a map operation fails.
+    pub fn drain(&mut self) -> Result<Vec<SyscallWindow>, ProbeError> {
+        self.drain.flip().map_err(in_map(names::EPOCH))?;
+        self.drain.collect().map_err(in_map(names::WINDOWS))
+    }
+
+    /// Reads all counters.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn counters(&self) -> Result<Counters, ProbeError> {
+        let read = |index: u32| {
+            let values = self.counters.get(&index, 0).map_err(in_map(names::COUNTERS))?;
+            Ok::<u64, ProbeError>(values.iter().sum())
+        };
+        let mut classes = Vec::with_capacity(Class::ALL.len());
+        for class in Class::ALL {
+            let at = class as u32 * 4;
+            let counted = ClassCounters {
+                seen: read(at + counter::SEEN)?,
+                submitted: read(at + counter::SUBMITTED)?,
+                dropped: read(at + counter::DROPPED)?,
+                throttled: read(at + counter::THROTTLED)?,
+                received: self.received[class as usize],
+            };
+            classes.push((class.name(), counted));
+        }
+        Ok(Counters {
+            classes,
+            collisions: read(counter::COLLISIONS)?,
+            unreadable: read(counter::UNREADABLE)?,
+            decode_errors: self.decode_errors,
+        })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+const ARCH: Arch = Arch::X86_64;
+/// `rdi`, `rsi`, `rdx`, `r10` in `struct pt_regs`.
+#[cfg(target_arch = "x86_64")]
+const ARG_OFFSETS: [u32; 4] = [112, 104, 96, 56];
+#[cfg(target_arch = "aarch64")]
+const ARCH: Arch = Arch::Aarch64;
+/// `x0` to `x3` in `struct pt_regs`. Programs read them on entry, before a result replaces `x0`.
+#[cfg(target_arch = "aarch64")]
+const ARG_OFFSETS: [u32; 4] = [0, 8, 16, 24];
+
+fn class_of(kind: &EventKind) -> Class {
+    match kind {
+        EventKind::Exec { .. } => Class::Exec,
+        EventKind::Fork { .. } => Class::Fork,
+        EventKind::Exit => Class::Exit,
+        EventKind::Open { .. } => Class::Open,
+        EventKind::Connect { .. } => Class::Connect,
+        EventKind::Flush(_) => Class::Flush,
+    }
+}
+
+fn take(programs: &mut Ebpf, name: &'static str) -> Result<Map, ProbeError> {
+    programs.take_map(name).ok_or(ProbeError::MissingMap(name))
+}
+
+fn in_map(name: &'static str) -> impl Fn(MapError) -> ProbeError {
+    move |source| ProbeError::Map { name, source }
+}
+
+fn refusal(error: EbpfError) -> ProbeError {
+    let errno = {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        let mut errno = None;
+        while let Some(e) = cause {
+            errno = e.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error).or(errno);
+            cause = e.source();
+        }
+        errno
+    };
+    match errno {
+        Some(libc::EPERM | libc::EACCES) => ProbeError::NotPermitted(Box::new(error)),
+        Some(libc::ENOSYS) => ProbeError::NotSupported(Box::new(error)),
+        _ => ProbeError::Load(Box::new(error)),
+    }
+}
+
+/// Kernels before 5.11 count maps as locked memory. Containers may refuse the change; then the default may do.
+fn lift_memory_lock() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is a valid structure that outlives the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } != 0 {
+        log::debug!("RLIMIT_MEMLOCK stays as it is: {}", io::Error::last_os_error());
+    }
+}
+
+/// `CLOCK_BOOTTIME` in nanoseconds, the clock of the records.
+fn clock_boot_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid structure to write to. The clock exists since Linux 2.6.39, so the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,254 @@
+//! The probe against the running kernel. Needs root; without it there is nothing to check.
+
+use std::{
+    fs::File,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard},
+    thread,
+    time::Duration,
+};
+
+use agent::probe::{Probe, ProbeOptions};
+use agent_ebpf::records::Class;
+use models::event::{Event, EventKind, SyscallWindow};
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn turn() -> Option<MutexGuard<'static, ()>> {
+    // SAFETY: the call takes nothing and cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        eprintln!("not root: nothing to check");
+    }
+    root.then(|| ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner()))
+}
+
+fn load(forced_off: &[&str]) -> Probe {
+    load_with(|o| o.forced_off = forced_off.iter().map(|s| (*s).to_owned()).collect())
+}
+
+fn load_with(change: impl FnOnce(&mut ProbeOptions)) -> Probe {
+    // The test's own process is watched here; only `own_process_is_not_seen` passes its real id.
+    let mut options = ProbeOptions::new(u32::MAX);
+    change(&mut options);
+    Probe::load(&options).unwrap_or_else(|e| panic!("{e:?}"))
+}
+
+fn backend<'a>(probe: &'a Probe, layer: &str) -> &'a str {
+    let state = probe.layers().iter().find(|l| l.layer == layer).expect("the layer is listed");
+    assert!(!state.backend.is_empty(), "{state:?}");
+    &state.backend
+}
+
+fn events(probe: &mut Probe) -> Vec<Event> {
+    let mut events = Vec::new();
+    let stats = probe.poll_events(&mut |e| events.push(e));
+    assert_eq!(stats.decode_errors, 0);
+    events
+}
+
+/// Runs a program and returns its process id.
+fn run(program: &str, arguments: &[&str]) -> u32 {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let pid = child.id();
+    child.wait().expect("it ends");
+    pid
+}
+
+#[test]
+fn every_process_backend_sees_its_event() {
+    let Some(_turn) = turn() else { return };
+    let sets: [(&[&str], [&str; 3]); 3] = [
+        (&[], ["tp_btf/sched_process_exec", "tp_btf/task_newtask", "tp_btf/sched_process_exit"]),
+        (
+            &[
+                "process_exec:tp_btf/sched_process_exec",
+                "process_fork:tp_btf/task_newtask",
+                "process_exit:tp_btf/sched_process_exit",
+            ],
+            ["raw_tp/sched_process_exec", "tp_btf/sched_process_fork", "raw_tp/sched_process_exit"],
+        ),
+        (
+            &[
+                "process_exec:tp_btf/sched_process_exec",
+                "process_exec:raw_tp/sched_process_exec",
+                "process_fork:tp_btf/task_newtask",
+                "process_fork:tp_btf/sched_process_fork",
+                "process_exit:tp_btf/sched_process_exit",
+                "process_exit:raw_tp/sched_process_exit",
+            ],
+            ["tracepoint/sched_process_exec", "tracepoint/task_newtask", "tracepoint/sched_process_exit"],
+        ),
+    ];
+    for (off, [exec, fork, exit]) in sets {
+        let mut probe = load(off);
+        assert_eq!(backend(&probe, "process_exec"), exec);
+        assert_eq!(backend(&probe, "process_fork"), fork);
+        assert_eq!(backend(&probe, "process_exit"), exit);
+        let failed: usize = probe.layers().iter().map(|l| l.failed.len()).sum();
+        assert_eq!(failed, off.len());
+        let pid = run("/bin/true", &[]);
+        let events = events(&mut probe);
+        let own = std::process::id();
+        let execs =
+            |e: &&Event| e.tgid == pid && matches!(&e.kind, EventKind::Exec { path } if path == "/bin/true");
+        let forks = |e: &&Event| e.tgid == own && e.kind == EventKind::Fork { child: pid };
+        assert_eq!(events.iter().filter(execs).count(), 1, "{exec}");
+        assert_eq!(events.iter().filter(forks).count(), 1, "{fork}");
+        assert_eq!(events.iter().filter(|e| e.tgid == pid && e.kind == EventKind::Exit).count(), 1, "{exit}");
+        thread::spawn(|| ()).join().expect("it ends");
+        let threads = self::events(&mut probe);
+        let own = |e: &&Event| e.tgid == own && matches!(e.kind, EventKind::Fork { .. } | EventKind::Exit);
+        assert_eq!(threads.iter().filter(own).count(), 0, "threads are not processes");
+    }
+}
+
+#[test]
+fn every_file_and_network_backend_sees_its_event() {
+    let Some(_turn) = turn() else { return };
+    let sets: [(&[&str], &str); 3] = [
+        (&[], "tail_call"),
+        (&["syscall:tp_btf/sys_enter"], "tail_call"),
+        (&["file:tail_call", "network:tail_call"], "tracepoint/syscalls"),
+    ];
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    for (off, expected) in sets {
+        let mut probe = load(off);
+        assert_eq!(backend(&probe, "file"), expected, "{:?}", probe.layers());
+        assert_eq!(backend(&probe, "network"), expected);
+        File::open("/etc/shadow").expect("root may");
+        File::open("/etc/hostname").expect("it exists");
+        TcpStream::connect(address).expect("it listens");
+        let own = std::process::id();
+        let events: Vec<_> = events(&mut probe).into_iter().filter(|e| e.tgid == own).collect();
+        let opened = |name: &str, expect: bool| {
+            events.iter().any(
+                |e| matches!(&e.kind, EventKind::Open { path, sensitive, .. } if path == name && *sensitive == expect),
+            )
+        };
+        assert!(opened("/etc/shadow", true), "{off:?}");
+        assert!(opened("/etc/hostname", false), "{off:?}");
+        let wanted = EventKind::Connect { addr: address.ip(), port: address.port() };
+        assert_eq!(events.iter().filter(|e| e.kind == wanted).count(), 1, "{off:?}");
+    }
+}
+
+#[test]
+fn without_type_information_everything_falls_back() {
+    let Some(_turn) = turn() else { return };
+    let mut probe = load_with(|o| o.without_btf = true);
+    assert_eq!(backend(&probe, "syscall"), "raw_tp/sys_enter");
+    assert_eq!(backend(&probe, "process_exec"), "tracepoint/sched_process_exec");
+    assert_eq!(backend(&probe, "process_fork"), "tracepoint/task_newtask");
+    assert_eq!(backend(&probe, "process_exit"), "raw_tp/sched_process_exit");
+    assert!(
+        probe.layers().iter().flat_map(|l| &l.failed).all(|(_, why)| why.contains("CONFIG_DEBUG_INFO_BTF"))
+    );
+    let pid = run("/bin/true", &[]);
+    assert!(events(&mut probe).iter().any(|e| e.tgid == pid && e.kind == EventKind::Exit));
+}
+
+#[test]
+fn no_call_is_lost_or_counted_twice_across_epochs() {
+    let Some(_turn) = turn() else { return };
+    for off in [&[][..], &["syscall:tp_btf/sys_enter"]] {
+        const CALLS: u32 = 300_000;
+        let mut probe = load(off);
+        let own = std::process::id();
+        let worker = thread::spawn(|| {
+            for _ in 0..CALLS {
+                // SAFETY: the call takes nothing and cannot fail.
+                unsafe { libc::getppid() };
+            }
+        });
+        let mut windows = Vec::new();
+        let mut epochs = 0;
+        while !worker.is_finished() {
+            windows.extend(probe.drain().expect("drained"));
+            epochs += 1;
+        }
+        worker.join().expect("it ends");
+        windows.extend(probe.drain().expect("drained"));
+        let mut sum = SyscallWindow::empty(own, 0);
+        windows.iter().filter(|w| w.tgid == own).for_each(|w| sum.merge(w));
+        assert_eq!(sum.calls[110], CALLS, "{epochs} epochs");
+        assert!(epochs > 1, "the work must cross an epoch");
+        // Pairs of getppid all fall into one bucket; only the first has another predecessor.
+        assert!(sum.bigrams[(110 * 337 + 110) % 50] >= CALLS - 1);
+        assert_eq!(probe.counters().expect("read").class(Class::Syscall).dropped, 0);
+    }
+}
+
+#[test]
+fn a_short_process_is_flushed_at_exit() {
+    let Some(_turn) = turn() else { return };
+    let mut probe = load(&[]);
+    let pid = run("/bin/sleep", &["0.08"]);
+    let flushed: Vec<_> = events(&mut probe)
+        .into_iter()
+        .filter_map(|e| match e.kind {
+            EventKind::Flush(window) if window.tgid == pid => Some(window),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(flushed.len(), 1);
+    let window = &flushed[0];
+    assert!(window.calls[59] == 1 && window.calls[230] + window.calls[35] == 1, "execve and clock_nanosleep");
+    assert!(window.last_ns - window.first_ns >= 80_000_000);
+    assert!(window.active.iter().map(|w| w.count_ones()).sum::<u32>() >= 1);
+    assert!(probe.drain().expect("drained").iter().all(|w| w.tgid != pid), "it was taken once");
+}
+
+#[test]
+fn the_drop_equation_holds_under_a_flood() {
+    let Some(_turn) = turn() else { return };
+    let mut probe = load_with(|o| {
+        (o.urgent_bytes, o.bulk_bytes, o.bulk_cap) = (4096, 4096, 100);
+    });
+    for _ in 0..200 {
+        run("/bin/true", &[]);
+    }
+    for _ in 0..500 {
+        File::open("/etc/hostname").expect("it exists");
+    }
+    // Others on the machine go on; a poll after the flood and two equal readings make a steady state.
+    let counters = loop {
+        let before = probe.counters().expect("read");
+        events(&mut probe);
+        let after = probe.counters().expect("read");
+        if before
+            .classes
+            .iter()
+            .zip(&after.classes)
+            .all(|(a, b)| a.1.submitted == b.1.submitted && a.1.seen == b.1.seen)
+        {
+            break after;
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    for (name, c) in &counters.classes[1..] {
+        assert_eq!(c.seen, c.submitted + c.dropped + c.throttled, "{name}: {c:?}");
+        assert_eq!(c.submitted, c.received, "{name}: {c:?}");
+    }
+    assert!(counters.class(Class::Fork).dropped > 0, "the small ring overflowed: {counters:?}");
+    assert!(counters.class(Class::Open).throttled > 0, "the cap was reached: {counters:?}");
+}
+
+#[test]
+fn own_process_is_not_seen() {
+    let Some(_turn) = turn() else { return };
+    let own = std::process::id();
+    let mut probe = load_with(|o| o.own_tgid = own);
+    File::open("/etc/shadow").expect("root may");
+    run("/bin/true", &[]);
+    let events = events(&mut probe);
+    assert!(!events.is_empty() && events.iter().all(|e| e.tgid != own));
+    assert!(probe.drain().expect("drained").iter().all(|w| w.tgid != own));
+}

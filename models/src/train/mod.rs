@@ -1,0 +1,365 @@
+//! Normal windows to the parts of a bundle: both models, their graphs, calibration and learned traits.
+//!
+//! Windows are split in time: 60 % fit the weights, the next 20 % give each feature's residual variance, the last
+//! 20 % calibrate. Nothing is shared between the three but the LSTM's look back across the border.
+
+mod adam;
+mod lstm;
+mod onnx;
+mod random;
+mod vae;
+
+use std::collections::BTreeSet;
+
+use ndarray::{Array2, Axis, Slice};
+
+use crate::bundle::TrainingFacts;
+use crate::calibration::{Calibration, DetectorCalibration};
+use crate::features;
+use crate::novelty;
+use crate::schema::{FEATURES, SEQUENCE};
+use crate::wire::TrainingWindow;
+use lstm::Autoencoder;
+use random::Random;
+use vae::Vae;
+
+/// Fewer windows than this cannot be split three ways.
+pub const WINDOWS_MIN: usize = 40;
+/// More windows than this are thinned to the newest.
+pub const WINDOWS_MAX: usize = 20_000;
+/// The smallest variance of a residual: a feature that never moved must not be infinitely surprising.
+const VARIANCE_FLOOR: f32 = 1e-3;
+
+/// How to train.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Seed of weights and batches; the same seed and windows give the same bundle.
+    pub seed: u64,
+    /// Written into the facts.
+    pub now_unix_s: u64,
+    /// Batches of 32 windows for the VAE.
+    pub vae_steps: usize,
+    /// Batches of 32 sequences for the LSTM.
+    pub lstm_steps: usize,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self { seed: 0x5eed, now_unix_s: 0, vae_steps: 3000, lstm_steps: 600 }
+    }
+}
+
+/// How far training is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// `vae` or `lstm`.
+    pub model: &'static str,
+    /// 0 to 1 over both models.
+    pub share: f32,
+}
+
+/// The parts of a bundle.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// Names and bytes of the graphs.
+    pub parts: Vec<(String, Vec<u8>)>,
+    /// How outputs become a score.
+    pub calibration: Calibration,
+    /// Sorted.
+    pub traits: Vec<u64>,
+    /// For people and explanations.
+    pub facts: TrainingFacts,
+}
+
+/// Why there is no baseline.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum TrainError {
+    /// Collect more.
+    #[error("{found} windows are too few to learn from; at least {WINDOWS_MIN} are needed")]
+    TooFew {
+        /// Usable windows.
+        found: usize,
+    },
+    /// An index or a value is outside the schema.
+    #[error("window {0} holds a value outside the schema; the device runs another version")]
+    BadWindow(usize),
+    /// Training did not converge.
+    #[error("training `{0}` gave numbers that are not finite")]
+    Diverged(&'static str),
+}
+
+/// Trains both models on the windows of one program, oldest first.
+///
+/// # Errors
+/// When the windows are too few or not of this schema.
+pub fn fit(
+    windows: &[TrainingWindow],
+    options: &TrainOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Trained, TrainError> {
+    let windows = &windows[windows.len().saturating_sub(WINDOWS_MAX)..];
+    if windows.len() < WINDOWS_MIN {
+        return Err(TrainError::TooFew { found: windows.len() });
+    }
+    let raw = rows(windows)?;
+    let roots = raw.mapv(f32::sqrt);
+    let n = windows.len();
+    let (fit_end, variance_end) = (n * 6 / 10, n * 8 / 10);
+    let mut random = Random::new(options.seed);
+
+    let mut tick = |model, done: usize, steps: usize, base: f32| {
+        if done.is_multiple_of(50) {
+            #[allow(clippy::cast_precision_loss, reason = "thousands of steps")]
+            progress(Progress { model, share: base + 0.5 * done as f32 / steps.max(1) as f32 });
+        }
+    };
+    let part = |from: usize, to: usize| roots.slice_axis(Axis(0), Slice::from(from..to)).to_owned();
+    let fit_rows = part(0, fit_end);
+    let vae = Vae::fit(&fit_rows, options.vae_steps, &mut random, &mut |step| {
+        tick("vae", step, options.vae_steps, 0.0);
+    });
+    let sequences = sequences(windows);
+    let ending = |from: usize, to: usize| -> Vec<&Vec<usize>> {
+        sequences.iter().filter(|s| s.last().is_some_and(|last| (from..to).contains(last))).collect()
+    };
+    let fit_sequences: Vec<Vec<usize>> = ending(0, fit_end).into_iter().cloned().collect();
+    if fit_sequences.is_empty() {
+        return Err(TrainError::TooFew { found: fit_end });
+    }
+    let auto = Autoencoder::fit(&fit_rows, &fit_sequences, options.lstm_steps, &mut random, &mut |step| {
+        tick("lstm", step, options.lstm_steps, 0.5);
+    });
+
+    let vae_residuals = |rows: &Array2<f32>| vae.reconstruct(rows) - rows;
+    let lstm_residuals = |sequences: &[&Vec<usize>]| -> Option<Array2<f32>> {
+        let xs = lstm::gather(&roots, sequences);
+        Some(auto.reconstruct_last(&xs) - xs.last()?)
+    };
+    let vae_inverse = inverse_variance(&vae_residuals(&part(fit_end, variance_end)));
+    let variance_sequences = ending(fit_end, variance_end);
+    let lstm_inverse = match lstm_residuals(&variance_sequences) {
+        Some(residuals) => inverse_variance(&residuals),
+        None => vae_inverse.clone(),
+    };
+
+    let vae_scores = scores(&vae_residuals(&part(variance_end, n)), &vae_inverse);
+    let calibration_sequences = ending(variance_end, n);
+    let lstm_scores =
+        lstm_residuals(&calibration_sequences).map(|r| scores(&r, &lstm_inverse)).unwrap_or_default();
+    for (name, scores) in [("vae", &vae_scores), ("lstm", &lstm_scores)] {
+        if scores.iter().any(|score| !score.is_finite()) {
+            return Err(TrainError::Diverged(name));
+        }
+    }
+    let calibration = calibrate(&Held {
+        windows,
+        from: variance_end,
+        vae: &vae_scores,
+        lstm: &lstm_scores,
+        lstm_ends: calibration_sequences.iter().filter_map(|s| s.last().copied()).collect(),
+    });
+    Ok(Trained {
+        parts: vec![
+            ("vae.onnx".to_owned(), onnx::vae(&vae, &vae_inverse)),
+            ("lstm.onnx".to_owned(), onnx::lstm(&auto, &lstm_inverse, SEQUENCE)),
+        ],
+        calibration,
+        traits: traits(windows),
+        facts: facts(&raw, [fit_end, variance_end - fit_end, n - variance_end], options),
+    })
+}
+
+fn rows(windows: &[TrainingWindow]) -> Result<Array2<f32>, TrainError> {
+    let mut rows = Array2::zeros((windows.len(), FEATURES));
+    for (at, (mut row, window)) in rows.outer_iter_mut().zip(windows).enumerate() {
+        let vector = features::from_sparse(&window.vector).ok_or(TrainError::BadWindow(at))?;
+        row.assign(&ndarray::ArrayView1::from(&vector[..]));
+    }
+    Ok(rows)
+}
+
+/// Every run of [`SEQUENCE`] neighbouring windows of one process.
+fn sequences(windows: &[TrainingWindow]) -> Vec<Vec<usize>> {
+    let mut runs: std::collections::BTreeMap<u64, Vec<usize>> = std::collections::BTreeMap::new();
+    for (at, window) in windows.iter().enumerate() {
+        runs.entry(window.run).or_default().push(at);
+    }
+    let mut sequences: Vec<Vec<usize>> =
+        runs.values().flat_map(|run| run.windows(SEQUENCE).map(<[usize]>::to_vec)).collect();
+    sequences.sort_by_key(|sequence| sequence.last().copied());
+    sequences
+}
+
+fn inverse_variance(residuals: &Array2<f32>) -> Array2<f32> {
+    let mean = residuals.mapv(|r| r * r).mean_axis(Axis(0)).expect("there is at least one window");
+    mean.mapv(|variance| 1.0 / (variance + VARIANCE_FLOOR)).insert_axis(Axis(0))
+}
+
+fn scores(residuals: &Array2<f32>, inverse: &Array2<f32>) -> Vec<f32> {
+    let weighted = residuals.mapv(|r| r * r) * inverse;
+    weighted.mean_axis(Axis(1)).expect("a window has 427 values").to_vec()
+}
+
+struct Held<'a> {
+    windows: &'a [TrainingWindow],
+    from: usize,
+    vae: &'a [f32],
+    lstm: &'a [f32],
+    lstm_ends: Vec<usize>,
+}
+
+fn calibrate(held: &Held<'_>) -> Calibration {
+    let calibration = Calibration {
+        detectors: vec![
+            DetectorCalibration::fit("vae", 1.0, held.vae),
+            DetectorCalibration::fit("lstm", if held.lstm.len() < 5 { 0.0 } else { 1.0 }, held.lstm),
+        ],
+        fused: Vec::new(),
+    };
+    let earlier = traits(&held.windows[..held.from]);
+    let fused: Vec<f32> = held
+        .vae
+        .iter()
+        .enumerate()
+        .map(|(at, vae)| {
+            let window = held.from + at;
+            let mut raw = vec![("vae", *vae)];
+            if let Some(sequence) = held.lstm_ends.iter().position(|end| *end == window) {
+                raw.push(("lstm", held.lstm[sequence]));
+            }
+            calibration.fuse(&raw, novelty::points(&held.windows[window].traits, &earlier))
+        })
+        .collect();
+    calibration.with_fused(fused)
+}
+
+fn traits(windows: &[TrainingWindow]) -> Vec<u64> {
+    windows
+        .iter()
+        .flat_map(|window| window.traits.iter().copied())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect()
+}
+
+fn facts(raw: &Array2<f32>, split: [usize; 3], options: &TrainOptions) -> TrainingFacts {
+    let means = raw.mean_axis(Axis(0)).expect("there is at least one window");
+    TrainingFacts {
+        windows: split.map(|n| u32::try_from(n).expect("bounded by WINDOWS_MAX")),
+        means: (0_u16..).zip(means).filter(|(_, mean)| *mean != 0.0).collect(),
+        seed: options.seed,
+        trained_unix_s: options.now_unix_s,
+    }
+}
+
+/// Compares analytic gradients with central differences at a few places of every parameter.
+#[cfg(test)]
+fn check_gradients(gradients: &[Array2<f32>], mut loss_at: impl FnMut(usize, (usize, usize), f32) -> f32) {
+    let delta = 1e-2;
+    for (which, gradient) in gradients.iter().enumerate() {
+        for (row, column) in [(0, 0), (gradient.nrows() - 1, gradient.ncols() - 1), (0, gradient.ncols() / 2)]
+        {
+            let at = (row, column);
+            let numeric = (loss_at(which, at, delta) - loss_at(which, at, -delta)) / (2.0 * delta);
+            let analytic = gradient[at];
+            let error = (numeric - analytic).abs() / (numeric.abs() + analytic.abs()).max(0.1);
+            assert!(error < 0.02, "parameter {which} at {at:?}: {analytic} is not {numeric}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn normal_windows(n: usize) -> Vec<TrainingWindow> {
+        let mut random = Random::new(9);
+        (0..n)
+            .map(|at| {
+                let share = (0.4 + 0.05 * random.normal()).clamp(0.1, 0.9);
+                TrainingWindow {
+                    unix_ms: at as u64,
+                    run: 1,
+                    vector: vec![(0, share), (1, 1.0 - share), (425, 0.2)],
+                    traits: vec![novelty::trait_id(novelty::Kind::Syscall, "read")],
+                }
+            })
+            .collect()
+    }
+
+    fn quick() -> TrainOptions {
+        TrainOptions { vae_steps: 150, lstm_steps: 40, ..TrainOptions::default() }
+    }
+
+    #[test]
+    fn too_few_windows_are_refused() {
+        let refused = fit(&normal_windows(39), &quick(), &mut |_| {}).unwrap_err();
+        assert_eq!(refused, TrainError::TooFew { found: 39 });
+    }
+
+    #[test]
+    fn a_value_outside_the_schema_is_refused_by_its_window() {
+        let mut windows = normal_windows(50);
+        windows[7].vector.push((500, 0.5));
+        assert_eq!(fit(&windows, &quick(), &mut |_| {}).unwrap_err(), TrainError::BadWindow(7));
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes() {
+        let windows = normal_windows(60);
+        let once = fit(&windows, &quick(), &mut |_| {}).unwrap();
+        let again = fit(&windows, &quick(), &mut |_| {}).unwrap();
+        assert_eq!(once.parts, again.parts);
+        assert_eq!(once.facts.windows, [36, 12, 12]);
+        assert_eq!(once.calibration.fused.len(), 12);
+    }
+
+    #[test]
+    fn sequences_never_cross_runs() {
+        let mut windows = normal_windows(25);
+        for window in &mut windows[12..] {
+            window.run = 2;
+        }
+        let sequences = sequences(&windows);
+        assert_eq!(sequences.len(), 3 + 4);
+        assert!(sequences.iter().all(|s| windows[s[0]].run == windows[s[9]].run));
+    }
+
+    #[cfg(feature = "infer")]
+    #[test]
+    fn tract_agrees_with_the_trainer_and_an_odd_window_scores_higher() {
+        use crate::bundle::{self, Keyring, Manifest, SigningKey};
+        use crate::detect::Detectors;
+        let windows = normal_windows(60);
+        let trained = fit(&windows, &quick(), &mut |_| {}).unwrap();
+        let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
+        let manifest = Manifest {
+            schema: crate::schema::SCHEMA_ID,
+            program: crate::program::ProgramId { unit: "-".into(), exe: "/x".into(), script: None },
+            generation: 1,
+            not_before_unix_s: 0,
+            expires_unix_s: 1,
+            parts: vec![],
+            calibration: trained.calibration.clone(),
+            traits: trained.traits,
+            training: trained.facts,
+        };
+        let raw = bundle::seal(manifest, trained.parts, &key);
+        let keys = Keyring(heapless::Vec::from_slice(&[key.public()]).unwrap());
+        let detectors = Detectors::load(&bundle::open(&raw, &keys).unwrap()).unwrap();
+
+        let vector = |at: usize| features::from_sparse(&windows[at].vector).unwrap();
+        let vectors: Vec<_> = (50..60).map(vector).collect();
+        let sequence = core::array::from_fn(|at| &vectors[at]);
+        let vae = detectors.vae(&vectors[9]).unwrap();
+        let lstm = detectors.lstm(&sequence).unwrap();
+        // The calibration's largest and smallest raw scores enclose what tract gives for a calibration window.
+        let fused = trained.calibration.fuse(&[("vae", vae.score), ("lstm", lstm.score)], 0.0);
+        let nearest = trained.calibration.fused.iter().map(|z| (z - fused).abs()).fold(f32::MAX, f32::min);
+        assert!(nearest < 1e-2, "tract gives {fused}, the trainer had {:?}", trained.calibration.fused);
+        let mut odd = vectors[9];
+        odd[59] = 0.6;
+        assert!(detectors.vae(&odd).unwrap().score > 10.0 * vae.score);
+        assert_eq!(lstm.contributions.len(), FEATURES);
+    }
+}

@@ -1,0 +1,310 @@
+//! Events and kernel counts of one process in one window, folded into bounded sets.
+
+use core::net::IpAddr;
+
+use heapless::index_set::FnvIndexSet;
+
+use crate::event::{Event, EventKind, SyscallWindow};
+use crate::novelty::{Kind, trait_id};
+use crate::schema::{LOLBINS, TOR_PORTS};
+use crate::syscalls;
+
+/// Distinct addresses, ports and files a window tells apart; the caps of their features are 50.
+pub const DISTINCT_MAX: usize = 64;
+/// Distinct traits a window holds.
+pub const TRAITS_MAX: usize = 128;
+/// Traits whose value is kept as text for the explanation.
+const TEXTS_MAX: usize = 24;
+
+/// What one process did between two instants.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Process id.
+    pub tgid: u32,
+    /// `CLOCK_BOOTTIME` at its start, nanoseconds.
+    pub opened_ns: u64,
+    /// `CLOCK_BOOTTIME` at its end, nanoseconds.
+    pub closed_ns: u64,
+    /// The kernel's counts.
+    pub syscalls: SyscallWindow,
+    /// Remote addresses.
+    pub addresses: FnvIndexSet<IpAddr, DISTINCT_MAX>,
+    /// Remote ports.
+    pub ports: FnvIndexSet<u16, DISTINCT_MAX>,
+    /// Hashes of paths.
+    pub files: FnvIndexSet<u64, DISTINCT_MAX>,
+    /// Sums and flags.
+    pub sums: Sums,
+    /// Distinct values refused because a set was full.
+    pub overflow: u64,
+    traits: FnvIndexSet<u64, TRAITS_MAX>,
+    texts: heapless::Vec<(u64, String), TEXTS_MAX>,
+}
+
+/// Sums and flags of a window.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[allow(missing_docs, reason = "each is the raw value of the feature of the same name in `schema`")]
+pub struct Sums {
+    pub connections: u32,
+    pub bytes_sent: u64,
+    pub bytes_recv: u64,
+    pub tor_port: bool,
+    pub rfc1918: bool,
+    pub dns_queries: u32,
+    pub dns_bytes: u64,
+    pub dns_bytes_max: u32,
+    pub system_dir_files: u32,
+    pub executables_opened: u32,
+    pub files_written: u32,
+    pub path_entropy_sum: f32,
+    pub paths: u32,
+    pub log_deletions: u32,
+    pub time_changes: u32,
+    pub children: u32,
+    pub shell: bool,
+    pub root_gained: bool,
+    pub injected: bool,
+    pub namespace_changes: u32,
+    pub pivot_root: bool,
+    pub lolbins: [u16; LOLBINS.len()],
+}
+
+const SYSTEM_DIRS: [&str; 8] =
+    ["/etc/", "/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", "/boot/", "/var/log/"];
+const PROGRAM_DIRS: [&str; 6] =
+    ["/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/", "/usr/local/bin/", "/usr/libexec/"];
+const SHELLS: [&str; 9] = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox", "tcsh"];
+const O_ACCMODE: u32 = 3;
+const EPHEMERAL_PORT: u16 = 32768;
+
+impl Window {
+    /// An empty window.
+    #[must_use]
+    pub fn new(tgid: u32, opened_ns: u64) -> Self {
+        Self {
+            tgid,
+            opened_ns,
+            closed_ns: opened_ns,
+            syscalls: SyscallWindow::empty(tgid, 0),
+            addresses: FnvIndexSet::new(),
+            ports: FnvIndexSet::new(),
+            files: FnvIndexSet::new(),
+            sums: Sums::default(),
+            overflow: 0,
+            traits: FnvIndexSet::new(),
+            texts: heapless::Vec::new(),
+        }
+    }
+
+    /// Nothing happened in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.syscalls.total() == 0 && self.traits.is_empty() && self.sums == Sums::default()
+    }
+
+    /// Folds in one event of this process. Returns the first decisive trait it showed, if any.
+    pub fn add(&mut self, event: &Event) -> Option<u64> {
+        match &event.kind {
+            EventKind::Open { path, flags, sensitive } => self.open(path, *flags, *sensitive),
+            EventKind::Connect { addr, port } => self.connect(*addr, *port),
+            EventKind::Fork { .. } => {
+                self.sums.children += 1;
+                None
+            }
+            EventKind::Flush(part) => {
+                self.add_syscalls(part);
+                None
+            }
+            EventKind::Exec { .. } | EventKind::Exit => None,
+        }
+    }
+
+    /// A program was started by this process or by a child it had just forked.
+    pub fn program_started(&mut self, path: &str) {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        self.note(Kind::Exec, path, path);
+        if SHELLS.contains(&name) {
+            self.sums.shell = true;
+            self.note(Kind::Shell, name, path);
+        }
+        let tool = LOLBINS.iter().position(|tool| {
+            // python3.11 counts as python.
+            name.strip_prefix(tool).is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '.'))
+        });
+        if let Some(tool) = tool {
+            self.sums.lolbins[tool] = self.sums.lolbins[tool].saturating_add(1);
+            self.note(Kind::Lolbin, LOLBINS[tool], LOLBINS[tool]);
+        }
+    }
+
+    /// The process runs as root now and did not before.
+    pub fn root_gained(&mut self, from_uid: u32) -> u64 {
+        self.sums.root_gained = true;
+        self.note(Kind::Root, "root", &format!("from user id {from_uid}"))
+    }
+
+    /// Adds counts that the kernel drained or flushed.
+    pub fn add_syscalls(&mut self, part: &SyscallWindow) {
+        self.syscalls.merge(part);
+        for (slot, _) in part.calls.iter().enumerate().filter(|(_, n)| **n > 0) {
+            let name = syscalls::name(slot);
+            self.note(Kind::Syscall, name, name);
+        }
+    }
+
+    /// The traits shown so far.
+    #[must_use]
+    pub fn traits(&self) -> Vec<u64> {
+        let mut traits: Vec<u64> = self.traits.iter().copied().collect();
+        traits.sort_unstable();
+        traits
+    }
+
+    /// The value of a trait in plain words, where it was kept.
+    #[must_use]
+    pub fn text(&self, id: u64) -> Option<&str> {
+        self.texts.iter().find(|(known, _)| *known == id).map(|(_, text)| text.as_str())
+    }
+
+    fn open(&mut self, path: &str, flags: u32, sensitive: bool) -> Option<u64> {
+        if self.files.insert(trait_id(Kind::Exec, path)).is_err() {
+            self.overflow += 1;
+        }
+        self.sums.paths += 1;
+        self.sums.path_entropy_sum += entropy(path);
+        let in_system = SYSTEM_DIRS.iter().any(|dir| path.starts_with(dir));
+        self.sums.system_dir_files += u32::from(in_system);
+        self.sums.executables_opened += u32::from(PROGRAM_DIRS.iter().any(|dir| path.starts_with(dir)));
+        if flags & O_ACCMODE != 0 {
+            self.sums.files_written += 1;
+            if in_system {
+                let dir = path.rsplit_once('/').map_or("/", |(dir, _)| dir);
+                self.note(Kind::SystemWrite, dir, path);
+            }
+        }
+        sensitive.then(|| self.note(Kind::Sensitive, path, path))
+    }
+
+    fn connect(&mut self, addr: IpAddr, port: u16) -> Option<u64> {
+        self.sums.connections += 1;
+        if self.addresses.insert(addr).is_err() {
+            self.overflow += 1;
+        }
+        if self.ports.insert(port).is_err() {
+            self.overflow += 1;
+        }
+        self.sums.rfc1918 |= is_private(addr);
+        let class = if port < EPHEMERAL_PORT { port.to_string() } else { "ephemeral".to_owned() };
+        self.note(Kind::Port, &class, &format!("{addr} port {port}"));
+        TOR_PORTS.contains(&port).then(|| {
+            self.sums.tor_port = true;
+            self.note(Kind::Tor, "tor", &format!("{port} at {addr}"))
+        })
+    }
+
+    fn note(&mut self, kind: Kind, value: &str, text: &str) -> u64 {
+        let id = trait_id(kind, value);
+        match self.traits.insert(id) {
+            Ok(false) => {}
+            Err(_) => self.overflow += 1,
+            Ok(true) => {
+                // Calls are named by their slot; the text of the others cannot be had again.
+                if self.texts.push((id, text.to_owned())).is_err() {
+                    let call = self.texts.iter().position(|(old, _)| Kind::of(*old) == Some(Kind::Syscall));
+                    if let (Some(at), true) = (call, kind != Kind::Syscall) {
+                        self.texts[at] = (id, text.to_owned());
+                    } else {
+                        self.overflow += u64::from(kind != Kind::Syscall);
+                    }
+                }
+            }
+        }
+        id
+    }
+}
+
+/// Shannon entropy of a path's bytes, bits per byte.
+fn entropy(path: &str) -> f32 {
+    let mut counts = [0_u16; 256];
+    for byte in path.bytes() {
+        counts[usize::from(byte)] += 1;
+    }
+    #[allow(clippy::cast_precision_loss, reason = "a path has at most 256 bytes")]
+    let total = path.len().max(1) as f32;
+    counts.iter().filter(|n| **n > 0).map(|n| f32::from(*n) / total).map(|share| -share * share.log2()).sum()
+}
+
+/// RFC 1918 for IPv4, unique local (RFC 4193) for IPv6.
+fn is_private(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(v4) => v4.is_private(),
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => v4.is_private(),
+            None => v6.segments()[0] & 0xfe00 == 0xfc00,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Comm, PathText};
+
+    fn event(kind: EventKind) -> Event {
+        Event { boot_ns: 1, tgid: 1, tid: 1, uid: 0, comm: Comm::new(), kind }
+    }
+
+    fn open(path: &str, flags: u32, sensitive: bool) -> Event {
+        event(EventKind::Open { path: PathText::try_from(path).unwrap(), flags, sensitive })
+    }
+
+    #[test]
+    fn a_sensitive_open_is_decisive_and_keeps_its_path() {
+        let mut window = Window::new(1, 0);
+        let id = window.add(&open("/etc/shadow", 0, true)).unwrap();
+        assert_eq!(window.text(id), Some("/etc/shadow"));
+        assert_eq!(window.add(&open("/etc/hosts", 0, false)), None);
+        assert_eq!(window.sums.system_dir_files, 2);
+    }
+
+    #[test]
+    fn the_65th_file_is_counted_as_overflow() {
+        let mut window = Window::new(1, 0);
+        for n in 0..65 {
+            window.add(&open(&format!("/tmp/{n}"), 0, false));
+        }
+        assert_eq!((window.files.len(), window.overflow), (64, 1));
+    }
+
+    #[test]
+    fn a_versioned_interpreter_counts_as_its_tool() {
+        let mut window = Window::new(1, 0);
+        window.program_started("/usr/bin/python3.11");
+        window.program_started("/bin/sh");
+        window.program_started("/usr/bin/ncdu");
+        assert_eq!(window.sums.lolbins.iter().sum::<u16>(), 1);
+        assert!(window.sums.shell);
+    }
+
+    #[test]
+    fn ipv4_mapped_and_unique_local_addresses_are_private() {
+        for private in ["10.1.2.3", "::ffff:192.168.0.1", "fd00::1"] {
+            assert!(is_private(private.parse().unwrap()), "{private}");
+        }
+        for public in ["127.0.0.1", "8.8.8.8", "2001:db8::1"] {
+            assert!(!is_private(public.parse().unwrap()), "{public}");
+        }
+    }
+
+    #[test]
+    fn events_land_in_the_right_sums() {
+        let mut window = Window::new(1, 0);
+        assert!(window.is_empty());
+        window.add(&event(EventKind::Connect { addr: "10.0.0.1".parse().unwrap(), port: 9050 }));
+        window.add(&event(EventKind::Fork { child: 2 }));
+        window.add(&open("/etc/cron.d/x", 1, false));
+        let sums = &window.sums;
+        assert!(sums.tor_port && sums.rfc1918);
+        assert_eq!((sums.connections, sums.children, sums.files_written), (1, 1, 1));
+    }
+}
