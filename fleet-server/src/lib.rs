@@ -1,1 +1,24 @@
-//! The fleet server.
+//! The fleet server: devices report over MQTT, verdicts and training windows are stored, baselines are trained,
+//! signed and offered, and people watch over HTTPS.
+//!
+//! ```text
+//! device ── mTLS ──► mqtt ──► ingest ──► store (SQLite, group commit) ──► hub ──► web (API, stream, dashboard)
+//!    ▲                 │                   │
+//!    └── Ack, Offer, Chunk ◄───────── trainer (fit, seal) ◄── windows
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod config;
+pub mod counters;
+pub mod device;
+pub mod files;
+pub mod hub;
+pub mod ingest;
+pub mod mqtt;
+pub mod pki;
+pub mod server;
+pub mod store;
+pub mod ticket;
+pub mod trainer;
+pub mod web;

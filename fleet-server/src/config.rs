@@ -1,0 +1,216 @@
+//! The operator's TOML file to a [`Config`], with every problem reported at once.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use toml::{Table, Value};
+
+/// Everything the operator can choose. Defaults are good for one machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where devices connect. Port 0 takes a free one.
+    pub mqtt: SocketAddr,
+    /// Where people and enrolling devices connect.
+    pub web: SocketAddr,
+    /// The host name or address told to devices; by default what `mqtt` and `web` listen on.
+    pub public_host: Option<String>,
+    /// Host names and addresses in the server's certificate, besides `public_host`.
+    pub names: Vec<String>,
+    /// Windows needed before a program's first baseline is trained.
+    pub learn_windows: u32,
+    /// Windows kept per device and program; more drops the oldest.
+    pub windows_max: u32,
+    /// Programs learned per device; the windows of further ones are dropped.
+    pub programs_max: u32,
+    /// Alerts kept; more drops the oldest.
+    pub alerts_max: u32,
+    /// Devices connected at once.
+    pub mqtt_connections_max: u32,
+    /// Web connections at once.
+    pub web_connections_max: u32,
+    /// How long a bundle is valid, in days.
+    pub bundle_days: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mqtt: SocketAddr::from(([127, 0, 0, 1], 8883)),
+            web: SocketAddr::from(([127, 0, 0, 1], 8443)),
+            public_host: None,
+            names: ["localhost", "127.0.0.1", "::1"].map(Into::into).to_vec(),
+            learn_windows: 240,
+            windows_max: 4096,
+            programs_max: 512,
+            alerts_max: 1_000_000,
+            mqtt_connections_max: 2048,
+            web_connections_max: 256,
+            bundle_days: 365,
+        }
+    }
+}
+
+/// One thing wrong with the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key it is about; empty when the file is no TOML.
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.key.is_empty() { f.write_str(&self.text) } else { write!(f, "`{}`: {}", self.key, self.text) }
+    }
+}
+
+impl Config {
+    /// Reads a configuration; missing keys keep their defaults.
+    ///
+    /// # Errors
+    /// Every unknown key, wrong type and value out of range.
+    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        let table = text.parse::<Table>().map_err(|error| {
+            vec![Problem { key: String::new(), text: format!("not TOML: {}", error.message()) }]
+        })?;
+        let mut reader = Reader { table, problems: Vec::new() };
+        let mut config = Self::default();
+        reader.address("mqtt", &mut config.mqtt);
+        reader.address("web", &mut config.web);
+        if let Some(host) = reader.text("public_host") {
+            config.public_host = Some(host);
+        }
+        reader.names("names", &mut config.names);
+        reader.number("learn_windows", 20, 100_000, &mut config.learn_windows);
+        reader.number("windows_max", 20, 100_000, &mut config.windows_max);
+        reader.number("programs_max", 1, 10_000, &mut config.programs_max);
+        reader.number("alerts_max", 100, 100_000_000, &mut config.alerts_max);
+        reader.number("mqtt_connections_max", 1, 1_000_000, &mut config.mqtt_connections_max);
+        reader.number("web_connections_max", 1, 100_000, &mut config.web_connections_max);
+        reader.number("bundle_days", 1, 3650, &mut config.bundle_days);
+        for key in reader.table.keys() {
+            reader.problems.push(Problem { key: key.clone(), text: "not a known key".into() });
+        }
+        if config.windows_max < config.learn_windows {
+            let text = format!("must be at least learn_windows ({})", config.learn_windows);
+            reader.problems.push(Problem { key: "windows_max".into(), text });
+        }
+        if reader.problems.is_empty() { Ok(config) } else { Err(reader.problems) }
+    }
+
+    /// The host told to devices for something that listens on `bound`.
+    #[must_use]
+    pub fn host_for(&self, bound: SocketAddr) -> String {
+        let host = match &self.public_host {
+            Some(host) => host.clone(),
+            None if bound.ip().is_unspecified() => "localhost".into(),
+            None => bound.ip().to_string(),
+        };
+        if host.contains(':') {
+            format!("[{host}]:{}", bound.port())
+        } else {
+            format!("{host}:{}", bound.port())
+        }
+    }
+
+    /// All names for the server's certificate, each once.
+    #[must_use]
+    pub fn certificate_names(&self) -> Vec<String> {
+        let mut names = self.names.clone();
+        names.extend(self.public_host.clone());
+        for bound in [self.mqtt, self.web] {
+            if !bound.ip().is_unspecified() {
+                names.push(bound.ip().to_string());
+            }
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+struct Reader {
+    table: Table,
+    problems: Vec<Problem>,
+}
+
+impl Reader {
+    fn problem(&mut self, key: &str, text: impl Into<String>) {
+        self.problems.push(Problem { key: key.into(), text: text.into() });
+    }
+
+    fn text(&mut self, key: &str) -> Option<String> {
+        match self.table.remove(key)? {
+            Value::String(text) if is_host(&text) => Some(text),
+            _ => {
+                self.problem(key, "must be a host name or an address in quotes");
+                None
+            }
+        }
+    }
+
+    fn address(&mut self, key: &str, into: &mut SocketAddr) {
+        let Some(value) = self.table.remove(key) else { return };
+        match value.as_str().and_then(|text| text.parse().ok()) {
+            Some(address) => *into = address,
+            None => self.problem(key, "must be an address and a port in quotes, e.g. \"0.0.0.0:8883\""),
+        }
+    }
+
+    fn number(&mut self, key: &str, min: u32, max: u32, into: &mut u32) {
+        let Some(value) = self.table.remove(key) else { return };
+        match value.as_integer().and_then(|value| u32::try_from(value).ok()) {
+            Some(value) if (min..=max).contains(&value) => *into = value,
+            _ => self.problem(key, format!("must be a whole number from {min} to {max}")),
+        }
+    }
+
+    fn names(&mut self, key: &str, into: &mut Vec<String>) {
+        let Some(value) = self.table.remove(key) else { return };
+        let list = value.as_array().and_then(|list| {
+            let texts = list.iter().map(|name| name.as_str().map(str::to_string));
+            texts.collect::<Option<Vec<_>>>()
+        });
+        match list {
+            Some(list) if (1..=64).contains(&list.len()) && list.iter().all(|name| is_host(name)) => {
+                *into = list;
+            }
+            _ => self.problem(key, "must be a list of 1 to 64 host names or addresses in quotes"),
+        }
+    }
+}
+
+fn is_host(text: &str) -> bool {
+    let name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    text.parse::<std::net::IpAddr>().is_ok()
+        || ((1..=253).contains(&text.len()) && text.bytes().all(name) && !text.starts_with(['-', '.']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let problems =
+            Config::parse("mqtt = 5\nlearn_windows = 3\nlern = 1\nnames = [\"a b\"]\npublic_host = \"x/y\"")
+                .unwrap_err();
+        let keys: Vec<_> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["mqtt", "public_host", "names", "learn_windows", "lern"]);
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(Config::parse(""), Ok(Config::default()));
+        let config = Config::parse("web = \"0.0.0.0:0\"\nlearn_windows = 60").unwrap();
+        assert_eq!((config.web.port(), config.learn_windows), (0, 60));
+        assert_eq!(config.host_for("0.0.0.0:7".parse().unwrap()), "localhost:7");
+        assert_eq!(config.host_for("[::1]:7".parse().unwrap()), "[::1]:7");
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_says_so() {
+        assert_eq!(Config::parse("= 1").unwrap_err()[0].key, "");
+    }
+}

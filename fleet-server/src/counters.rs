@@ -1,0 +1,114 @@
+//! What happened how often: in memory, saved by the store with its next commit.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
+        /// One thing that is counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter { $($(#[$doc])* $variant,)+ }
+
+        impl Counter {
+            /// Every counter, in the order of its number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name in the API and in the store.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections that reached CONNACK with success.
+    MqttAccepted = "mqtt_accepted",
+    /// TCP connections closed at once because a limit was reached.
+    MqttOverLimit = "mqtt_over_limit",
+    /// TLS or CONNECT failed or took too long.
+    MqttHandshakeFailed = "mqtt_handshake_failed",
+    /// Good certificate, but the device is unknown or the certificate was replaced.
+    MqttNotEnrolled = "mqtt_not_enrolled",
+    /// Connections closed because the same device connected again.
+    MqttTakenOver = "mqtt_taken_over",
+    /// Publishes to a topic the device may not use; each closed its connection.
+    ForbiddenPublish = "forbidden_publish",
+    /// Topic filters refused with 0x80.
+    ForbiddenSubscribe = "forbidden_subscribe",
+    /// Connections closed for breaking the protocol.
+    MqttProtocolErrors = "mqtt_protocol_errors",
+    /// Connections closed after one and a half times their keep-alive.
+    MqttKeepAliveExpired = "mqtt_keep_alive_expired",
+    /// Connections closed because their outgoing queue was full or the device did not read.
+    MqttSlowClosed = "mqtt_slow_closed",
+    /// Numbered messages stored for the first time.
+    FramesStored = "frames_stored",
+    /// Numbered messages that were there already.
+    FramesDuplicate = "frames_duplicate",
+    /// Numbers a device no longer has: its outbox dropped them.
+    FramesMissing = "frames_missing",
+    /// Messages that could not be decoded or broke a rule.
+    MessagesRejected = "messages_rejected",
+    /// Rejected messages dropped from the table to make room.
+    RejectedDropped = "rejected_dropped",
+    /// Alerts dropped from the table to make room.
+    AlertsDropped = "alerts_dropped",
+    /// Training windows dropped, oldest first, to make room.
+    WindowsDropped = "windows_dropped",
+    /// Training windows of a program over the per-device limit.
+    ProgramsRefused = "programs_refused",
+    /// Outbox epochs forgotten because a device used too many.
+    EpochsForgotten = "epochs_forgotten",
+    /// Commits that failed; their messages were not acknowledged.
+    CommitsFailed = "commits_failed",
+    /// Trainings that gave a bundle.
+    TrainingsDone = "trainings_done",
+    /// Trainings that failed.
+    TrainingsFailed = "trainings_failed",
+    /// Trainings put off because the queue was full.
+    TrainingsDeferred = "trainings_deferred",
+    /// Devices enrolled with a ticket.
+    Enrolled = "enrolled",
+    /// Enrolments refused.
+    EnrolRefused = "enrol_refused",
+    /// Requests without a good token.
+    WebUnauthorized = "web_unauthorized",
+    /// Web connections closed at once because the limit was reached.
+    WebOverLimit = "web_over_limit",
+    /// Live events a slow reader did not get.
+    StreamLagged = "stream_lagged",
+}
+
+/// All counters; they start at what the store remembers.
+#[derive(Debug)]
+pub struct Counters(Vec<AtomicU64>);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self(Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Counters {
+    /// Adds one.
+    pub fn bump(&self, counter: Counter) {
+        self.add(counter, 1);
+    }
+
+    /// Adds `n`.
+    pub fn add(&self, counter: Counter, n: u64) {
+        self.0[counter as usize].fetch_add(n, Relaxed);
+    }
+
+    /// The value now.
+    #[must_use]
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].load(Relaxed)
+    }
+
+    /// Names and values.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Counter::ALL.iter().map(|counter| (counter.name(), self.get(*counter)))
+    }
+}

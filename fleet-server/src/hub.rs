@@ -1,0 +1,154 @@
+//! Who is connected, and what the rest of the server is told when something new is stored.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use models::wire::{self, Downlink};
+use tokio::sync::{broadcast, mpsc, watch};
+
+use crate::counters::{Counter, Counters};
+use crate::device::DeviceId;
+use crate::store::StoredAlert;
+
+/// Messages that may wait for one device; one more closes its connection, and it gets everything again.
+pub const OUTGOING_MAX: usize = 256;
+
+/// Events a live stream may be behind; a slower one is told how many it lost.
+const EVENTS_MAX: usize = 1024;
+
+/// Something new for people to see.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A new alert.
+    Alert(Arc<StoredAlert>),
+    /// A device connected, went away, or spoke.
+    Device(DeviceId),
+    /// A training began, ended or has new windows.
+    Training(DeviceId),
+}
+
+/// What waits to be written to a device.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outgoing {
+    /// An MQTT packet as it is.
+    Packet(Vec<u8>),
+    /// A message for the `down` topic.
+    Down(Vec<u8>),
+}
+
+/// One device's connection.
+#[derive(Clone, Debug)]
+pub struct Session {
+    number: u64,
+    queue: mpsc::Sender<Outgoing>,
+    stop: watch::Sender<bool>,
+    subscribed: Arc<AtomicBool>,
+}
+
+impl Session {
+    /// Notes that the device listens to its topic now.
+    pub fn set_subscribed(&self, subscribed: bool) {
+        self.subscribed.store(subscribed, Relaxed);
+    }
+
+    /// Whether the device listens to its topic.
+    #[must_use]
+    pub fn is_subscribed(&self) -> bool {
+        self.subscribed.load(Relaxed)
+    }
+
+    /// Closes the connection.
+    pub fn close(&self) {
+        self.stop.send_replace(true);
+    }
+}
+
+/// All connections, one per device at most, and the event stream.
+#[derive(Debug)]
+pub struct Hub {
+    sessions: Mutex<HashMap<DeviceId, Session>>,
+    next: AtomicU64,
+    events: broadcast::Sender<Event>,
+    counters: Arc<Counters>,
+}
+
+impl Hub {
+    /// An empty hub.
+    #[must_use]
+    pub fn new(counters: Arc<Counters>) -> Self {
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        Self { sessions: Mutex::default(), next: AtomicU64::new(1), events, counters }
+    }
+
+    /// Adds a connection; an older one of the same device is closed.
+    pub fn attach(
+        &self,
+        device: &DeviceId,
+        queue: mpsc::Sender<Outgoing>,
+        stop: watch::Sender<bool>,
+    ) -> Session {
+        let number = self.next.fetch_add(1, Relaxed);
+        let session = Session { number, queue, stop, subscribed: Arc::default() };
+        if let Some(older) = self.sessions().insert(device.clone(), session.clone()) {
+            self.counters.bump(Counter::MqttTakenOver);
+            older.close();
+        }
+        self.tell(Event::Device(device.clone()));
+        session
+    }
+
+    /// Removes a connection, unless the device has a newer one.
+    pub fn detach(&self, device: &DeviceId, session: &Session) {
+        let mut sessions = self.sessions();
+        if sessions.get(device).is_some_and(|current| current.number == session.number) {
+            sessions.remove(device);
+        }
+        drop(sessions);
+        self.tell(Event::Device(device.clone()));
+    }
+
+    /// Sends to a device that is connected and listens; whoever is away gets it when it subscribes.
+    pub fn send(&self, device: &DeviceId, message: &Downlink) {
+        let session = self.sessions().get(device).cloned();
+        let Some(session) = session.filter(Session::is_subscribed) else { return };
+        match wire::encode(message) {
+            Ok(bytes) => {
+                if session.queue.try_send(Outgoing::Down(bytes)).is_err() {
+                    self.counters.bump(Counter::MqttSlowClosed);
+                    session.close();
+                }
+            }
+            Err(error) => log::error!("a message for device {device} was not sent: {error}"),
+        }
+    }
+
+    /// Whether the device is connected.
+    #[must_use]
+    pub fn is_online(&self, device: &str) -> bool {
+        DeviceId::parse(device).is_ok_and(|device| self.sessions().contains_key(&device))
+    }
+
+    /// Devices connected.
+    #[must_use]
+    pub fn online(&self) -> usize {
+        self.sessions().len()
+    }
+
+    /// Tells everyone who listens.
+    pub fn tell(&self, event: Event) {
+        // Nobody listening is no error.
+        let _ = self.events.send(event);
+    }
+
+    /// Events from now on.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, HashMap<DeviceId, Session>> {
+        // Every change is a single insert or remove, so a panic elsewhere leaves the map whole.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

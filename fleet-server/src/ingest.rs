@@ -1,0 +1,287 @@
+//! Bytes of a device's topics to stored frames: decoded strictly, refused with a reason, never twice.
+
+use std::sync::Arc;
+
+use models::schema::FEATURES;
+use models::wire::{self, Alert, CHUNK_MAX, Request, TrainingWindows, Uplink, UplinkFrame};
+
+use crate::clock;
+use crate::device::DeviceId;
+use crate::hub::Event;
+use crate::server::Shared;
+use crate::store::{self, FrameOutcome, Limits, Pending, Rejected, StoreError, StoredAlert};
+
+/// Epochs remembered per connection, to know which frame is the first of its epoch.
+const EPOCHS_SEEN_MAX: usize = 8;
+
+/// What one connection remembers between its frames.
+#[derive(Debug, Default)]
+pub struct Connection {
+    epochs: Vec<u64>,
+}
+
+impl Connection {
+    /// Whether this is the connection's first frame of the epoch.
+    fn is_first(&mut self, epoch: u64) -> bool {
+        let first = !self.epochs.contains(&epoch) && self.epochs.len() < EPOCHS_SEEN_MAX;
+        if first {
+            self.epochs.push(epoch);
+        }
+        first
+    }
+}
+
+/// A message on its way into the store.
+#[derive(Debug)]
+pub enum Stored {
+    /// A frame that was understood.
+    Frame {
+        /// Which outbox.
+        epoch: u64,
+        /// The alert in it, to be told when it is stored.
+        alert: Option<Box<Alert>>,
+        /// After the commit.
+        pending: Pending<FrameOutcome>,
+    },
+    /// A message that is only kept; if it begins like a frame it is acknowledged.
+    Rejected {
+        /// Which outbox, if known.
+        epoch: u64,
+        /// After the commit.
+        pending: Pending<Option<u64>>,
+    },
+    /// A heartbeat or report.
+    Note(Pending<()>),
+}
+
+/// What to do about a request.
+#[derive(Debug)]
+pub enum Asked {
+    /// Wait for the store.
+    Stored(Stored),
+    /// Answer with part of a bundle.
+    Chunk {
+        /// SHA-256 of the whole bundle.
+        sha256: [u8; 32],
+        /// First byte.
+        offset: u32,
+        /// At most [`CHUNK_MAX`].
+        len: u32,
+    },
+}
+
+/// Takes a message of the `up` topic.
+///
+/// # Errors
+/// When the store has stopped.
+pub async fn up(
+    shared: &Arc<Shared>,
+    device: &DeviceId,
+    connection: &mut Connection,
+    raw: Vec<u8>,
+) -> Result<Stored, StoreError> {
+    let frame = match decode_frame(&raw) {
+        Ok(frame) => frame,
+        Err(reason) => return reject(shared, device, connection, "up", reason, raw).await,
+    };
+    let first = connection.is_first(frame.epoch);
+    let epoch = frame.epoch;
+    let alert = match &frame.body {
+        Uplink::Alert(alert) => Some(Box::new(alert.clone())),
+        Uplink::Windows(_) => None,
+    };
+    let (counters, owner, limits) = (Arc::clone(&shared.counters), device.clone(), limits(shared));
+    let pending = shared
+        .store
+        .submit(move |c| store::put_frame(c, &counters, &owner, &frame, first, clock::unix_ms(), limits))
+        .await?;
+    Ok(Stored::Frame { epoch, alert, pending })
+}
+
+/// Takes a message of the `req` topic.
+///
+/// # Errors
+/// When the store has stopped.
+pub async fn request(
+    shared: &Arc<Shared>,
+    device: &DeviceId,
+    connection: &mut Connection,
+    raw: Vec<u8>,
+) -> Result<Asked, StoreError> {
+    let owner = device.clone();
+    let pending = match wire::decode::<Request>(&raw) {
+        Ok(Request::Chunk { sha256, offset, len }) => {
+            return Ok(Asked::Chunk { sha256, offset, len: len.min(CHUNK_MAX as u32) });
+        }
+        Ok(Request::Bundle(report)) => {
+            match &report.refused {
+                Some(why) => log::warn!(
+                    "device {device} refused generation {} for {}: {why}",
+                    report.generation,
+                    report.program
+                ),
+                None => {
+                    log::info!(
+                        "device {device} uses generation {} for {}",
+                        report.generation,
+                        report.program
+                    );
+                }
+            }
+            shared.store.submit(move |c| store::put_report(c, &owner, &report)).await?
+        }
+        Ok(Request::Heartbeat(_)) => {
+            shared.store.submit(move |c| store::put_heartbeat(c, &owner, &raw, clock::unix_ms())).await?
+        }
+        Err(error) => {
+            return reject(shared, device, connection, "req", error.to_string(), raw)
+                .await
+                .map(Asked::Stored);
+        }
+    };
+    Ok(Asked::Stored(Stored::Note(pending)))
+}
+
+/// Tells people and the trainer about what was stored; gives the acknowledgement (epoch, seq) if there is one.
+///
+/// # Errors
+/// When it was not stored; the device must not be answered then.
+pub async fn stored(
+    shared: &Arc<Shared>,
+    device: &DeviceId,
+    stored: Stored,
+) -> Result<Option<(u64, u64)>, StoreError> {
+    match stored {
+        Stored::Frame { epoch, alert, pending } => {
+            let outcome = pending.done().await?;
+            if let (Some(id), Some(alert)) = (outcome.alert_id, alert) {
+                log::info!(
+                    "alert {id} from {device}: {} {:.0} {}: {}",
+                    alert.severity.as_str(),
+                    alert.score,
+                    alert.program,
+                    alert.summary
+                );
+                let (device, received_ms) = (device.to_string(), clock::unix_ms());
+                let alert = StoredAlert { id, device, received_ms, alert: *alert };
+                shared.hub.tell(Event::Alert(Arc::new(alert)));
+            }
+            if let Some(windows) = outcome.windows {
+                shared.trainer.consider(device, &windows.program.key(), windows.total, windows.generation);
+                shared.hub.tell(Event::Training(device.clone()));
+            }
+            Ok(Some((epoch, outcome.acked)))
+        }
+        Stored::Rejected { epoch, pending } => Ok(pending.done().await?.map(|seq| (epoch, seq))),
+        Stored::Note(pending) => {
+            pending.done().await?;
+            shared.hub.tell(Event::Device(device.clone()));
+            Ok(None)
+        }
+    }
+}
+
+async fn reject(
+    shared: &Arc<Shared>,
+    device: &DeviceId,
+    connection: &mut Connection,
+    topic: &'static str,
+    reason: String,
+    raw: Vec<u8>,
+) -> Result<Stored, StoreError> {
+    log::warn!("device {device} sent {} bytes on {topic} that were rejected: {reason}", raw.len());
+    let number = if topic == "up" { leading_number(&raw) } else { None };
+    let epoch = number.map_or(0, |(epoch, _)| epoch);
+    let first = number.is_some() && connection.is_first(epoch);
+    let rejected = Rejected { topic, reason, number, raw };
+    let (counters, owner) = (Arc::clone(&shared.counters), device.clone());
+    let pending = shared
+        .store
+        .submit(move |c| store::put_rejected(c, &counters, &owner, &rejected, first, clock::unix_ms()))
+        .await?;
+    Ok(Stored::Rejected { epoch, pending })
+}
+
+fn limits(shared: &Shared) -> Limits {
+    let config = &shared.config;
+    Limits { windows: config.windows_max, programs: config.programs_max, alerts: config.alerts_max }
+}
+
+/// A frame's first two fields, if they are there and usable.
+fn leading_number(raw: &[u8]) -> Option<(u64, u64)> {
+    let ((epoch, seq), _) = postcard::take_from_bytes::<(u64, u64)>(raw).ok()?;
+    usable(seq).then_some((epoch, seq))
+}
+
+fn usable(seq: u64) -> bool {
+    (1..=i64::MAX as u64 / 2).contains(&seq)
+}
+
+fn decode_frame(raw: &[u8]) -> Result<UplinkFrame, String> {
+    let frame: UplinkFrame = wire::decode(raw).map_err(|error| error.to_string())?;
+    if !usable(frame.seq) {
+        return Err(format!("the number {} is out of range", frame.seq));
+    }
+    match &frame.body {
+        Uplink::Alert(alert) => check_alert(alert)?,
+        Uplink::Windows(windows) => check_windows(windows)?,
+    }
+    Ok(frame)
+}
+
+fn check_alert(alert: &Alert) -> Result<(), String> {
+    if !(0.0..=100.0).contains(&alert.score) {
+        return Err("the score is not in 0 to 100".into());
+    }
+    let shares = alert.reasons.iter().map(|reason| reason.share);
+    if !shares.chain(alert.detectors.iter().map(|detector| detector.z)).all(f32::is_finite) {
+        return Err("a share or z is not a number".into());
+    }
+    Ok(())
+}
+
+fn check_windows(windows: &TrainingWindows) -> Result<(), String> {
+    for window in &windows.windows {
+        let ascending = window.vector.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        let inside = window.vector.last().is_none_or(|(index, _)| usize::from(*index) < FEATURES);
+        if !ascending || !inside {
+            return Err("a vector's indices are not ascending or out of range".into());
+        }
+        if !window.vector.iter().all(|(_, value)| (0.0..=1.0).contains(value)) {
+            return Err("a vector's value is not in 0 to 1".into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use models::program::ProgramId;
+    use models::wire::TrainingWindow;
+
+    use super::*;
+
+    fn frame(seq: u64, vector: Vec<(u16, f32)>) -> Vec<u8> {
+        let program = ProgramId { unit: "u".into(), exe: "/e".into(), script: None };
+        let windows = vec![TrainingWindow { unix_ms: 1, run: 1, vector, traits: vec![] }];
+        let body = Uplink::Windows(TrainingWindows { program, windows });
+        wire::encode(&UplinkFrame { epoch: 9, seq, body }).unwrap()
+    }
+
+    #[test]
+    fn vectors_outside_the_schema_are_refused() {
+        assert!(decode_frame(&frame(1, vec![(0, 0.5), (426, 1.0)])).is_ok());
+        for bad in [vec![(427, 0.5)], vec![(2, 0.5), (1, 0.5)], vec![(1, 0.5), (1, 0.5)], vec![(1, 1.5)]] {
+            assert!(decode_frame(&frame(1, bad)).is_err());
+        }
+        assert!(decode_frame(&frame(1, vec![(1, f32::NAN)])).is_err());
+        assert!(decode_frame(&frame(0, vec![])).is_err());
+    }
+
+    #[test]
+    fn a_rejected_frame_still_tells_its_number() {
+        let raw = frame(7, vec![(427, 0.5)]);
+        assert_eq!(leading_number(&raw), Some((9, 7)));
+        assert_eq!(leading_number(b"\xff"), None);
+    }
+}

@@ -1,0 +1,304 @@
+//! The fleet's own certificate authority, server certificate, bundle signing key and API token, kept in the state
+//! folder: `ca.pem`, `ca.key`, `server.pem`, `server.key`, `bundle.key` (PKCS#8) and `api.token`, mode 0600.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use models::bundle::SigningKey;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
+};
+use tokio_rustls::rustls::pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _,
+};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+
+use crate::device::DeviceId;
+use crate::files::write_private;
+use crate::ticket;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Keys and certificates, read or made.
+pub struct Pki {
+    ca_pem: String,
+    ca_der: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    server_der: CertificateDer<'static>,
+    server_key: KeyPair,
+    signing: SigningKey,
+    token_hash: [u8; 32],
+}
+
+/// A device's certificate, signed.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// For the device.
+    pub pem: String,
+    /// SHA-256 of the DER form: only the newest certificate of a device may connect.
+    pub sha256: [u8; 32],
+}
+
+/// A key or certificate that could not be read, made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A file of the state folder.
+    #[error("reading or writing {path}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// A file holds something else.
+    #[error("{0} is damaged; restore it from a backup, or move the state folder away to start a new fleet")]
+    Damaged(PathBuf),
+    /// Making or signing a certificate.
+    #[error("making a certificate")]
+    Certificate(#[source] rcgen::Error),
+    /// The CSR of a device.
+    #[error("the certificate signing request cannot be used")]
+    Request(#[source] rcgen::Error),
+    /// TLS set-up.
+    #[error("setting up TLS")]
+    Tls(#[source] rustls::Error),
+    /// TLS set-up of client certificates.
+    #[error("setting up client certificates")]
+    Verifier(#[source] rustls::server::VerifierBuilderError),
+    /// A client certificate without a device id as its common name.
+    #[error("the certificate names no device")]
+    NoIdentity,
+}
+
+impl Pki {
+    /// Reads what is there and makes what is missing. The server certificate is made anew at every start, so it
+    /// always fits the configured names and never runs out while anyone restarts the server once in five years.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or holds something else.
+    pub fn open(dir: &Path, names: &[String], now_unix_s: u64) -> Result<Self, PkiError> {
+        let (ca_pem, issuer) = authority(dir, now_unix_s)?;
+        let ca_der = CertificateDer::from_pem_slice(ca_pem.as_bytes())
+            .map_err(|_| PkiError::Damaged(dir.join("ca.pem")))?;
+        let (server_der, server_key) = server_certificate(dir, names, &issuer, now_unix_s)?;
+        let signing_path = dir.join("bundle.key");
+        let pkcs8 = read_or_make(&signing_path, || Ok(SigningKey::generate_pkcs8()))?;
+        let signing = SigningKey::from_pkcs8(&pkcs8).ok_or(PkiError::Damaged(signing_path))?;
+        let token_path = dir.join("api.token");
+        let token = read_or_make(&token_path, || Ok(ticket::random_secret().into_bytes()))?;
+        let token = String::from_utf8(token).map_err(|_| PkiError::Damaged(token_path.clone()))?;
+        if token.trim().len() < 32 {
+            return Err(PkiError::Damaged(token_path));
+        }
+        let token_hash = ticket::secret_hash(token.trim());
+        Ok(Self { ca_pem, ca_der, issuer, server_der, server_key, signing, token_hash })
+    }
+
+    /// The authority's certificate.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// The key that signs bundles.
+    #[must_use]
+    pub fn signing(&self) -> &SigningKey {
+        &self.signing
+    }
+
+    /// Whether this is the API token; takes the same time wherever it differs.
+    #[must_use]
+    pub fn token_is(&self, token: &str) -> bool {
+        ticket::same_digest(&ticket::secret_hash(token), &self.token_hash)
+    }
+
+    /// Signs a device's public key. Only the key is taken from the request: name and use are ours.
+    ///
+    /// # Errors
+    /// When the request cannot be read or its own signature does not fit.
+    pub fn sign_device(&self, device: &DeviceId, csr_pem: &str, now_unix_s: u64) -> Result<Signed, PkiError> {
+        let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(PkiError::Request)?;
+        let mut params = params(device.as_str(), now_unix_s, 5 * 365);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let certificate =
+            params.signed_by(&request.public_key, &self.issuer).map_err(PkiError::Certificate)?;
+        Ok(Signed { pem: certificate.pem(), sha256: models::bundle::sha256(certificate.der()) })
+    }
+
+    /// TLS for browsers: no client certificate.
+    ///
+    /// # Errors
+    /// When the TLS library refuses key or certificate.
+    pub fn web_tls(&self) -> Result<ServerConfig, PkiError> {
+        let builder = builder()?.with_no_client_auth();
+        let mut config = builder.with_single_cert(self.chain(), self.key()).map_err(PkiError::Tls)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
+    }
+
+    /// TLS for devices: a client certificate of our authority is required.
+    ///
+    /// # Errors
+    /// When the TLS library refuses key or certificate.
+    pub fn device_tls(&self) -> Result<ServerConfig, PkiError> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca_der.clone()).map_err(PkiError::Tls)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .map_err(PkiError::Verifier)?;
+        let builder = builder()?.with_client_cert_verifier(verifier);
+        builder.with_single_cert(self.chain(), self.key()).map_err(PkiError::Tls)
+    }
+
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.server_der.clone(), self.ca_der.clone()]
+    }
+
+    fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.server_key.serialize_der()))
+    }
+}
+
+/// The device a verified client certificate belongs to: its only common name.
+///
+/// # Errors
+/// [`PkiError::NoIdentity`] when there is no such name or it is no device id.
+pub fn device_of(certificate: &CertificateDer<'_>) -> Result<DeviceId, PkiError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| PkiError::NoIdentity)?;
+    let mut names = parsed.subject().iter_common_name();
+    let name = names.next().and_then(|name| name.as_str().ok()).ok_or(PkiError::NoIdentity)?;
+    match (DeviceId::parse(name), names.next()) {
+        (Ok(device), None) => Ok(device),
+        _ => Err(PkiError::NoIdentity),
+    }
+}
+
+fn builder() -> Result<rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>, PkiError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(PkiError::Tls)
+}
+
+/// Valid from a day ago, because a gateway's clock may be behind.
+fn params(common_name: &str, now_unix_s: u64, days: u32) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    let now = date_time_ymd(1970, 1, 1) + Duration::from_secs(now_unix_s);
+    params.not_before = now - DAY;
+    params.not_after = now + DAY * days;
+    let mut serial = models::bundle::sha256(ticket::random_secret().as_bytes());
+    serial[0] &= 0x7f;
+    params.serial_number = Some(SerialNumber::from_slice(&serial[..16]));
+    params
+}
+
+fn authority(dir: &Path, now_unix_s: u64) -> Result<(String, Issuer<'static, KeyPair>), PkiError> {
+    let (pem_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
+    // The certificate is written last: without it the key has signed nothing and may be replaced.
+    if !pem_path.exists() {
+        let key = KeyPair::generate().map_err(PkiError::Certificate)?;
+        let mut params = params("BehaveGuard fleet CA", now_unix_s, 20 * 365);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key).map_err(PkiError::Certificate)?;
+        write(&key_path, key.serialize_pem().as_bytes())?;
+        write(&pem_path, certificate.pem().as_bytes())?;
+    }
+    let pem = String::from_utf8(read(&pem_path)?).map_err(|_| PkiError::Damaged(pem_path.clone()))?;
+    let key = String::from_utf8(read(&key_path)?).map_err(|_| PkiError::Damaged(key_path.clone()))?;
+    let key = KeyPair::from_pem(&key).map_err(|_| PkiError::Damaged(key_path))?;
+    let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|_| PkiError::Damaged(pem_path))?;
+    Ok((pem, issuer))
+}
+
+fn server_certificate(
+    dir: &Path,
+    names: &[String],
+    issuer: &Issuer<'static, KeyPair>,
+    now_unix_s: u64,
+) -> Result<(CertificateDer<'static>, KeyPair), PkiError> {
+    let key = KeyPair::generate().map_err(PkiError::Certificate)?;
+    let mut params = params("BehaveGuard fleet server", now_unix_s, 5 * 365);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    for name in names {
+        let san = match name.parse() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName(name.as_str().try_into().map_err(PkiError::Certificate)?),
+        };
+        params.subject_alt_names.push(san);
+    }
+    let certificate = params.signed_by(&key, issuer).map_err(PkiError::Certificate)?;
+    write(&dir.join("server.key"), key.serialize_pem().as_bytes())?;
+    write(&dir.join("server.pem"), certificate.pem().as_bytes())?;
+    Ok((certificate.der().clone(), key))
+}
+
+fn read_or_make(path: &Path, make: impl FnOnce() -> Result<Vec<u8>, PkiError>) -> Result<Vec<u8>, PkiError> {
+    if !path.exists() {
+        write(path, &make()?)?;
+    }
+    read(path)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
+    fs::read(path).map_err(|source| PkiError::File { path: path.into(), source })
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
+    write_private(path, bytes).map_err(|source| PkiError::File { path: path.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn csr(name: &str, san: &str) -> String {
+        let mut params = CertificateParams::new(vec![san.to_string()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap()
+    }
+
+    #[test]
+    fn only_the_key_of_a_request_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path(), &["localhost".into()], NOW).unwrap();
+        let device = DeviceId::parse("gw-1").unwrap();
+        let signed = pki.sign_device(&device, &csr("gw-2", "evil.example"), NOW).unwrap();
+        let der = CertificateDer::from_pem_slice(signed.pem.as_bytes()).unwrap();
+        assert_eq!(device_of(&der).unwrap(), device);
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        assert!(parsed.subject_alternative_name().unwrap().is_none());
+        assert!(!parsed.is_ca());
+        let usage = parsed.extended_key_usage().unwrap().unwrap();
+        assert!(usage.value.client_auth && !usage.value.server_auth);
+        assert!(pki.sign_device(&device, "-----BEGIN NOTHING-----", NOW).is_err());
+    }
+
+    #[test]
+    fn a_second_start_keeps_the_authority_and_secrets_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Pki::open(dir.path(), &["localhost".into(), "::1".into()], NOW).unwrap();
+        let second = Pki::open(dir.path(), &["other".into()], NOW).unwrap();
+        assert_eq!(first.ca_pem, second.ca_pem);
+        assert_eq!(first.signing.public(), second.signing.public());
+        let token = fs::read_to_string(dir.path().join("api.token")).unwrap();
+        assert!(second.token_is(&token) && !second.token_is("x"));
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Everything together: opens the state folder, listens, and stops cleanly.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::clock;
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::device::DeviceId;
+use crate::files;
+use crate::hub::Hub;
+use crate::mqtt;
+use crate::pki::{Pki, PkiError};
+use crate::store::{self, Store, StoreError, Threads};
+use crate::trainer::{self, Fit, Trainer};
+use crate::web;
+
+/// How often counters are saved when nothing else is.
+const SAVE_EVERY: Duration = Duration::from_secs(5);
+
+/// How long open requests may take at the end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What every part of the server can see.
+pub struct Shared {
+    /// What the operator chose.
+    pub config: Config,
+    /// Keys and certificates.
+    pub pki: Pki,
+    /// The database.
+    pub store: Store,
+    /// Who is connected.
+    pub hub: Hub,
+    /// What happened how often.
+    pub counters: Arc<Counters>,
+    /// Asks for trainings.
+    pub trainer: Trainer,
+    /// Where we listen.
+    pub addresses: Addresses,
+    /// Says true when the server stops.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Where a server listens, as in `<state>/addresses.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Address and port devices connect to.
+    pub mqtt: SocketAddr,
+    /// Address and port people connect to.
+    pub web: SocketAddr,
+    /// What `https://` address is told to devices.
+    pub web_url: String,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Making the state folder or a file in it.
+    #[error("preparing {path}")]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// Another server uses the folder.
+    #[error("{0} is used by another server")]
+    InUse(PathBuf),
+    /// Listening.
+    #[error("listening on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// Keys and certificates.
+    #[error("keys and certificates")]
+    Pki(#[from] PkiError),
+    /// The database.
+    #[error("the store")]
+    Store(#[from] StoreError),
+    /// A thread.
+    #[error("starting the trainer")]
+    Trainer(#[source] io::Error),
+}
+
+/// A server that listens.
+pub struct Running {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    store: Threads,
+    trainer: JoinHandle<()>,
+    lock: File,
+}
+
+/// Starts a server on a state folder.
+///
+/// # Errors
+/// When the folder, a key, the database or an address cannot be used.
+pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Running, ServerError> {
+    let failed = |source| ServerError::State { path: dir.into(), source };
+    files::make_state_dir(dir).map_err(failed)?;
+    let lock = lock(dir)?;
+    let pki = Pki::open(dir, &config.certificate_names(), clock::unix_s())?;
+    let counters = Arc::<Counters>::default();
+    let (store, threads) = Store::open(dir, Arc::clone(&counters))?;
+    let mqtt_listener = listen(config.mqtt).await?;
+    let web_listener = listen(config.web).await?;
+    let mqtt = mqtt_listener.local_addr().map_err(failed)?;
+    let web = web_listener.local_addr().map_err(failed)?;
+    let web_url = format!("https://{}", config.host_for(web));
+    let addresses = Addresses { mqtt, web, web_url };
+    let device_tls = TlsAcceptor::from(Arc::new(pki.device_tls()?));
+    let web_tls = TlsAcceptor::from(Arc::new(pki.web_tls()?));
+    let (trainer, work) = Trainer::new(config.learn_windows, Arc::clone(&counters));
+    let hub = Hub::new(Arc::clone(&counters));
+    let (stop, stopped) = watch::channel(false);
+    let shared =
+        Arc::new(Shared { config, pki, store, hub, counters, trainer, addresses, stop: stopped.clone() });
+    let runtime = tokio::runtime::Handle::current();
+    let trainer =
+        trainer::spawn(work, Arc::downgrade(&shared), runtime, fit).map_err(ServerError::Trainer)?;
+    train_what_waited(&shared).await?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(mqtt::serve(Arc::clone(&shared), mqtt_listener, device_tls, stopped.clone()));
+    tasks.spawn(web::serve(Arc::clone(&shared), web_listener, web_tls, stopped.clone()));
+    tasks.spawn(save_counters(shared.store.clone(), stopped));
+    let path = dir.join("addresses.json");
+    let json = serde_json::to_vec(&shared.addresses).expect("addresses have a JSON form");
+    files::write_private(&path, &json).map_err(|source| ServerError::State { path, source })?;
+    log::info!("devices: mqtts://{mqtt}, people: {}, state: {}", shared.addresses.web_url, dir.display());
+    Ok(Running { shared, stop, tasks, store: threads, trainer, lock })
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.shared.addresses
+    }
+
+    /// What its parts see.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Stops listening, lets open requests end, and writes everything down. A training that runs is left behind.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        let ended =
+            tokio::time::timeout(STOP_TIMEOUT, async { while self.tasks.join_next().await.is_some() {} });
+        if ended.await.is_err() {
+            self.tasks.abort_all();
+            while self.tasks.join_next().await.is_some() {}
+        }
+        drop(self.shared);
+        let (store, trainer, lock) = (self.store, self.trainer, self.lock);
+        let written = tokio::task::spawn_blocking(move || {
+            if trainer.is_finished() {
+                store.join();
+            } else {
+                // Connections' tasks may hold the store a moment longer.
+                std::thread::sleep(Duration::from_millis(50));
+                if trainer.is_finished() {
+                    store.join();
+                }
+            }
+            drop(lock);
+        });
+        if written.await.is_err() {
+            log::error!("writing everything down at the end failed");
+        }
+    }
+}
+
+/// Where the server of a state folder listens or listened last.
+///
+/// # Errors
+/// When no server was started on it yet.
+pub fn addresses_of(dir: &Path) -> io::Result<Addresses> {
+    let json = std::fs::read(dir.join("addresses.json"))?;
+    serde_json::from_slice(&json).map_err(io::Error::other)
+}
+
+fn lock(dir: &Path) -> Result<File, ServerError> {
+    let path = dir.join("lock");
+    let file = File::create(&path).map_err(|source| ServerError::State { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ServerError::InUse(dir.into())),
+        Err(TryLockError::Error(source)) => Err(ServerError::State { path, source }),
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+}
+
+async fn train_what_waited(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    let needed = shared.config.learn_windows;
+    for (device, key, total) in shared.store.read(move |c| store::training_candidates(c, needed)).await? {
+        if let Ok(device) = DeviceId::parse(&device) {
+            shared.trainer.consider(&device, &key, total, 0);
+        }
+    }
+    Ok(())
+}
+
+async fn save_counters(store: Store, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SAVE_EVERY) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        // Every commit saves the counters that changed; this one has nothing else to do.
+        if let Err(error) = store.write(|_| Ok(())).await {
+            log::error!("saving counters: {error}");
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Numbered messages: stored once, acknowledged up to the first gap.
+//!
+//! A device sends its outbox in order and starts again behind the last acknowledgement at each connection. So the
+//! first frame of a connection is the oldest it still has: numbers below it that never came are gone, they are
+//! counted as missing and the acknowledgement moves past them. A gap later in a connection only waits.
+
+use models::program::ProgramId;
+use models::wire::{Alert, TrainingWindow, Uplink, UplinkFrame};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::{StoreError, bits, int, uint};
+use crate::counters::{Counter, Counters};
+use crate::device::DeviceId;
+
+/// Numbers stored beyond a gap, per device and epoch; one more and the gap is given up.
+const AHEAD_MAX: i64 = 4096;
+
+/// Epochs remembered per device; one more and the one not used longest is forgotten.
+const EPOCHS_MAX: i64 = 16;
+
+/// Rejected messages kept; one more drops the oldest.
+const REJECTED_MAX: i64 = 1000;
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Windows per device and program.
+    pub windows: u32,
+    /// Programs per device.
+    pub programs: u32,
+    /// Alerts of all devices.
+    pub alerts: u32,
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug)]
+pub struct FrameOutcome {
+    /// Stored now, not before.
+    pub fresh: bool,
+    /// Highest number with nothing missing below it.
+    pub acked: u64,
+    /// The row of a fresh alert.
+    pub alert_id: Option<u64>,
+    /// What is there to train with after fresh windows.
+    pub windows: Option<WindowsOutcome>,
+}
+
+/// What is there to train one program with.
+#[derive(Clone, Debug)]
+pub struct WindowsOutcome {
+    /// Which program.
+    pub program: ProgramId,
+    /// All windows ever stored.
+    pub total: u64,
+    /// The newest bundle, 0 for none.
+    pub generation: u64,
+}
+
+/// A message that is kept only to be looked at.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    /// Where it came on.
+    pub topic: &'static str,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Its number, if it begins like a frame: it is acknowledged so that the device does not send it for ever.
+    pub number: Option<(u64, u64)>,
+    /// Its bytes.
+    pub raw: Vec<u8>,
+}
+
+/// Stores a frame, unless it is there, and moves the acknowledgement.
+///
+/// # Errors
+/// When the database fails.
+pub fn put_frame(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    frame: &UplinkFrame,
+    first: bool,
+    now_ms: u64,
+    limits: Limits,
+) -> Result<FrameOutcome, StoreError> {
+    let (fresh, acked) = number(c, counters, device, (frame.epoch, frame.seq), first, now_ms)?;
+    let mut outcome = FrameOutcome { fresh, acked, alert_id: None, windows: None };
+    match &frame.body {
+        // Also when the number is known: a frame that was given up as missing may still come.
+        Uplink::Alert(alert) => {
+            outcome.alert_id = put_alert(c, counters, device, frame, alert, now_ms, limits)?;
+            outcome.fresh = outcome.alert_id.is_some();
+        }
+        Uplink::Windows(windows) if fresh => {
+            outcome.windows = put_windows(c, counters, device, &windows.program, &windows.windows, limits)?;
+        }
+        Uplink::Windows(_) => {}
+    }
+    super::seen(c, device, now_ms)?;
+    counters.bump(if outcome.fresh { Counter::FramesStored } else { Counter::FramesDuplicate });
+    Ok(outcome)
+}
+
+/// Keeps a message that could not be used, and acknowledges its number if it has one.
+///
+/// # Errors
+/// When the database fails.
+pub fn put_rejected(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    rejected: &Rejected,
+    first: bool,
+    now_ms: u64,
+) -> Result<Option<u64>, StoreError> {
+    counters.bump(Counter::MessagesRejected);
+    c.execute(
+        "INSERT INTO rejected(device, received_ms, topic, reason, body) VALUES (?, ?, ?, ?, ?)",
+        params![device.as_str(), int(now_ms), rejected.topic, rejected.reason, rejected.raw],
+    )?;
+    let dropped =
+        c.execute("DELETE FROM rejected WHERE id <= (SELECT max(id) FROM rejected) - ?", [REJECTED_MAX])?;
+    counters.add(Counter::RejectedDropped, dropped as u64);
+    match rejected.number {
+        Some(at) => number(c, counters, device, at, first, now_ms).map(|(_, acked)| Some(acked)),
+        None => Ok(None),
+    }
+}
+
+/// Notes a number; gives whether it is new and the acknowledgement after it.
+fn number(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    (epoch, seq): (u64, u64),
+    first: bool,
+    now_ms: u64,
+) -> Result<(bool, u64), StoreError> {
+    let (id, epoch, seq) = (device.as_str(), bits(epoch), int(seq));
+    let known: Option<i64> = c
+        .prepare_cached("SELECT acked FROM acks WHERE device = ? AND epoch = ?")?
+        .query_row(params![id, epoch], |row| row.get(0))
+        .optional()?;
+    if known.is_none() {
+        forget_epochs(c, counters, id)?;
+    }
+    let before = known.unwrap_or(0);
+    let mut acked = before;
+    let mut fresh = false;
+    if seq == acked + 1 {
+        fresh = true;
+        acked = seq;
+    } else if seq > acked {
+        let insert = "INSERT OR IGNORE INTO ahead VALUES (?, ?, ?)";
+        fresh = c.prepare_cached(insert)?.execute(params![id, epoch, seq])? == 1;
+        let to = if first {
+            Some(seq)
+        } else if fresh && ahead_count(c, id, epoch)? > AHEAD_MAX {
+            let mut lowest = c.prepare_cached("SELECT min(seq) FROM ahead WHERE device = ? AND epoch = ?")?;
+            Some(lowest.query_row(params![id, epoch], |row| row.get::<_, i64>(0))?)
+        } else {
+            None
+        };
+        if let Some(to) = to {
+            let below = "DELETE FROM ahead WHERE device = ? AND epoch = ? AND seq < ?";
+            let stored = c.prepare_cached(below)?.execute(params![id, epoch, to])? as i64;
+            let missing = uint(to - 1 - acked - stored);
+            counters.add(Counter::FramesMissing, missing);
+            log::warn!("device {id} no longer has {missing} numbers of epoch {epoch:x} below {to}");
+            acked = to - 1;
+        }
+    }
+    if acked > before {
+        acked = roll_forward(c, id, epoch, acked)?;
+    }
+    c.prepare_cached("INSERT OR REPLACE INTO acks VALUES (?, ?, ?, ?)")?.execute(params![
+        id,
+        epoch,
+        acked,
+        int(now_ms)
+    ])?;
+    Ok((fresh, uint(acked)))
+}
+
+/// The acknowledgements of all epochs of a device, as (epoch, seq).
+///
+/// # Errors
+/// When the database fails.
+pub fn acks(c: &Connection, device: &DeviceId) -> Result<Vec<(u64, u64)>, StoreError> {
+    let mut query = c.prepare_cached("SELECT epoch, acked FROM acks WHERE device = ?")?;
+    let rows =
+        query.query_map([device.as_str()], |row| Ok((super::from_bits(row.get(0)?), uint(row.get(1)?))))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn ahead_count(c: &Connection, device: &str, epoch: i64) -> Result<i64, StoreError> {
+    let mut count = c.prepare_cached("SELECT count(*) FROM ahead WHERE device = ? AND epoch = ?")?;
+    Ok(count.query_row(params![device, epoch], |row| row.get(0))?)
+}
+
+/// Takes numbers from `ahead` while they follow without a gap.
+fn roll_forward(c: &Connection, device: &str, epoch: i64, mut acked: i64) -> Result<i64, StoreError> {
+    let mut take = c.prepare_cached("DELETE FROM ahead WHERE device = ? AND epoch = ? AND seq = ?")?;
+    while take.execute(params![device, epoch, acked + 1])? == 1 {
+        acked += 1;
+    }
+    Ok(acked)
+}
+
+fn forget_epochs(c: &Connection, counters: &Counters, device: &str) -> Result<(), StoreError> {
+    let count: i64 = c.query_row("SELECT count(*) FROM acks WHERE device = ?", [device], |row| row.get(0))?;
+    if count >= EPOCHS_MAX {
+        let oldest: i64 = c.query_row(
+            "SELECT epoch FROM acks WHERE device = ? ORDER BY touched_ms LIMIT 1",
+            [device],
+            |row| row.get(0),
+        )?;
+        c.execute("DELETE FROM acks WHERE device = ? AND epoch = ?", params![device, oldest])?;
+        c.execute("DELETE FROM ahead WHERE device = ? AND epoch = ?", params![device, oldest])?;
+        counters.bump(Counter::EpochsForgotten);
+    }
+    Ok(())
+}
+
+fn put_alert(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    frame: &UplinkFrame,
+    alert: &Alert,
+    now_ms: u64,
+    limits: Limits,
+) -> Result<Option<u64>, StoreError> {
+    let body = postcard::to_stdvec(alert).map_err(StoreError::Damaged)?;
+    let stored = c
+        .prepare_cached(
+            "INSERT OR IGNORE INTO alerts(device, epoch, seq, received_ms, body) VALUES (?, ?, ?, ?, ?)",
+        )?
+        .execute(params![device.as_str(), bits(frame.epoch), int(frame.seq), int(now_ms), body])?;
+    if stored == 0 {
+        return Ok(None);
+    }
+    let id = c.last_insert_rowid();
+    c.prepare_cached("UPDATE devices SET alerts = alerts + 1 WHERE id = ?")?.execute([device.as_str()])?;
+    let dropped =
+        c.prepare_cached("DELETE FROM alerts WHERE id <= ?")?.execute([id - i64::from(limits.alerts)])?;
+    counters.add(Counter::AlertsDropped, dropped as u64);
+    Ok(Some(uint(id)))
+}
+
+fn put_windows(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    program: &ProgramId,
+    windows: &[TrainingWindow],
+    limits: Limits,
+) -> Result<Option<WindowsOutcome>, StoreError> {
+    let (id, key) = (device.as_str(), program.key());
+    if !program_row(c, id, &key, program, limits)? {
+        counters.add(Counter::ProgramsRefused, windows.len() as u64);
+        return Ok(None);
+    }
+    let mut insert = c.prepare_cached("INSERT INTO windows(device, key, body) VALUES (?, ?, ?)")?;
+    for window in windows {
+        let body = postcard::to_stdvec(window).map_err(StoreError::Damaged)?;
+        insert.execute(params![id, key, body])?;
+    }
+    let dropped = c
+        .prepare_cached(
+            "DELETE FROM windows WHERE device = ?1 AND key = ?2 AND id <=
+             (SELECT id FROM windows WHERE device = ?1 AND key = ?2 ORDER BY id DESC LIMIT 1 OFFSET ?3)",
+        )?
+        .execute(params![id, key, limits.windows])?;
+    counters.add(Counter::WindowsDropped, dropped as u64);
+    let (total, generation): (i64, i64) = c
+        .prepare_cached(
+            "UPDATE programs SET total = total + ? WHERE device = ? AND key = ? RETURNING total, generation",
+        )?
+        .query_row(params![windows.len() as i64, id, key], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(Some(WindowsOutcome { program: program.clone(), total: uint(total), generation: uint(generation) }))
+}
+
+/// Whether the program has a row, making one while there is room.
+fn program_row(
+    c: &Connection,
+    device: &str,
+    key: &str,
+    program: &ProgramId,
+    limits: Limits,
+) -> Result<bool, StoreError> {
+    let known = c
+        .prepare_cached("SELECT 1 FROM programs WHERE device = ? AND key = ?")?
+        .exists(params![device, key])?;
+    if known {
+        return Ok(true);
+    }
+    let count: i64 =
+        c.query_row("SELECT count(*) FROM programs WHERE device = ?", [device], |row| row.get(0))?;
+    if count >= i64::from(limits.programs) {
+        return Ok(false);
+    }
+    let body = postcard::to_stdvec(program).map_err(StoreError::Damaged)?;
+    c.execute("INSERT INTO programs(device, key, program) VALUES (?, ?, ?)", params![device, key, body])?;
+    Ok(true)
+}

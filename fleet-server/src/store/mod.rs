@@ -1,0 +1,288 @@
+//! SQLite behind one writing and one reading thread: jobs in, group commits, replies after the commit.
+//!
+//! A job is a closure over the connection. The writer takes everything that waits (at most [`GROUP_MAX`]), runs each
+//! job in its own savepoint, commits once, and only then answers: an answer means that the data survives a power cut.
+
+mod bundles;
+mod devices;
+mod frames;
+mod read;
+mod schema;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::counters::{Counter, Counters};
+
+pub use bundles::{StoredWindows, newest_offers, put_bundle, put_report, training_candidates, windows_of};
+pub use devices::{Enrol, Known, add_ticket, enrol, known, put_heartbeat, seen};
+pub use frames::{FrameOutcome, Limits, Rejected, WindowsOutcome, acks, put_frame, put_rejected};
+pub use read::{
+    DeviceRow, StoredAlert, TrainingRow, alert, alerts, chunk, count_rejected, device, devices, training,
+};
+
+/// Jobs of one commit at most.
+pub const GROUP_MAX: usize = 512;
+
+/// Jobs that may wait; the next caller waits for a place.
+const QUEUE_MAX: usize = 1024;
+
+type Reply = Box<dyn FnOnce(bool) + Send>;
+type Job = Box<dyn FnOnce(&Connection) -> (bool, Reply) + Send>;
+
+/// A store that could not be opened or did not do a job.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Opening or preparing the database.
+    #[error("opening the database {path}")]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The database was made by a newer server.
+    #[error("the database {path} has schema {found}, this server knows {known}; start a newer server")]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its `user_version`.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// Starting the thread.
+    #[error("starting the store's thread")]
+    Thread(#[source] std::io::Error),
+    /// The job itself failed; nothing of it is kept.
+    #[error("a query failed")]
+    Query(#[from] rusqlite::Error),
+    /// Stored bytes cannot be read back.
+    #[error("a stored row is damaged")]
+    Damaged(#[source] postcard::Error),
+    /// The commit failed; nothing of the group is kept.
+    #[error("the commit failed; is the disk full?")]
+    NotCommitted,
+    /// The store has stopped.
+    #[error("the store has stopped")]
+    Stopped,
+}
+
+/// A way to give the store jobs. Cheap to clone; the threads end with the last clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    write: mpsc::Sender<Job>,
+    read: mpsc::Sender<Job>,
+}
+
+/// An answer that comes after the commit.
+#[derive(Debug)]
+pub struct Pending<T>(oneshot::Receiver<Result<T, StoreError>>);
+
+impl<T> Pending<T> {
+    /// Waits for the commit.
+    ///
+    /// # Errors
+    /// When the job or the commit failed.
+    pub async fn done(self) -> Result<T, StoreError> {
+        self.0.await.unwrap_or(Err(StoreError::Stopped))
+    }
+}
+
+/// The store's threads, to wait for at the end.
+#[derive(Debug)]
+pub struct Threads([JoinHandle<()>; 2]);
+
+impl Threads {
+    /// Waits until everything is written. Drop every [`Store`] first.
+    pub fn join(self) {
+        for thread in self.0 {
+            if thread.join().is_err() {
+                log::error!("a thread of the store panicked");
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Opens `<dir>/fleet.db`, brings its schema up to date, loads the counters and starts the threads.
+    ///
+    /// # Errors
+    /// When the database cannot be opened or is newer than this server.
+    pub fn open(dir: &Path, counters: Arc<Counters>) -> Result<(Self, Threads), StoreError> {
+        let path = dir.join("fleet.db");
+        let writer = open(&path)?;
+        schema::migrate(&writer, &path)?;
+        schema::load_counters(&writer, &counters)?;
+        let reader = open(&path)?;
+        reader.pragma_update(None, "query_only", true)?;
+        let (write, write_jobs) = mpsc::channel(QUEUE_MAX);
+        let (read, read_jobs) = mpsc::channel(QUEUE_MAX);
+        let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(body).map_err(StoreError::Thread)
+        };
+        let threads = [
+            spawn("store-write", Box::new(move || write_loop(&writer, write_jobs, &counters)))?,
+            spawn("store-read", Box::new(move || read_loop(&reader, read_jobs)))?,
+        ];
+        Ok((Self { write, read }, Threads(threads)))
+    }
+
+    /// Hands over a writing job and waits for its commit.
+    ///
+    /// # Errors
+    /// When the job or the commit failed.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.submit(job).await?.done().await
+    }
+
+    /// Hands over a writing job; jobs of one caller run in the order of submission.
+    ///
+    /// # Errors
+    /// [`StoreError::Stopped`].
+    pub async fn submit<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<Pending<T>, StoreError> {
+        let (job, pending) = boxed(job);
+        self.write.send(job).await.map_err(|_| StoreError::Stopped)?;
+        Ok(pending)
+    }
+
+    /// Runs a query on the reading thread: it sees everything that was answered before.
+    ///
+    /// # Errors
+    /// When the query failed.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (job, pending) = boxed(job);
+        self.read.send(job).await.map_err(|_| StoreError::Stopped)?;
+        pending.done().await
+    }
+}
+
+/// Opens the database of a state folder for one job outside the server, e.g. the `ticket` command.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_alone(dir: &Path) -> Result<Connection, StoreError> {
+    let path = dir.join("fleet.db");
+    let connection = open(&path)?;
+    schema::migrate(&connection, &path)?;
+    Ok(connection)
+}
+
+fn open(path: &Path) -> Result<Connection, StoreError> {
+    let prepare = || {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(std::time::Duration::from_secs(10))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        Ok(connection)
+    };
+    prepare().map_err(|source| StoreError::Open { path: path.into(), source })
+}
+
+fn boxed<T: Send + 'static>(
+    job: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+) -> (Job, Pending<T>) {
+    let (reply, pending) = oneshot::channel();
+    let job: Job = Box::new(move |connection| {
+        let result = job(connection);
+        let good = result.is_ok();
+        let answer: Reply = Box::new(move |committed| {
+            let result = if committed || result.is_err() { result } else { Err(StoreError::NotCommitted) };
+            // A caller that went away needs no answer.
+            let _ = reply.send(result);
+        });
+        (good, answer)
+    });
+    (job, Pending(pending))
+}
+
+fn write_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job>, counters: &Counters) {
+    let mut saved = schema::Saved::of(counters);
+    while let Some(first) = jobs.blocking_recv() {
+        let mut replies = Vec::new();
+        let began = connection.execute_batch("BEGIN IMMEDIATE");
+        let mut next = Some(first);
+        while let Some(job) = next {
+            replies.push(in_savepoint(connection, job));
+            next = if replies.len() < GROUP_MAX { jobs.try_recv().ok() } else { None };
+        }
+        let committed = began
+            .and_then(|()| schema::save_counters(connection, counters, &mut saved))
+            .and_then(|()| connection.execute_batch("COMMIT"));
+        if let Err(error) = &committed {
+            counters.bump(Counter::CommitsFailed);
+            log::error!("committing {} jobs: {error}", replies.len());
+            // Without a transaction there is nothing to roll back, and that is fine.
+            let _ = connection.execute_batch("ROLLBACK");
+            saved = schema::Saved::nothing();
+        }
+        for reply in replies {
+            reply(committed.is_ok());
+        }
+    }
+    let last = connection
+        .execute_batch("BEGIN IMMEDIATE")
+        .and_then(|()| schema::save_counters(connection, counters, &mut saved))
+        .and_then(|()| connection.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)"));
+    if let Err(error) = last {
+        log::error!("saving the counters at the end: {error}");
+    }
+}
+
+/// One job's failure must not take the others of its group with it.
+fn in_savepoint(connection: &Connection, job: Job) -> Reply {
+    if let Err(error) = connection.execute_batch("SAVEPOINT job") {
+        log::error!("starting a job: {error}");
+        return Box::new(move |_| drop(job));
+    }
+    let (good, reply) = job(connection);
+    let end = if good { "RELEASE job" } else { "ROLLBACK TO job; RELEASE job" };
+    match connection.execute_batch(end) {
+        Ok(()) => reply,
+        Err(error) => {
+            log::error!("ending a job: {error}");
+            Box::new(move |_| reply(false))
+        }
+    }
+}
+
+fn read_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(job) = jobs.blocking_recv() {
+        let (_, reply) = job(connection);
+        reply(true);
+    }
+}
+
+/// SQLite's integers are signed; the bits are what counts.
+fn bits(value: u64) -> i64 {
+    i64::from_ne_bytes(value.to_ne_bytes())
+}
+
+fn from_bits(value: i64) -> u64 {
+    u64::from_ne_bytes(value.to_ne_bytes())
+}
+
+/// A count or time that is never negative and stays far below 2^63.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn uint(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}

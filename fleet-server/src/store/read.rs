@@ -1,0 +1,194 @@
+//! Queries for people and for the downlink.
+
+use models::program::ProgramId;
+use models::wire::{Alert, Heartbeat, Request};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::{StoreError, uint};
+use crate::device::DeviceId;
+
+/// An alert as it is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredAlert {
+    /// Counts up over all devices.
+    pub id: u64,
+    /// Who sent it.
+    pub device: String,
+    /// When it was stored, milliseconds since 1970.
+    pub received_ms: u64,
+    /// What was said.
+    pub alert: Alert,
+}
+
+/// A device as it is kept.
+#[derive(Clone, Debug)]
+pub struct DeviceRow {
+    /// Its name.
+    pub id: String,
+    /// When it was enrolled last.
+    pub enrolled_ms: u64,
+    /// When it was there last, 0 for never.
+    pub seen_ms: u64,
+    /// Alerts stored so far.
+    pub alerts: u64,
+    /// The newest heartbeat and when it came.
+    pub heartbeat: Option<(u64, Heartbeat)>,
+}
+
+/// How far one program's baseline is.
+#[derive(Clone, Debug)]
+pub struct TrainingRow {
+    /// Whose.
+    pub device: String,
+    /// [`ProgramId::key`].
+    pub key: String,
+    /// Which program.
+    pub program: ProgramId,
+    /// All windows ever stored.
+    pub total: u64,
+    /// The newest bundle, 0 for none.
+    pub generation: u64,
+    /// When it was made, seconds since 1970.
+    pub trained_s: u64,
+    /// The generation the device spoke of last.
+    pub reported_generation: u64,
+    /// Why the device refused it.
+    pub refused: Option<String>,
+}
+
+type RawAlert = (i64, String, i64, Vec<u8>);
+
+/// Alerts in ascending order: the first `limit` after `after`, or without it the last `limit`.
+///
+/// # Errors
+/// When the database fails or holds damaged rows.
+pub fn alerts(
+    c: &Connection,
+    after: Option<u64>,
+    limit: u32,
+    device: Option<&str>,
+) -> Result<Vec<StoredAlert>, StoreError> {
+    let order = if after.is_some() { "ASC" } else { "DESC" };
+    let filter = if device.is_some() { "device = ?1" } else { "?1 IS NULL" };
+    let sql = format!(
+        "SELECT id, device, received_ms, body FROM alerts WHERE {filter} AND id > ?2 ORDER BY id {order} LIMIT ?3"
+    );
+    let after = super::int(after.unwrap_or(0));
+    let mut query = c.prepare_cached(&sql)?;
+    let rows = query.query_map(params![device, after, limit], raw_alert)?;
+    let mut alerts = rows.map(|row| decode(row?)).collect::<Result<Vec<_>, _>>()?;
+    alerts.sort_by_key(|alert| alert.id);
+    Ok(alerts)
+}
+
+/// One alert.
+///
+/// # Errors
+/// When the database fails or the row is damaged.
+pub fn alert(c: &Connection, id: u64) -> Result<Option<StoredAlert>, StoreError> {
+    c.prepare_cached("SELECT id, device, received_ms, body FROM alerts WHERE id = ?")?
+        .query_row([super::int(id)], raw_alert)
+        .optional()?
+        .map(decode)
+        .transpose()
+}
+
+fn raw_alert(row: &Row<'_>) -> rusqlite::Result<RawAlert> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+}
+
+fn decode((id, device, received_ms, body): RawAlert) -> Result<StoredAlert, StoreError> {
+    let alert = postcard::from_bytes(&body).map_err(StoreError::Damaged)?;
+    Ok(StoredAlert { id: uint(id), device, received_ms: uint(received_ms), alert })
+}
+
+const DEVICE: &str = "SELECT id, enrolled_ms, seen_ms, alerts, heartbeat_ms, heartbeat FROM devices";
+
+/// Devices by name, at most 10 000.
+///
+/// # Errors
+/// When the database fails.
+pub fn devices(c: &Connection) -> Result<Vec<DeviceRow>, StoreError> {
+    let mut query = c.prepare_cached(&format!("{DEVICE} ORDER BY id LIMIT 10000"))?;
+    let rows = query.query_map([], device_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// One device.
+///
+/// # Errors
+/// When the database fails.
+pub fn device(c: &Connection, id: &str) -> Result<Option<DeviceRow>, StoreError> {
+    let mut query = c.prepare_cached(&format!("{DEVICE} WHERE id = ?"))?;
+    Ok(query.query_row([id], device_row).optional()?)
+}
+
+fn device_row(row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
+    let raw: Option<Vec<u8>> = row.get(5)?;
+    // A heartbeat that an older server stored in another form is as good as none: the next one replaces it.
+    let heartbeat = match raw.map(|raw| models::wire::decode::<Request>(&raw)) {
+        Some(Ok(Request::Heartbeat(heartbeat))) => Some((uint(row.get(4)?), heartbeat)),
+        _ => None,
+    };
+    Ok(DeviceRow {
+        id: row.get(0)?,
+        enrolled_ms: uint(row.get(1)?),
+        seen_ms: uint(row.get(2)?),
+        alerts: uint(row.get(3)?),
+        heartbeat,
+    })
+}
+
+/// Programs of all devices or of one, at most 10 000.
+///
+/// # Errors
+/// When the database fails or holds damaged rows.
+pub fn training(c: &Connection, device: Option<&str>) -> Result<Vec<TrainingRow>, StoreError> {
+    let mut query = c.prepare_cached(
+        "SELECT device, key, program, total, generation, trained_s, reported_generation, refused FROM programs
+         WHERE ?1 IS NULL OR device = ?1 ORDER BY device, key LIMIT 10000",
+    )?;
+    let mut rows = query.query([device])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let program: Vec<u8> = row.get(2)?;
+        found.push(TrainingRow {
+            device: row.get(0)?,
+            key: row.get(1)?,
+            program: postcard::from_bytes(&program).map_err(StoreError::Damaged)?,
+            total: uint(row.get(3)?),
+            generation: uint(row.get(4)?),
+            trained_s: uint(row.get(5)?),
+            reported_generation: uint(row.get(6)?),
+            refused: row.get(7)?,
+        });
+    }
+    Ok(found)
+}
+
+/// Bytes of a bundle that was made for this device.
+///
+/// # Errors
+/// When the database fails.
+pub fn chunk(
+    c: &Connection,
+    device: &DeviceId,
+    sha256: [u8; 32],
+    offset: u32,
+    len: u32,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let mut query =
+        c.prepare_cached("SELECT substr(body, ?, ?) FROM bundles WHERE sha256 = ? AND device = ?")?;
+    let found = query
+        .query_row(params![i64::from(offset) + 1, len, sha256, device.as_str()], |row| row.get(0))
+        .optional()?;
+    Ok(found)
+}
+
+/// Rejected messages kept at the moment.
+///
+/// # Errors
+/// When the database fails.
+pub fn count_rejected(c: &Connection) -> Result<u64, StoreError> {
+    Ok(c.query_row("SELECT count(*) FROM rejected", [], |row| row.get(0)).map(uint)?)
+}

@@ -1,0 +1,111 @@
+//! Tables, their version, and the counters' rows.
+
+use std::path::Path;
+
+use rusqlite::{Connection, params};
+
+use super::{StoreError, int, uint};
+use crate::counters::{Counter, Counters};
+
+/// The `user_version` this server writes.
+const VERSION: u32 = 1;
+
+/// `acks` holds the highest number without a gap below it; `ahead` what was stored beyond it.
+const V1: &str = "
+CREATE TABLE devices(
+    id TEXT PRIMARY KEY, certificate BLOB NOT NULL, enrolled_ms INTEGER NOT NULL, seen_ms INTEGER NOT NULL DEFAULT 0,
+    alerts INTEGER NOT NULL DEFAULT 0, heartbeat BLOB, heartbeat_ms INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE tickets(
+    hash BLOB PRIMARY KEY, device TEXT NOT NULL, expires_s INTEGER NOT NULL, used_ms INTEGER
+) WITHOUT ROWID;
+CREATE TABLE acks(
+    device TEXT NOT NULL, epoch INTEGER NOT NULL, acked INTEGER NOT NULL, touched_ms INTEGER NOT NULL,
+    PRIMARY KEY(device, epoch)
+) WITHOUT ROWID;
+CREATE TABLE ahead(
+    device TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY(device, epoch, seq)
+) WITHOUT ROWID;
+CREATE TABLE alerts(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+    received_ms INTEGER NOT NULL, body BLOB NOT NULL, UNIQUE(device, epoch, seq)
+);
+CREATE INDEX alerts_by_device ON alerts(device, id);
+CREATE TABLE programs(
+    device TEXT NOT NULL, key TEXT NOT NULL, program BLOB NOT NULL, total INTEGER NOT NULL DEFAULT 0,
+    generation INTEGER NOT NULL DEFAULT 0, trained_s INTEGER NOT NULL DEFAULT 0,
+    reported_generation INTEGER NOT NULL DEFAULT 0, refused TEXT, PRIMARY KEY(device, key)
+) WITHOUT ROWID;
+CREATE TABLE windows(
+    id INTEGER PRIMARY KEY, device TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL
+);
+CREATE INDEX windows_by_program ON windows(device, key, id);
+CREATE TABLE bundles(
+    device TEXT NOT NULL, key TEXT NOT NULL, generation INTEGER NOT NULL, sha256 BLOB NOT NULL,
+    size INTEGER NOT NULL, created_ms INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY(device, key, generation)
+);
+CREATE INDEX bundles_by_hash ON bundles(sha256, device);
+CREATE TABLE rejected(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, received_ms INTEGER NOT NULL, topic TEXT NOT NULL,
+    reason TEXT NOT NULL, body BLOB NOT NULL
+);
+CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+";
+
+/// Brings an older or empty database to [`VERSION`], in one transaction.
+pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let opened = |source| StoreError::Open { path: path.into(), source };
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(opened)?;
+    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(opened)?;
+    let result = match found {
+        0 => connection
+            .execute_batch(V1)
+            .and_then(|()| connection.pragma_update(None, "user_version", VERSION)),
+        VERSION => Ok(()),
+        _ => {
+            let _ = connection.execute_batch("ROLLBACK");
+            return Err(StoreError::Newer { path: path.into(), found, known: VERSION });
+        }
+    };
+    result.and_then(|()| connection.execute_batch("COMMIT")).map_err(opened)
+}
+
+pub(super) fn load_counters(connection: &Connection, counters: &Counters) -> Result<(), StoreError> {
+    let mut query = connection.prepare("SELECT value FROM counters WHERE name = ?")?;
+    for counter in Counter::ALL {
+        let mut rows = query.query([counter.name()])?;
+        if let Some(row) = rows.next()? {
+            counters.add(*counter, uint(row.get(0)?));
+        }
+    }
+    Ok(())
+}
+
+/// The values the table has.
+pub(super) struct Saved(Vec<u64>);
+
+impl Saved {
+    pub(super) fn of(counters: &Counters) -> Self {
+        Self(counters.all().map(|(_, value)| value).collect())
+    }
+
+    /// Nothing is known about the table: every value is written again.
+    pub(super) fn nothing() -> Self {
+        Self(vec![u64::MAX; Counter::ALL.len()])
+    }
+}
+
+pub(super) fn save_counters(
+    connection: &Connection,
+    counters: &Counters,
+    saved: &mut Saved,
+) -> Result<(), rusqlite::Error> {
+    for ((name, value), saved) in counters.all().zip(&mut saved.0) {
+        if *saved != value {
+            let mut write = connection.prepare_cached("INSERT OR REPLACE INTO counters VALUES (?, ?)")?;
+            write.execute(params![name, int(value)])?;
+            *saved = value;
+        }
+    }
+    Ok(())
+}

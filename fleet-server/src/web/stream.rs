@@ -1,0 +1,66 @@
+//! New alerts and changed devices as server-sent events.
+//!
+//! | event | data |
+//! |---|---|
+//! | `alert` | as in `GET /api/v1/alerts/{id}` |
+//! | `device` | as one of `GET /api/v1/devices` |
+//! | `training` | `{"device": "..."}`: ask `GET /api/v1/training` again |
+//! | `lagged` | `{"lost": n}`: the reader was too slow; ask the lists again |
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::sse::{Event as Sse, KeepAlive};
+use futures_util::stream::{self, Stream};
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::views::{AlertView, DeviceView};
+use crate::clock;
+use crate::counters::Counter;
+use crate::device::DeviceId;
+use crate::hub::Event;
+use crate::server::Shared;
+use crate::store;
+
+pub(super) async fn stream(
+    State(shared): State<Arc<Shared>>,
+) -> axum::response::Sse<impl Stream<Item = Result<Sse, Infallible>>> {
+    let start = (Arc::clone(&shared), shared.hub.listen(), shared.stop.clone());
+    let events = stream::unfold(start, |(shared, mut events, mut stop)| async move {
+        loop {
+            let next = tokio::select! {
+                next = events.recv() => next,
+                _ = stop.wait_for(|stop| *stop) => return None,
+            };
+            let event = match next {
+                Ok(Event::Alert(alert)) => sse("alert", json!(AlertView::from(alert.as_ref()))),
+                Ok(Event::Training(device)) => sse("training", json!({ "device": device.as_str() })),
+                Ok(Event::Device(device)) => match of_device(&shared, device).await {
+                    Some(event) => event,
+                    None => continue,
+                },
+                Err(RecvError::Lagged(lost)) => {
+                    shared.counters.add(Counter::StreamLagged, lost);
+                    sse("lagged", json!({ "lost": lost }))
+                }
+                Err(RecvError::Closed) => return None,
+            };
+            return Some((Ok(event), (shared, events, stop)));
+        }
+    });
+    axum::response::Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15)))
+}
+
+async fn of_device(shared: &Shared, device: DeviceId) -> Option<Sse> {
+    let row = shared.store.read(move |c| store::device(c, device.as_str())).await.ok()??;
+    let view = DeviceView::new(&row, shared.hub.is_online(&row.id), clock::unix_ms());
+    Some(sse("device", json!(view)))
+}
+
+fn sse(name: &'static str, data: serde_json::Value) -> Sse {
+    // JSON text has no line breaks, which is all that an event's data may not have.
+    Sse::default().event(name).data(data.to_string())
+}

@@ -1,0 +1,239 @@
+//! Stored rows as the API's JSON. Every JSON field of the API is named in this folder and nowhere else.
+
+use models::program::ProgramId;
+use models::wire::Heartbeat;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::device::DeviceId;
+use crate::server::Shared;
+use crate::store::{DeviceRow, StoredAlert, TrainingRow};
+use crate::trainer::State;
+
+/// A device is late when its heartbeat is older than this, in milliseconds.
+const LATE_MS: u64 = 180_000;
+
+#[derive(Serialize)]
+pub(super) struct ProgramView<'a> {
+    key: String,
+    unit: &'a str,
+    exe: &'a str,
+    script: Option<&'a str>,
+    text: String,
+}
+
+impl<'a> ProgramView<'a> {
+    fn new(program: &'a ProgramId) -> Self {
+        Self {
+            key: program.key(),
+            unit: &program.unit,
+            exe: &program.exe,
+            script: program.script.as_deref(),
+            text: program.to_string(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct AlertView<'a> {
+    id: u64,
+    device: &'a str,
+    received_unix_ms: u64,
+    unix_ms: u64,
+    program: ProgramView<'a>,
+    pid: u32,
+    comm: &'a str,
+    severity: &'static str,
+    score: f32,
+    techniques: &'a [String],
+    summary: &'a str,
+    reasons: Vec<ReasonView<'a>>,
+    generation: u64,
+    detectors: Vec<DetectorView<'a>>,
+    suppressed_before: u32,
+    degraded: &'a [String],
+}
+
+#[derive(Serialize)]
+struct ReasonView<'a> {
+    layer: &'a str,
+    name: &'a str,
+    text: &'a str,
+    share: f32,
+}
+
+#[derive(Serialize)]
+struct DetectorView<'a> {
+    name: &'a str,
+    z: f32,
+}
+
+impl<'a> From<&'a StoredAlert> for AlertView<'a> {
+    fn from(stored: &'a StoredAlert) -> Self {
+        let alert = &stored.alert;
+        let reason = |r: &'a models::wire::Reason| ReasonView {
+            layer: &r.layer,
+            name: &r.name,
+            text: &r.text,
+            share: r.share,
+        };
+        Self {
+            id: stored.id,
+            device: &stored.device,
+            received_unix_ms: stored.received_ms,
+            unix_ms: alert.unix_ms,
+            program: ProgramView::new(&alert.program),
+            pid: alert.pid,
+            comm: &alert.comm,
+            severity: alert.severity.as_str(),
+            score: alert.score,
+            techniques: &alert.techniques,
+            summary: &alert.summary,
+            reasons: alert.reasons.iter().map(reason).collect(),
+            generation: alert.generation,
+            detectors: alert.detectors.iter().map(|d| DetectorView { name: &d.name, z: d.z }).collect(),
+            suppressed_before: alert.suppressed_before,
+            degraded: &alert.degraded,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct DeviceView<'a> {
+    id: &'a str,
+    /// `online`, `late`, `offline` or `new`.
+    state: &'static str,
+    enrolled_unix_ms: u64,
+    last_seen_unix_ms: u64,
+    alerts: u64,
+    heartbeat: Option<HeartbeatView<'a>>,
+}
+
+#[derive(Serialize)]
+struct HeartbeatView<'a> {
+    received_unix_ms: u64,
+    unix_ms: u64,
+    version: &'a str,
+    kernel: &'a str,
+    arch: &'a str,
+    rss_bytes: u64,
+    cpu_ms: u64,
+    uptime_ms: u64,
+    outbox_waiting: u64,
+    counters: Map<String, Value>,
+    layers: Vec<LayerView<'a>>,
+    programs: Vec<ProgramStateView<'a>>,
+}
+
+#[derive(Serialize)]
+struct LayerView<'a> {
+    layer: &'a str,
+    backend: &'a str,
+    failed: Vec<FailedView<'a>>,
+}
+
+#[derive(Serialize)]
+struct FailedView<'a> {
+    backend: &'a str,
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
+struct ProgramStateView<'a> {
+    program: ProgramView<'a>,
+    state: &'a str,
+    generation: u64,
+    windows: u64,
+}
+
+impl<'a> DeviceView<'a> {
+    pub(super) fn new(row: &'a DeviceRow, online: bool, now_ms: u64) -> Self {
+        let heard = row.heartbeat.as_ref().map_or(0, |(at, _)| *at);
+        let state = match (online, row.seen_ms) {
+            (true, _) if heard > 0 && now_ms.saturating_sub(heard) > LATE_MS => "late",
+            (true, _) => "online",
+            (false, 0) => "new",
+            (false, _) => "offline",
+        };
+        Self {
+            id: &row.id,
+            state,
+            enrolled_unix_ms: row.enrolled_ms,
+            last_seen_unix_ms: row.seen_ms,
+            alerts: row.alerts,
+            heartbeat: row.heartbeat.as_ref().map(|(at, heartbeat)| HeartbeatView::new(*at, heartbeat)),
+        }
+    }
+}
+
+impl<'a> HeartbeatView<'a> {
+    fn new(received_unix_ms: u64, heartbeat: &'a Heartbeat) -> Self {
+        let counters = heartbeat.counters.iter().map(|(name, value)| (name.clone(), Value::from(*value)));
+        let layer = |state: &'a models::wire::LayerState| LayerView {
+            layer: &state.layer,
+            backend: &state.backend,
+            failed: state.failed.iter().map(|(backend, reason)| FailedView { backend, reason }).collect(),
+        };
+        let program = |state: &'a models::wire::ProgramState| ProgramStateView {
+            program: ProgramView::new(&state.program),
+            state: &state.state,
+            generation: state.generation,
+            windows: state.windows,
+        };
+        Self {
+            received_unix_ms,
+            unix_ms: heartbeat.unix_ms,
+            version: &heartbeat.version,
+            kernel: &heartbeat.kernel,
+            arch: &heartbeat.arch,
+            rss_bytes: heartbeat.rss_bytes,
+            cpu_ms: heartbeat.cpu_ms,
+            uptime_ms: heartbeat.uptime_ms,
+            outbox_waiting: heartbeat.outbox_waiting,
+            counters: counters.collect(),
+            layers: heartbeat.layers.iter().map(layer).collect(),
+            programs: heartbeat.programs.iter().map(program).collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct TrainingView<'a> {
+    device: &'a str,
+    program: ProgramView<'a>,
+    windows_collected: u64,
+    windows_needed: u32,
+    /// `collecting`, `queued`, `training`, `failed` or `ready`.
+    state: &'static str,
+    generation: u64,
+    trained_unix_s: u64,
+    /// The generation the device last reported on, and why it refused it.
+    reported_generation: u64,
+    refused: Option<&'a str>,
+    failure: Option<String>,
+}
+
+impl<'a> TrainingView<'a> {
+    pub(super) fn new(row: &'a TrainingRow, shared: &Shared) -> Self {
+        let current = DeviceId::parse(&row.device).ok().and_then(|id| shared.trainer.state(&id, &row.key));
+        let (state, failure) = match current {
+            Some(State::Queued) => ("queued", None),
+            Some(State::Training) => ("training", None),
+            Some(State::Failed { reason, .. }) => ("failed", Some(reason)),
+            None if row.generation > 0 => ("ready", None),
+            None => ("collecting", None),
+        };
+        Self {
+            device: &row.device,
+            program: ProgramView::new(&row.program),
+            windows_collected: row.total,
+            windows_needed: shared.config.learn_windows,
+            state,
+            generation: row.generation,
+            trained_unix_s: row.trained_s,
+            reported_generation: row.reported_generation,
+            refused: row.refused.as_deref(),
+            failure,
+        }
+    }
+}
