@@ -1,3 +1,22 @@
 //! The agent: kernel events to alerts.
+//!
+//! ```text
+//! probe ─► (events, drained counts) ─► pipeline ─► alerts, training windows ─► outbox ─► uplink ─► fleet
+//!             processes ◄─ /proc           ▲                                                │
+//!                                          └────────── baselines (verify, activate) ◄───────┘
+//! ```
+//! [`service`] ties these together on one thread; [`uplink`] has a thread of its own.
 
+pub mod baselines;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod enroll;
+pub mod files;
+pub mod outbox;
+pub mod pipeline;
 pub mod probe;
+pub mod processes;
+pub mod service;
+pub mod uplink;
+pub mod vitals;

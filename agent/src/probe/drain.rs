@@ -11,7 +11,8 @@ use aya::maps::{Array, HashMap, MapData, MapError};
 use models::event::SyscallWindow;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{clock_boot_ns, decode};
+use super::decode;
+use crate::clock::boot_ns;
 
 pub(super) const KEY_BYTES: usize = size_of::<WindowKey>();
 pub(super) const WINDOW_BYTES: usize = size_of::<Window>();
@@ -47,7 +48,7 @@ impl Drain {
         let closed = self.state.current;
         // Zero means that no epoch was opened yet, so it is left out when the counter wraps.
         let next = closed.wrapping_add(1).max(1);
-        self.state.start_ns[(next & 1) as usize] = clock_boot_ns();
+        self.state.start_ns[(next & 1) as usize] = boot_ns();
         self.write()?;
         self.state.current = next;
         self.write()?;

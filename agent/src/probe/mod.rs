@@ -371,11 +371,3 @@ fn lift_memory_lock() {
         log::debug!("RLIMIT_MEMLOCK stays as it is: {}", io::Error::last_os_error());
     }
 }
-
-/// `CLOCK_BOOTTIME` in nanoseconds, the clock of the records.
-fn clock_boot_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a valid structure to write to. The clock exists since Linux 2.6.39, so the call cannot fail.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}

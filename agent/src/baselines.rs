@@ -1,0 +1,217 @@
+//! Bundles on disk: verified, staged, then active with one rename; the one before is kept.
+//!
+//! `<state>/baselines/<program key>/` holds `active.bgb`, `previous.bgb`, and `highest`: the highest generation that
+//! was ever active. It refuses an older bundle also after `active.bgb` was removed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use models::bundle::{self, BundleError, Expected, Keyring, Verified};
+use models::program::ProgramId;
+
+use crate::files;
+
+/// Why a bundle did not become active.
+#[derive(Debug, thiserror::Error)]
+pub enum BaselineError {
+    /// It was refused; the active one is untouched.
+    #[error("refused")]
+    Refused(#[from] BundleError),
+    /// Writing it failed; the active one is untouched.
+    #[error("writing {path}")]
+    File {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// All baselines of this device.
+#[derive(Debug)]
+pub struct Baselines {
+    dir: PathBuf,
+    keys: Keyring,
+    highest: BTreeMap<String, u64>,
+}
+
+impl Baselines {
+    /// Opens the folder; gives it and every active baseline that can still be read. Damaged ones are logged.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or listed.
+    pub fn open(state: &Path, keys: Keyring) -> Result<(Self, Vec<Verified>), BaselineError> {
+        let dir = state.join("baselines");
+        let failed = |source| BaselineError::File { path: dir.clone(), source };
+        files::make_private_dir(&dir).map_err(failed)?;
+        let mut baselines = Self { dir: dir.clone(), keys, highest: BTreeMap::new() };
+        let mut active = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(failed)? {
+            let folder = entry.map_err(failed)?.path();
+            let Some(key) = folder.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
+                continue;
+            };
+            let highest = fs::read_to_string(folder.join("highest")).ok();
+            let highest: u64 = highest.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+            match baselines.read(&folder) {
+                Ok(Some(verified)) => {
+                    let generation = verified.manifest().generation;
+                    baselines.highest.insert(key, highest.max(generation));
+                    active.push(verified);
+                }
+                Ok(None) => {
+                    baselines.highest.insert(key, highest);
+                }
+                Err(error) => {
+                    log::error!(
+                        "the baseline in {} is not used: {error}; the fleet sends it anew",
+                        folder.display()
+                    );
+                    // One below, so that the same generation may be fetched again.
+                    baselines.highest.insert(key, highest.saturating_sub(1));
+                }
+            }
+        }
+        Ok((baselines, active))
+    }
+
+    /// The highest generation of this program that was ever active here; 0 for none.
+    #[must_use]
+    pub fn highest(&self, program: &ProgramId) -> u64 {
+        self.highest.get(&program.key()).copied().unwrap_or(0)
+    }
+
+    /// Verifies a bundle and makes it the active one.
+    ///
+    /// # Errors
+    /// When it is refused or cannot be written; the active one is untouched then.
+    pub fn activate(
+        &mut self,
+        program: &ProgramId,
+        raw: &[u8],
+        now_unix_s: u64,
+    ) -> Result<Verified, BaselineError> {
+        let expected = Expected { program, active_generation: self.highest(program), now_unix_s };
+        let verified = bundle::verify(raw, &self.keys, expected)?;
+        let key = program.key();
+        let folder = self.dir.join(&key);
+        let (active, staged) = (folder.join("active.bgb"), folder.join("staged.bgb"));
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| BaselineError::File { path, source }
+        };
+        files::make_private_dir(&folder).map_err(at(&folder))?;
+        files::write_private(&staged, raw).map_err(at(&staged))?;
+        match fs::rename(&active, folder.join("previous.bgb")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&active)(error)),
+            _ => {}
+        }
+        fs::rename(&staged, &active).map_err(at(&active))?;
+        files::sync_dir(&active).map_err(at(&folder))?;
+        let generation = verified.manifest().generation;
+        let highest = folder.join("highest");
+        files::write_private(&highest, generation.to_string().as_bytes()).map_err(at(&highest))?;
+        self.highest.insert(key, generation);
+        Ok(verified)
+    }
+
+    /// The active bundle of a folder. After a crash between the two renames, the one before is active again.
+    fn read(&self, folder: &Path) -> Result<Option<Verified>, BaselineError> {
+        for name in ["active.bgb", "previous.bgb"] {
+            let path = folder.join(name);
+            match fs::read(&path) {
+                Ok(raw) => return Ok(Some(bundle::open(&raw, &self.keys)?)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(BaselineError::File { path, source }),
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use models::bundle::{Manifest, SigningKey, TrainingFacts, seal};
+    use models::calibration::Calibration;
+    use models::schema::SCHEMA_ID;
+
+    use super::*;
+
+    fn program() -> ProgramId {
+        ProgramId { unit: "gw.service".into(), exe: "/usr/bin/gw".into(), script: None }
+    }
+
+    fn key() -> SigningKey {
+        SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap()
+    }
+
+    fn bundle(generation: u64, key: &SigningKey) -> Vec<u8> {
+        let manifest = Manifest {
+            schema: SCHEMA_ID,
+            program: program(),
+            generation,
+            not_before_unix_s: 0,
+            expires_unix_s: 1000,
+            parts: vec![],
+            calibration: Calibration::default(),
+            traits: vec![],
+            training: TrainingFacts::default(),
+        };
+        seal(manifest, vec![("vae.onnx".into(), vec![1; 64])], key)
+    }
+
+    fn open(dir: &Path, key: &SigningKey) -> (Baselines, Vec<u64>) {
+        let keys = Keyring([key.public()].into_iter().collect());
+        let (baselines, active) = Baselines::open(dir, keys).unwrap();
+        (baselines, active.iter().map(|verified| verified.manifest().generation).collect())
+    }
+
+    #[test]
+    fn each_bad_bundle_has_its_own_error_and_the_active_one_stays() {
+        let (dir, mine, other) = (tempfile::tempdir().unwrap(), key(), key());
+        let (mut baselines, _) = open(dir.path(), &mine);
+        baselines.activate(&program(), &bundle(2, &mine), 10).unwrap();
+        let mut tampered = bundle(3, &mine);
+        let middle = tampered.len() / 2;
+        tampered[middle] ^= 1;
+        let mut check = |raw: &[u8], expected: fn(&BundleError) -> bool| {
+            let Err(BaselineError::Refused(error)) = baselines.activate(&program(), raw, 10) else {
+                panic!("a bad bundle was taken")
+            };
+            assert!(expected(&error), "{error}");
+        };
+        check(&tampered, |e| matches!(e, BundleError::PartChanged(_) | BundleError::BadSignature(_)));
+        check(&bundle(3, &other), |e| matches!(e, BundleError::UnknownKey(_)));
+        check(&bundle(1, &mine), |e| matches!(e, BundleError::Older { offered: 1, active: 2 }));
+        check(&bundle(2, &mine), |e| matches!(e, BundleError::Older { .. }));
+        check(b"not a bundle", |e| matches!(e, BundleError::Malformed));
+        assert_eq!(open(dir.path(), &mine).1, [2]);
+    }
+
+    #[test]
+    fn an_older_bundle_is_refused_also_when_the_active_one_was_removed() {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let (mut baselines, _) = open(dir.path(), &key);
+        baselines.activate(&program(), &bundle(5, &key), 10).unwrap();
+        fs::remove_file(dir.path().join("baselines").join(program().key()).join("active.bgb")).unwrap();
+        let (mut baselines, active) = open(dir.path(), &key);
+        assert!(active.is_empty());
+        assert!(baselines.activate(&program(), &bundle(4, &key), 10).is_err());
+        assert!(baselines.activate(&program(), &bundle(6, &key), 10).is_ok());
+    }
+
+    #[test]
+    fn a_crash_between_the_renames_brings_the_one_before_back() {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let (mut baselines, _) = open(dir.path(), &key);
+        baselines.activate(&program(), &bundle(1, &key), 10).unwrap();
+        let folder = dir.path().join("baselines").join(program().key());
+        fs::rename(folder.join("active.bgb"), folder.join("previous.bgb")).unwrap();
+        let (mut baselines, active) = open(dir.path(), &key);
+        assert_eq!(active, [1]);
+        assert!(baselines.activate(&program(), &bundle(2, &key), 10).is_ok());
+    }
+}

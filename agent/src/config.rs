@@ -1,0 +1,315 @@
+//! The operator's TOML file to a [`Config`], with every problem reported at once.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use models::policy::Policy;
+use models::program::ProgramId;
+use serde::de::DeserializeOwned;
+use toml::Table;
+
+/// Where the file is looked for.
+pub const DEFAULT_PATH: &str = "/etc/behaveguard/agent.toml";
+
+/// Everything the operator can choose. Defaults fit a gateway with 256 MB.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Keys, baselines and the outbox.
+    pub state: PathBuf,
+    /// Length of a window.
+    pub window: Duration,
+    /// Programs that are learned and judged.
+    pub watch: Vec<Pattern>,
+    /// How often the fleet is told about this device.
+    pub heartbeat: Duration,
+    /// Programs remembered; the processes of further ones are not judged.
+    pub programs_max: u32,
+    /// Processes remembered; further ones are not judged.
+    pub processes_max: u32,
+    /// Messages kept while the link is down; one more drops the oldest.
+    pub outbox_max: u32,
+    /// When a verdict becomes an alert.
+    pub policy: Policy,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state: "/var/lib/behaveguard".into(),
+            window: Duration::from_secs(30),
+            watch: vec![Pattern("*".into())],
+            heartbeat: Duration::from_secs(60),
+            programs_max: 256,
+            processes_max: 4096,
+            outbox_max: 10_000,
+            policy: Policy::default(),
+        }
+    }
+}
+
+/// What `behaveguard init` writes: every key with its default, its unit and its range.
+pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these are the defaults.
+
+# Keys, baselines and messages that wait for the fleet. Survives restarts.
+#state = "/var/lib/behaveguard"
+
+# Length of a window: 1s to 50s. A baseline is only good for the length that it was learned with.
+#window = "30s"
+
+# Programs to learn and judge: executable paths or systemd units; * stands for any characters.
+#watch = ["*"]
+
+# How often the fleet is told about this device: 1s to 1h.
+#heartbeat = "60s"
+
+# Programs remembered, 1 to 4096. The processes of further ones are counted, not judged.
+#programs_max = 256
+
+# Processes remembered, 16 to 65536. Further ones are counted, not judged.
+#processes_max = 4096
+
+# Messages kept on disk while the link is down, 100 to 1000000. One more drops the oldest.
+#outbox_max = 10000
+
+[alerts]
+# Scores (0 to 100) from which a verdict is MEDIUM, HIGH and CRITICAL, ascending.
+#thresholds = [40, 70, 90]
+
+# The same program and reason again within this time is one alert: 0s to 24h.
+#dedup = "300s"
+
+# Alerts a minute over all programs, 1 to 1000. CRITICAL ones have as many again.
+#per_minute = 10
+"#;
+
+/// A program pattern: `*` stands for any characters, everything else for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(pub String);
+
+impl Pattern {
+    /// Whether the program's executable or unit fits.
+    #[must_use]
+    pub fn fits(&self, program: &ProgramId) -> bool {
+        glob(&self.0, &program.exe) || glob(&self.0, &program.unit)
+    }
+}
+
+/// One thing wrong with the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key it is about; empty when the file is no TOML.
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.key.is_empty() { f.write_str(&self.text) } else { write!(f, "`{}`: {}", self.key, self.text) }
+    }
+}
+
+impl Config {
+    /// Reads a configuration; missing keys keep their defaults.
+    ///
+    /// # Errors
+    /// Every unknown key, wrong type and value out of range.
+    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        let table = text.parse::<Table>().map_err(|error| {
+            vec![Problem { key: String::new(), text: format!("not TOML: {}", error.to_string().trim()) }]
+        })?;
+        let mut config = Self::default();
+        let mut keys = Keys { table, prefix: "", problems: Vec::new() };
+        keys.value("state", "a path in quotes", &mut config.state, |_| true);
+        keys.duration("window", 1, 50, &mut config.window);
+        let mut watch: Vec<String> = config.watch.iter().map(|pattern| pattern.0.clone()).collect();
+        keys.value(
+            "watch",
+            "a list of 1 to 256 patterns in quotes, none of them empty",
+            &mut watch,
+            |list| (1..=256).contains(&list.len()) && list.iter().all(|pattern| !pattern.is_empty()),
+        );
+        config.watch = watch.into_iter().map(Pattern).collect();
+        keys.duration("heartbeat", 1, 3600, &mut config.heartbeat);
+        keys.number("programs_max", 1, 4096, &mut config.programs_max);
+        keys.number("processes_max", 16, 65_536, &mut config.processes_max);
+        keys.number("outbox_max", 100, 1_000_000, &mut config.outbox_max);
+        let alerts = keys.table("alerts");
+        let mut problems = keys.rest();
+
+        let mut keys = Keys { table: alerts, prefix: "alerts.", problems: Vec::new() };
+        keys.value(
+            "thresholds",
+            "three ascending numbers from 0 to 100",
+            &mut config.policy.thresholds,
+            |[medium, high, critical]| {
+                0.0 <= *medium && medium <= high && high <= critical && *critical <= 100.0
+            },
+        );
+        let mut dedup = Duration::from_nanos(config.policy.dedup_ns);
+        keys.duration("dedup", 0, 86_400, &mut dedup);
+        config.policy.dedup_ns = u64::try_from(dedup.as_nanos()).unwrap_or(u64::MAX);
+        keys.number("per_minute", 1, 1000, &mut config.policy.per_minute);
+        problems.extend(keys.rest());
+        if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// Whether this program is learned and judged.
+    #[must_use]
+    pub fn watches(&self, program: &ProgramId) -> bool {
+        self.watch.iter().any(|pattern| pattern.fits(program))
+    }
+}
+
+/// A table whose keys are taken out one by one; what is left was not known.
+struct Keys {
+    table: Table,
+    prefix: &'static str,
+    problems: Vec<Problem>,
+}
+
+impl Keys {
+    fn problem(&mut self, key: &str, text: String) {
+        self.problems.push(Problem { key: format!("{}{key}", self.prefix), text });
+    }
+
+    fn value<T: DeserializeOwned>(&mut self, key: &str, form: &str, into: &mut T, good: impl Fn(&T) -> bool) {
+        let Some(value) = self.table.remove(key) else { return };
+        match value.try_into::<T>() {
+            Ok(value) if good(&value) => *into = value,
+            _ => self.problem(key, format!("must be {form}")),
+        }
+    }
+
+    fn number(&mut self, key: &str, min: u32, max: u32, into: &mut u32) {
+        let form = format!("a whole number from {min} to {max}");
+        self.value(key, &form, into, |n| (min..=max).contains(n));
+    }
+
+    fn duration(&mut self, key: &str, min_s: u64, max_s: u64, into: &mut Duration) {
+        let Some(value) = self.table.remove(key) else { return };
+        let range = Duration::from_secs(min_s)..=Duration::from_secs(max_s);
+        match value.as_str().and_then(parse_duration) {
+            Some(value) if range.contains(&value) => *into = value,
+            _ => {
+                self.problem(
+                    key,
+                    format!("must be a time from {min_s}s to {max_s}s, e.g. \"30s\" or \"5m\""),
+                );
+            }
+        }
+    }
+
+    fn table(&mut self, key: &str) -> Table {
+        let mut table = Table::new();
+        self.value(key, "a table", &mut table, |_| true);
+        table
+    }
+
+    fn rest(mut self) -> Vec<Problem> {
+        let unknown: Vec<String> = self.table.keys().cloned().collect();
+        for key in unknown {
+            self.problem(&key, "not a known key; `behaveguard init --print` shows all".into());
+        }
+        self.problems
+    }
+}
+
+/// A whole number with `ms`, `s`, `m`, `h` or `d`.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.checked_mul(unit_ms).map(Duration::from_millis)
+}
+
+/// Greedy matching of `*`, without recursion: on a mismatch the last `*` takes one more byte.
+fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if pattern.get(p) == Some(&b'*') {
+            star = Some((p, t));
+            p += 1;
+        } else if pattern.get(p) == Some(&text[t]) {
+            p += 1;
+            t += 1;
+        } else if let Some((at, taken)) = star {
+            star = Some((at, taken + 1));
+            p = at + 1;
+            t = taken + 1;
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let text = "window = \"2h\"\nwatch = []\nwacht = 1\nprograms_max = \"many\"\n\
+                    [alerts]\nthresholds = [90, 70, 40]\nper_minut = 1";
+        let keys: Vec<_> = Config::parse(text).unwrap_err().into_iter().map(|problem| problem.key).collect();
+        assert_eq!(
+            keys,
+            ["window", "watch", "programs_max", "wacht", "alerts.thresholds", "alerts.per_minut"]
+        );
+    }
+
+    #[test]
+    fn the_template_holds_every_key_with_its_default() {
+        assert_eq!(Config::parse(TEMPLATE), Ok(Config::default()));
+        let uncommented: String = TEMPLATE
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_eq!(Config::parse(&uncommented), Ok(Config::default()));
+        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 10);
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_says_so() {
+        assert!(Config::parse("= 1").unwrap_err()[0].text.starts_with("not TOML"));
+    }
+
+    #[test]
+    fn patterns_fit_executables_or_units() {
+        let program = ProgramId { unit: "gw.service".into(), exe: "/usr/bin/gw-core".into(), script: None };
+        for (pattern, fits) in [
+            ("*", true),
+            ("gw.service", true),
+            ("/usr/bin/gw*", true),
+            ("/usr/*/gw-*re", true),
+            ("gw", false),
+            ("/usr/bin/gw", false),
+            ("*x*", false),
+        ] {
+            assert_eq!(Pattern(pattern.into()).fits(&program), fits, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(parse_duration("5m"), Some(Duration::from_secs(300)));
+        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
+        for bad in ["5", "m", "", "5 m", "-1s", "99999999999999999999s", "1.5s"] {
+            assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+    }
+}

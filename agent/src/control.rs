@@ -1,0 +1,141 @@
+//! The socket on which `behaveguard status` and `behaveguard alerts` ask the running agent.
+//!
+//! One request, one answer, both a line of JSON: `{"command":"status"}` gives a [`Status`], `{"command":"alerts"}` a
+//! list of alerts, oldest first. The socket is `<state>/control.sock`, for its owner only.
+
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use models::wire::{Alert, Heartbeat};
+use serde::{Deserialize, Serialize};
+
+use crate::outbox::Outbox;
+
+/// The longest request, in bytes.
+const REQUEST_MAX: u64 = 1024;
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A question to the agent.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    /// How it is.
+    Status,
+    /// What it found lately.
+    Alerts,
+}
+
+/// How the agent is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// The device's name in the fleet.
+    pub device: String,
+    /// Where its fleet is.
+    pub fleet: String,
+    /// The fleet listens.
+    pub online: bool,
+    /// What the fleet is told too.
+    pub heartbeat: Heartbeat,
+}
+
+/// Why the agent was not asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody listens.
+    #[error("no agent runs with the state folder {0}: start it with `behaveguard run`")]
+    NotRunning(PathBuf),
+    /// The socket may not be used.
+    #[error("the agent in {0} answers its owner only: try as root")]
+    NotAllowed(PathBuf),
+    /// The socket.
+    #[error("using the control socket {path}")]
+    Socket {
+        /// Which.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The answer makes no sense.
+    #[error("the running agent is of another version; restart it")]
+    Answer(#[source] serde_json::Error),
+}
+
+/// Answers on a thread of its own; `status` is what the service last wrote into it.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn serve(state: &Path, status: Arc<Mutex<Status>>, outbox: Arc<dyn Outbox>) -> Result<(), ControlError> {
+    let path = state.join("control.sock");
+    let failed = |source| ControlError::Socket { path: path.clone(), source };
+    // The state folder is locked, so a socket that is there is left over.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let answering = move || {
+        // One at a time: each is short, and a client that says nothing is cut off.
+        for stream in listener.incoming() {
+            if let Err(error) = stream.and_then(|stream| answer(stream, &status, outbox.as_ref())) {
+                log::debug!("a control request: {error}");
+            }
+        }
+    };
+    thread::Builder::new().name("control".into()).spawn(answering).map_err(failed)?;
+    Ok(())
+}
+
+fn answer(stream: UnixStream, status: &Mutex<Status>, outbox: &dyn Outbox) -> io::Result<()> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(REQUEST_MAX)).read_line(&mut line)?;
+    let mut answer = match serde_json::from_str::<Request>(&line) {
+        Ok(Request::Status) => serde_json::to_vec(&*status.lock().unwrap_or_else(PoisonError::into_inner)),
+        Ok(Request::Alerts) => serde_json::to_vec(&outbox.recent().map_err(io::Error::other)?),
+        Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
+    }?;
+    answer.push(b'\n');
+    (&stream).write_all(&answer)
+}
+
+/// Asks the running agent how it is.
+///
+/// # Errors
+/// When none runs or it may not be asked.
+pub fn status(state: &Path) -> Result<Status, ControlError> {
+    serde_json::from_str(&ask(state, Request::Status)?).map_err(ControlError::Answer)
+}
+
+/// Asks the running agent what it found lately.
+///
+/// # Errors
+/// When none runs or it may not be asked.
+pub fn alerts(state: &Path) -> Result<Vec<Alert>, ControlError> {
+    serde_json::from_str(&ask(state, Request::Alerts)?).map_err(ControlError::Answer)
+}
+
+fn ask(state: &Path, request: Request) -> Result<String, ControlError> {
+    let path = state.join("control.sock");
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning(state.into()),
+        io::ErrorKind::PermissionDenied => ControlError::NotAllowed(state.into()),
+        _ => ControlError::Socket { path: path.clone(), source },
+    };
+    let mut stream = UnixStream::connect(&path).map_err(failed)?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
+    let mut line = serde_json::to_string(&request).map_err(ControlError::Answer)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes()).map_err(failed)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(failed)?;
+    Ok(answer)
+}

@@ -1,0 +1,720 @@
+//! Events and drained counts to alerts and training windows: all of the agent's judgement, without any I/O.
+//!
+//! Time, events and identities come in as arguments, so the same input always gives the same output.
+//!
+//! A program is LEARNING until a baseline is activated: its windows go to the fleet. Then it is ACTIVE: its windows
+//! are judged and go nowhere. It is STALE when its baseline has expired: still judged, and said so.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use models::bundle::{Manifest, Verified};
+use models::detect::{DetectError, Detectors, Output as Detected};
+use models::event::{Event, EventKind, SyscallWindow};
+use models::features::{self, Vector};
+use models::policy::{Decision, Gate, Policy};
+use models::program::ProgramId;
+use models::schema::SEQUENCE;
+use models::verdict::{Raw, Verdict, judge};
+use models::window::Window;
+use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
+
+use crate::clock::Now;
+use crate::config::Config;
+use crate::processes::{Identity, Lookup};
+
+/// Windows in one training message: each has at most some 3.5 KB, and a message at most 64 KB.
+const TRAINING_BATCH: usize = 12;
+
+/// What the pipeline is told.
+#[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "events are many and live for one call: boxing each would cost more"
+)]
+pub enum Input {
+    /// A record from the kernel.
+    Event(Event),
+    /// The epoch ended at `closed_ns`, and this is what the kernel counted in it.
+    Close {
+        /// `CLOCK_BOOTTIME`, nanoseconds.
+        closed_ns: u64,
+        /// One per process.
+        syscalls: Vec<SyscallWindow>,
+    },
+}
+
+/// What the pipeline wants told to the fleet.
+#[derive(Debug)]
+pub enum Output {
+    /// A verdict that passed the policy.
+    Alert(Box<Alert>),
+    /// Normal windows of a program that is being learned.
+    Train(TrainingWindows),
+}
+
+/// What happened how often since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Windows judged against a baseline.
+    pub windows_judged: u64,
+    /// Windows given away for training.
+    pub windows_trained: u64,
+    /// Windows of learning programs not used, because something in them was not seen.
+    pub windows_degraded: u64,
+    /// Alerts given away.
+    pub alerts: u64,
+    /// Verdicts folded into an earlier alert.
+    pub alerts_duplicate: u64,
+    /// Verdicts held back by the rate limit.
+    pub alerts_limited: u64,
+    /// Processes not followed because the table was full.
+    pub processes_refused: u64,
+    /// Programs not followed because the table was full.
+    pub programs_refused: u64,
+    /// Processes that had left before they could be identified.
+    pub unidentified: u64,
+    /// Distinct values not kept because a window's set was full.
+    pub window_overflow: u64,
+    /// Detectors that failed on a window.
+    pub detector_errors: u64,
+}
+
+impl Counters {
+    /// Names and values.
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, u64); 11] {
+        [
+            ("windows_judged", self.windows_judged),
+            ("windows_trained", self.windows_trained),
+            ("windows_degraded", self.windows_degraded),
+            ("alerts", self.alerts),
+            ("alerts_duplicate", self.alerts_duplicate),
+            ("alerts_limited", self.alerts_limited),
+            ("processes_refused", self.processes_refused),
+            ("programs_refused", self.programs_refused),
+            ("processes_unidentified", self.unidentified),
+            ("window_overflow", self.window_overflow),
+            ("detector_errors", self.detector_errors),
+        ]
+    }
+}
+
+/// A baseline in use.
+struct Baseline {
+    manifest: Manifest,
+    detectors: Detectors,
+}
+
+struct Program {
+    id: ProgramId,
+    baseline: Option<Baseline>,
+    windows: u64,
+}
+
+struct Process {
+    /// Its program; `None` when it is not followed.
+    key: Option<String>,
+    /// Names this run of the process.
+    run: u64,
+    comm: String,
+    uid: u32,
+    /// The parent, while it has not started a program of its own.
+    forked_by: Option<u32>,
+    exited: bool,
+    window: Option<Box<Window>>,
+    history: VecDeque<Vec<(u16, f32)>>,
+}
+
+/// The stage between the kernel and the outbox.
+pub struct Pipeline<L> {
+    config: Config,
+    lookup: L,
+    processes: BTreeMap<u32, Process>,
+    programs: BTreeMap<String, Program>,
+    gate: Gate,
+    counters: Counters,
+    opened_ns: u64,
+    degraded: Vec<String>,
+}
+
+impl<L: Lookup> Pipeline<L> {
+    /// An empty pipeline whose first epoch began at `opened_ns`.
+    pub fn new(config: Config, lookup: L, opened_ns: u64) -> Self {
+        Self {
+            config,
+            lookup,
+            processes: BTreeMap::new(),
+            programs: BTreeMap::new(),
+            gate: Gate::default(),
+            counters: Counters::default(),
+            opened_ns,
+            degraded: Vec::new(),
+        }
+    }
+
+    /// Takes one input; what is to be told goes to `out`.
+    pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Event(event) => self.event(now, &event, out),
+            Input::Close { closed_ns, syscalls } => self.close(now, closed_ns, &syscalls, out),
+        }
+    }
+
+    /// Uses a verified baseline from now on.
+    ///
+    /// # Errors
+    /// When its graphs cannot be loaded; the one before stays in use.
+    pub fn activate(&mut self, verified: &Verified) -> Result<(), DetectError> {
+        let baseline =
+            Baseline { manifest: verified.manifest().clone(), detectors: Detectors::load(verified)? };
+        let id = &baseline.manifest.program;
+        let key = id.key();
+        if !self.admit_program(&key, id) {
+            return Ok(());
+        }
+        if let Some(program) = self.programs.get_mut(&key) {
+            program.baseline = Some(baseline);
+        }
+        Ok(())
+    }
+
+    /// Names the layers that do not see everything at the moment.
+    pub fn set_degraded(&mut self, layers: Vec<String>) {
+        self.degraded = layers;
+    }
+
+    /// What happened how often.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Processes that are followed.
+    #[must_use]
+    pub fn followed(&self) -> usize {
+        self.processes.values().filter(|process| process.key.is_some()).count()
+    }
+
+    /// Every program and how far its baseline is.
+    #[must_use]
+    pub fn programs(&self, unix_s: u64) -> Vec<ProgramState> {
+        let state = |program: &Program| match &program.baseline {
+            None => "LEARNING",
+            Some(baseline) if baseline.manifest.expires_unix_s <= unix_s => "STALE",
+            Some(_) => "ACTIVE",
+        };
+        let one = |program: &Program| ProgramState {
+            program: program.id.clone(),
+            state: state(program).into(),
+            generation: generation(program),
+            windows: program.windows,
+        };
+        self.programs.values().map(one).collect()
+    }
+
+    fn event(&mut self, now: Now, event: &Event, out: &mut Vec<Output>) {
+        match &event.kind {
+            EventKind::Fork { child } => self.forked(event, *child),
+            EventKind::Exec { path } => self.started(now, event, path, out),
+            EventKind::Exit => {
+                if let Some(process) = self.processes.get_mut(&event.tgid) {
+                    process.exited = true;
+                }
+            }
+            _ => {}
+        }
+        if !self.follow(event.tgid, event.uid) {
+            return;
+        }
+        let opened_ns = self.opened_ns;
+        let Some(process) = self.processes.get_mut(&event.tgid) else { return };
+        let window = process.window.get_or_insert_with(|| Box::new(Window::new(event.tgid, opened_ns)));
+        let mut decisive = window.add(event);
+        if event.uid == 0 && process.uid != 0 {
+            decisive = Some(window.root_gained(process.uid));
+        }
+        process.uid = event.uid;
+        if !event.comm.is_empty() {
+            process.comm.clear();
+            process.comm.push_str(&event.comm);
+        }
+        if let Some(id) = decisive {
+            self.decide(now, event.tgid, id, out);
+        }
+    }
+
+    fn forked(&mut self, event: &Event, child: u32) {
+        if !self.follow(event.tgid, event.uid) {
+            // A child that has the number of one that left must not have its identity.
+            self.processes.remove(&child);
+            return;
+        }
+        if self.processes.len() >= self.config.processes_max as usize && !self.processes.contains_key(&child)
+        {
+            self.counters.processes_refused += 1;
+            return;
+        }
+        let key = self.processes.get(&event.tgid).and_then(|parent| parent.key.clone());
+        let process = Process {
+            key,
+            run: run_of(child, event.boot_ns),
+            comm: event.comm.to_string(),
+            uid: event.uid,
+            forked_by: Some(event.tgid),
+            exited: false,
+            window: None,
+            history: VecDeque::new(),
+        };
+        self.processes.insert(child, process);
+    }
+
+    /// A program was started: evidence about who started it, and a new identity for the process.
+    fn started(&mut self, now: Now, event: &Event, path: &str, out: &mut Vec<Output>) {
+        let forked_by = self.processes.get(&event.tgid).and_then(|process| process.forked_by);
+        let starter = forked_by.unwrap_or(event.tgid);
+        let opened_ns = self.opened_ns;
+        if let Some(process) = self.processes.get_mut(&starter).filter(|process| process.key.is_some()) {
+            let window = process.window.get_or_insert_with(|| Box::new(Window::new(starter, opened_ns)));
+            window.program_started(path);
+            if forked_by.is_none() {
+                // It replaced itself: what it did so far belongs to the program that it was.
+                self.judge_at_once(now, event.tgid, out);
+            }
+        }
+        self.processes.remove(&event.tgid);
+    }
+
+    /// Makes sure that the process is in the table; `false` when it is not followed.
+    fn follow(&mut self, tgid: u32, uid: u32) -> bool {
+        if let Some(process) = self.processes.get(&tgid) {
+            return process.key.is_some();
+        }
+        if self.processes.len() >= self.config.processes_max as usize {
+            self.counters.processes_refused += 1;
+            return false;
+        }
+        let (key, run, comm) = match self.lookup.identity(tgid) {
+            Identity::Program(found) if self.config.watches(&found.program) => {
+                let key = found.program.key();
+                let admitted = self.admit_program(&key, &found.program);
+                (admitted.then_some(key), run_of(tgid, found.start_ticks), found.comm)
+            }
+            Identity::Program(_) | Identity::Kernel => (None, 0, String::new()),
+            Identity::Gone => {
+                self.counters.unidentified += 1;
+                (None, 0, String::new())
+            }
+        };
+        let followed = key.is_some();
+        let history = VecDeque::new();
+        let process = Process { key, run, comm, uid, forked_by: None, exited: false, window: None, history };
+        self.processes.insert(tgid, process);
+        followed
+    }
+
+    fn admit_program(&mut self, key: &str, id: &ProgramId) -> bool {
+        if self.programs.contains_key(key) {
+            return true;
+        }
+        if self.programs.len() >= self.config.programs_max as usize {
+            self.counters.programs_refused += 1;
+            return false;
+        }
+        self.programs.insert(key.to_owned(), Program { id: id.clone(), baseline: None, windows: 0 });
+        true
+    }
+
+    /// A verdict that does not wait for the window's end, on what is new to the baseline.
+    fn decide(&mut self, now: Now, tgid: u32, id: u64, out: &mut Vec<Output>) {
+        let Some(process) = self.processes.get(&tgid) else { return };
+        let Some(baseline) = baseline_of(&self.programs, process) else { return };
+        if baseline.manifest.traits.binary_search(&id).is_err()
+            && let Some(window) = &process.window
+        {
+            let verdict = judge(window, None, &[], &baseline.manifest);
+            self.tell(now, tgid, verdict, out);
+        }
+    }
+
+    /// Judges what a process did so far by its traits alone, and forgets it.
+    fn judge_at_once(&mut self, now: Now, tgid: u32, out: &mut Vec<Output>) {
+        let Some(process) = self.processes.get_mut(&tgid) else { return };
+        let Some(window) = process.window.take() else { return };
+        let Some(baseline) = baseline_of(&self.programs, process) else { return };
+        let verdict = judge(&window, None, &[], &baseline.manifest);
+        self.tell(now, tgid, verdict, out);
+    }
+
+    fn close(&mut self, now: Now, closed_ns: u64, syscalls: &[SyscallWindow], out: &mut Vec<Output>) {
+        for part in syscalls {
+            if !self.follow(part.tgid, u32::MAX) {
+                continue;
+            }
+            let opened_ns = self.opened_ns;
+            if let Some(process) = self.processes.get_mut(&part.tgid) {
+                let window =
+                    process.window.get_or_insert_with(|| Box::new(Window::new(part.tgid, opened_ns)));
+                window.add_syscalls(part);
+            }
+        }
+        let open: Vec<u32> =
+            self.processes.iter().filter(|(_, p)| p.window.is_some()).map(|(id, _)| *id).collect();
+        let mut training: BTreeMap<String, Vec<TrainingWindow>> = BTreeMap::new();
+        for tgid in open {
+            self.close_one(now, closed_ns, tgid, &mut training, out);
+        }
+        for (key, windows) in training {
+            let Some(program) = self.programs.get_mut(&key) else { continue };
+            program.windows += windows.len() as u64;
+            self.counters.windows_trained += windows.len() as u64;
+            for batch in windows.chunks(TRAINING_BATCH) {
+                out.push(Output::Train(TrainingWindows {
+                    program: program.id.clone(),
+                    windows: batch.to_vec(),
+                }));
+            }
+        }
+        self.processes.retain(|_, process| !process.exited);
+        if self.processes.len() >= self.config.processes_max as usize {
+            // Exits may have been missed.
+            let lookup = &mut self.lookup;
+            self.processes.retain(|tgid, _| lookup.identity(*tgid) != Identity::Gone);
+        }
+        self.opened_ns = closed_ns;
+    }
+
+    fn close_one(
+        &mut self,
+        now: Now,
+        closed_ns: u64,
+        tgid: u32,
+        training: &mut BTreeMap<String, Vec<TrainingWindow>>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(process) = self.processes.get_mut(&tgid) else { return };
+        let Some(mut window) = process.window.take() else { return };
+        // Without a single call there is nothing to compare; decisive events were judged when they came.
+        if window.syscalls.total() == 0 {
+            return;
+        }
+        window.closed_ns = closed_ns;
+        self.counters.window_overflow += window.overflow;
+        let vector = features::extract(&window);
+        let Some(baseline) = baseline_of(&self.programs, process) else {
+            let Some(key) = process.key.clone() else { return };
+            if self.degraded.is_empty() {
+                training.entry(key).or_default().push(TrainingWindow {
+                    unix_ms: now.unix_ms,
+                    run: process.run,
+                    vector: features::to_sparse(&vector),
+                    traits: window.traits(),
+                });
+            } else {
+                self.counters.windows_degraded += 1;
+            }
+            return;
+        };
+        process.history.push_back(features::to_sparse(&vector));
+        if process.history.len() > SEQUENCE {
+            process.history.pop_front();
+        }
+        let vae = baseline.detectors.vae(&vector);
+        let lstm = sequence(&process.history).map(|rows| {
+            let rows: [&Vector; SEQUENCE] = std::array::from_fn(|at| &rows[at]);
+            baseline.detectors.lstm(&rows)
+        });
+        let spoken: Vec<(&'static str, Result<Detected, DetectError>)> =
+            [Some(("vae", vae)), lstm.map(|lstm| ("lstm", lstm))].into_iter().flatten().collect();
+        let mut raw = Vec::new();
+        for (name, output) in &spoken {
+            match output {
+                Ok(output) => {
+                    raw.push(Raw { name, score: output.score, contributions: &output.contributions });
+                }
+                Err(error) => {
+                    self.counters.detector_errors += 1;
+                    log::warn!("judging process {tgid}: {error}");
+                }
+            }
+        }
+        let verdict = judge(&window, Some(&vector), &raw, &baseline.manifest);
+        self.counters.windows_judged += 1;
+        self.tell(now, tgid, verdict, out);
+    }
+
+    fn tell(&mut self, now: Now, tgid: u32, verdict: Verdict, out: &mut Vec<Output>) {
+        let Some(process) = self.processes.get(&tgid) else { return };
+        let Some((key, program)) = process.key.as_ref().and_then(|key| self.programs.get_key_value(key))
+        else {
+            return;
+        };
+        let policy: &Policy = &self.config.policy;
+        let severity = policy.severity(verdict.score);
+        let about = models::novelty::trait_id(models::novelty::Kind::Exec, key) ^ verdict.cause;
+        let suppressed_before = match self.gate.admit(now.boot_ns, about, severity, policy) {
+            Decision::Quiet => return,
+            Decision::Duplicate => {
+                self.counters.alerts_duplicate += 1;
+                return;
+            }
+            Decision::RateLimited => {
+                self.counters.alerts_limited += 1;
+                return;
+            }
+            Decision::Send { suppressed_before } => suppressed_before,
+        };
+        self.counters.alerts += 1;
+        out.push(Output::Alert(Box::new(Alert {
+            unix_ms: now.unix_ms,
+            program: program.id.clone(),
+            pid: tgid,
+            comm: process.comm.clone(),
+            score: verdict.score,
+            severity,
+            techniques: verdict.techniques,
+            summary: verdict.summary,
+            reasons: verdict.reasons,
+            generation: generation(program),
+            detectors: verdict.detectors,
+            suppressed_before,
+            degraded: self.degraded.clone(),
+        })));
+    }
+}
+
+fn generation(program: &Program) -> u64 {
+    program.baseline.as_ref().map_or(0, |baseline| baseline.manifest.generation)
+}
+
+fn baseline_of<'a>(programs: &'a BTreeMap<String, Program>, process: &Process) -> Option<&'a Baseline> {
+    programs.get(process.key.as_ref()?)?.baseline.as_ref()
+}
+
+/// The last windows as dense vectors, when there are enough.
+fn sequence(history: &VecDeque<Vec<(u16, f32)>>) -> Option<Vec<Vector>> {
+    if history.len() < SEQUENCE {
+        return None;
+    }
+    history.iter().map(|sparse| features::from_sparse(sparse)).collect()
+}
+
+/// Names one run of a process: ids are used again, together with the start they are not.
+fn run_of(tgid: u32, start: u64) -> u64 {
+    start.rotate_left(20) ^ u64::from(tgid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use models::bundle::{self, Keyring, SigningKey, seal};
+    use models::event::{Comm, PathText};
+    use models::policy::Severity;
+    use models::schema::SCHEMA_ID;
+    use models::train::{self, TrainOptions};
+
+    use super::*;
+    use crate::config::Pattern;
+    use crate::processes::Found;
+
+    const SECOND: u64 = 1_000_000_000;
+    const GATEWAY: u32 = 100;
+
+    #[derive(Default)]
+    struct Table(HashMap<u32, Identity>);
+
+    impl Lookup for Table {
+        fn identity(&mut self, tgid: u32) -> Identity {
+            self.0.get(&tgid).cloned().unwrap_or(Identity::Gone)
+        }
+    }
+
+    fn program(exe: &str) -> ProgramId {
+        ProgramId { unit: "gw.service".into(), exe: exe.into(), script: None }
+    }
+
+    fn found(exe: &str) -> Identity {
+        Identity::Program(Found { program: program(exe), comm: "gw".into(), start_ticks: 5 })
+    }
+
+    struct Bench {
+        pipeline: Pipeline<Table>,
+        now_s: u64,
+    }
+
+    impl Bench {
+        fn new(change: impl FnOnce(&mut Config)) -> Self {
+            let mut config = Config { watch: vec![Pattern("/usr/bin/gw*".into())], ..Config::default() };
+            change(&mut config);
+            let mut table = Table::default();
+            table.0.insert(GATEWAY, found("/usr/bin/gw"));
+            Self { pipeline: Pipeline::new(config, table, 0), now_s: 0 }
+        }
+
+        fn event(&mut self, tgid: u32, kind: EventKind) -> Vec<Output> {
+            let boot_ns = self.now_s * SECOND + 1;
+            let event = Event { boot_ns, tgid, tid: tgid, uid: 7, comm: Comm::try_from("gw").unwrap(), kind };
+            self.step(Input::Event(event))
+        }
+
+        fn open(&mut self, tgid: u32, path: &str, sensitive: bool) -> Vec<Output> {
+            self.event(tgid, EventKind::Open { path: PathText::try_from(path).unwrap(), flags: 0, sensitive })
+        }
+
+        fn exec(&mut self, tgid: u32, path: &str) -> Vec<Output> {
+            self.event(tgid, EventKind::Exec { path: PathText::try_from(path).unwrap() })
+        }
+
+        fn close(&mut self, tgids: &[u32]) -> Vec<Output> {
+            let syscalls = tgids.iter().map(|tgid| {
+                let mut window = SyscallWindow::empty(*tgid, 1);
+                // A little different every time, as life is.
+                window.calls[0] = 40 + u32::try_from(self.now_s * 7 % 5).unwrap();
+                window.calls[1] = 20;
+                window.bigrams[3] = 30;
+                window.active = [0b1011, 0, 0, 0, 0, 0, 0, 0];
+                window
+            });
+            let syscalls = syscalls.collect();
+            self.now_s += 1;
+            self.step(Input::Close { closed_ns: self.now_s * SECOND, syscalls })
+        }
+
+        fn step(&mut self, input: Input) -> Vec<Output> {
+            let mut out = Vec::new();
+            let now = Now { boot_ns: self.now_s * SECOND + 2, unix_ms: self.now_s * 1000 };
+            self.pipeline.step(now, input, &mut out);
+            out
+        }
+
+        fn learn(&mut self) {
+            let mut windows = Vec::new();
+            for _ in 0..80 {
+                self.open(GATEWAY, "/var/lib/gw/state", false);
+                for output in self.close(&[GATEWAY]) {
+                    let Output::Train(training) = output else { panic!("an alert while learning") };
+                    windows.extend(training.windows);
+                }
+            }
+            let options = TrainOptions { vae_steps: 300, lstm_steps: 40, ..TrainOptions::default() };
+            let trained = train::fit(&windows, &options, &mut |_| {}).unwrap();
+            let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
+            let manifest = Manifest {
+                schema: SCHEMA_ID,
+                program: program("/usr/bin/gw"),
+                generation: 1,
+                not_before_unix_s: 0,
+                expires_unix_s: u64::MAX,
+                parts: vec![],
+                calibration: trained.calibration,
+                traits: trained.traits,
+                training: trained.facts,
+            };
+            let raw = seal(manifest, trained.parts, &key);
+            let keys = Keyring([key.public()].into_iter().collect());
+            self.pipeline.activate(&bundle::open(&raw, &keys).unwrap()).unwrap();
+        }
+    }
+
+    fn alerts(outputs: Vec<Output>) -> Vec<Alert> {
+        let alert = |output| match output {
+            Output::Alert(alert) => *alert,
+            Output::Train(training) => panic!("trained after learning: {training:?}"),
+        };
+        outputs.into_iter().map(alert).collect()
+    }
+
+    #[test]
+    fn a_learned_program_is_quiet_until_it_opens_a_sensitive_file() {
+        let mut bench = Bench::new(|_| {});
+        bench.learn();
+        for _ in 0..20 {
+            assert_eq!(bench.open(GATEWAY, "/var/lib/gw/state", false).len(), 0);
+            assert_eq!(alerts(bench.close(&[GATEWAY])), []);
+        }
+        let found = alerts(bench.open(GATEWAY, "/etc/shadow", true));
+        let [alert] = &found[..] else { panic!("{found:?}") };
+        assert!(alert.severity >= Severity::High && alert.score >= 70.0, "{alert:?}");
+        assert_eq!(alert.techniques, ["T1003.008"]);
+        assert!(alert.summary.contains("/etc/shadow"), "{}", alert.summary);
+        assert_eq!((alert.pid, alert.generation, alert.program.exe.as_str()), (GATEWAY, 1, "/usr/bin/gw"));
+        assert_eq!(bench.pipeline.programs(0)[0].state, "ACTIVE");
+    }
+
+    #[test]
+    fn a_shell_started_by_a_child_is_the_parents_doing() {
+        let mut bench = Bench::new(|_| {});
+        bench.learn();
+        bench.event(GATEWAY, EventKind::Fork { child: 200 });
+        bench.pipeline.lookup.0.insert(200, found("/bin/sh"));
+        assert_eq!(bench.exec(200, "/bin/sh").len(), 0);
+        bench.event(200, EventKind::Exit);
+        let found = alerts(bench.close(&[GATEWAY]));
+        let [alert] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(alert.pid, GATEWAY);
+        assert!(alert.summary.contains("shell"), "{}", alert.summary);
+        assert_eq!(alert.techniques.first().map(String::as_str), Some("T1059"));
+        assert_eq!(bench.pipeline.followed(), 1, "the shell is not watched");
+    }
+
+    #[test]
+    fn a_forked_worker_is_judged_by_its_parents_baseline() {
+        let mut bench = Bench::new(|_| {});
+        bench.learn();
+        bench.event(GATEWAY, EventKind::Fork { child: 201 });
+        let found = alerts(bench.open(201, "/etc/shadow", true));
+        assert_eq!((found.len(), found[0].pid), (1, 201));
+    }
+
+    #[test]
+    fn windows_in_which_something_was_lost_never_train() {
+        let mut bench = Bench::new(|_| {});
+        bench.pipeline.set_degraded(vec!["file".into()]);
+        assert!(bench.close(&[GATEWAY]).is_empty());
+        assert_eq!(bench.pipeline.counters().windows_degraded, 1);
+    }
+
+    #[test]
+    fn full_tables_refuse_and_count() {
+        let mut bench = Bench::new(|config| {
+            config.processes_max = 16;
+            config.programs_max = 2;
+        });
+        for tgid in 1..=20 {
+            bench.pipeline.lookup.0.insert(tgid, found(&format!("/usr/bin/gw{}", tgid % 4)));
+        }
+        let all: Vec<u32> = (1..=20).collect();
+        bench.close(&all);
+        assert_eq!(bench.pipeline.counters().processes_refused, 4);
+        assert_eq!((bench.pipeline.programs(0).len(), bench.pipeline.followed()), (2, 8));
+        assert_eq!(bench.pipeline.counters().programs_refused, 8);
+    }
+
+    #[test]
+    fn processes_that_left_make_room() {
+        let mut bench = Bench::new(|config| config.processes_max = 16);
+        for round in 0..10 {
+            for tgid in 1..=16 {
+                bench.pipeline.lookup.0.insert(tgid, found("/usr/bin/gw"));
+                bench.open(tgid, "/x", false);
+                bench.event(tgid, EventKind::Exit);
+            }
+            bench.close(&[]);
+            assert_eq!(bench.pipeline.counters().processes_refused, 0, "round {round}");
+        }
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_output() {
+        let run = || {
+            let mut bench = Bench::new(|_| {});
+            let mut text = String::new();
+            for _ in 0..5 {
+                bench.open(GATEWAY, "/var/lib/gw/state", false);
+                text += &format!("{:?}", bench.close(&[GATEWAY]));
+            }
+            text
+        };
+        assert_eq!(run(), run());
+    }
+}

@@ -1,0 +1,506 @@
+//! `behaveguard run`: probe, pipeline, outbox, uplink and control socket tied together on one thread.
+
+use std::collections::VecDeque;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agent_ebpf::records::Class;
+use models::bundle::BUNDLE_MAX;
+use models::event::Event;
+use models::wire::{BundleReport, Heartbeat, Offer, Request, Uplink as Body};
+use smol::future::FutureExt as _;
+use smol::{Async, Timer};
+
+use crate::baselines::{BaselineError, Baselines};
+use crate::clock;
+use crate::config::Config;
+use crate::control::{self, ControlError, Status};
+use crate::enroll::{EnrollError, Identity};
+use crate::files;
+use crate::outbox::{Kept, Outbox, OutboxError, SledOutbox};
+use crate::pipeline::{Input, Output, Pipeline};
+use crate::probe::{Probe, ProbeError, ProbeOptions};
+use crate::processes::ProcFs;
+use crate::uplink::{News, Uplink};
+use crate::vitals;
+
+/// How long ordinary records may wait in their ring.
+const BULK_EVERY: Duration = Duration::from_millis(250);
+
+/// Urgent records that come together are taken together.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// Messages that could not be written to disk, kept in memory; one more drops the oldest.
+const UNWRITTEN_MAX: usize = 256;
+
+/// Bundles remembered as refused, so that they are not fetched at every connection.
+const REFUSED_MAX: usize = 64;
+
+/// Programs named in a heartbeat.
+const PROGRAMS_TOLD_MAX: usize = 100;
+
+/// Why the agent did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The kernel part.
+    #[error("starting the kernel part")]
+    Probe(#[from] ProbeError),
+    /// The state folder.
+    #[error("preparing the state folder {path}")]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// Another agent.
+    #[error("another agent uses the state folder {0}")]
+    InUse(PathBuf),
+    /// Who this device is.
+    #[error("reading this device's identity")]
+    Identity(#[from] EnrollError),
+    /// The outbox.
+    #[error("opening the outbox")]
+    Outbox(#[from] OutboxError),
+    /// The baselines.
+    #[error("opening the baselines")]
+    Baselines(#[from] BaselineError),
+    /// The control socket.
+    #[error("opening the control socket")]
+    Control(#[from] ControlError),
+    /// Threads, signals, timers.
+    #[error("starting the runtime")]
+    Runtime(#[source] io::Error),
+}
+
+/// What woke the loop.
+enum Wake {
+    Urgent,
+    Time,
+    News(News),
+    Stop,
+}
+
+struct Service {
+    config: Config,
+    identity: Identity,
+    probe: Probe,
+    pipeline: Pipeline<ProcFs>,
+    baselines: Baselines,
+    outbox: Arc<dyn Outbox>,
+    uplink: Uplink,
+    status: Arc<Mutex<Status>>,
+    unwritten: VecDeque<Body>,
+    refused: VecDeque<[u8; 32]>,
+    dropped_before: u64,
+    online: bool,
+    started_ns: u64,
+    heartbeat_ns: u64,
+    counters: OwnCounters,
+}
+
+#[derive(Default)]
+struct OwnCounters {
+    outbox_dropped: u64,
+    outbox_failed: u64,
+    unwritten_dropped: u64,
+    windows_refused: u64,
+    bundles_activated: u64,
+    bundles_refused: u64,
+    drains_failed: u64,
+}
+
+/// Runs the agent until SIGINT or SIGTERM.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run(config: Config) -> Result<(), ServiceError> {
+    let failed = |source| ServiceError::State { path: config.state.clone(), source };
+    let probe = Probe::load(&ProbeOptions::new(std::process::id()))?;
+    files::make_private_dir(&config.state).map_err(failed)?;
+    let lock = File::create(config.state.join("lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(ServiceError::InUse(config.state)),
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+    }
+    let identity = Identity::load(&config.state)?;
+    let keys = identity.keyring().ok_or_else(|| EnrollError::Damaged(config.state.join("identity.json")))?;
+    let tls = identity.tls(&config.state)?;
+    let outbox: Arc<dyn Outbox> = Arc::new(SledOutbox::open(&config.state, config.outbox_max)?);
+    let (baselines, active) = Baselines::open(&config.state, keys)?;
+    let mut pipeline = Pipeline::new(config.clone(), ProcFs, probe.epoch().1);
+    for verified in &active {
+        if let Err(error) = pipeline.activate(verified) {
+            log::error!("the baseline of {} is not used: {error}", verified.manifest().program);
+        }
+    }
+    for layer in probe.layers() {
+        if layer.backend.is_empty() {
+            log::warn!("layer {}: not seen on this kernel", layer.layer);
+        } else {
+            log::info!("layer {}: {}", layer.layer, layer.backend);
+        }
+        for (backend, reason) in &layer.failed {
+            log::info!("layer {}: not {backend}: {reason}", layer.layer);
+        }
+    }
+    let status = Arc::new(Mutex::new(Status::default()));
+    control::serve(&config.state, Arc::clone(&status), Arc::clone(&outbox))?;
+    let (news_out, news) = async_channel::bounded(64);
+    let uplink =
+        Uplink::start(identity.clone(), tls, Arc::clone(&outbox), news_out).map_err(ServiceError::Runtime)?;
+    log::info!("{} watches {} in windows of {:?}", identity.device, patterns(&config), config.window);
+    let mut service = Service {
+        dropped_before: 0,
+        unwritten: VecDeque::new(),
+        refused: VecDeque::new(),
+        online: false,
+        started_ns: clock::boot_ns(),
+        heartbeat_ns: 0,
+        counters: OwnCounters::default(),
+        config,
+        identity,
+        probe,
+        pipeline,
+        baselines,
+        outbox,
+        uplink,
+        status,
+    };
+    service.note_drops();
+    service.show();
+    let done = smol::block_on(service.turn(&news)).map_err(ServiceError::Runtime);
+    service.uplink.stop();
+    log::info!("stopped; {} messages wait in the outbox", service.outbox.waiting());
+    drop(lock);
+    done
+}
+
+fn patterns(config: &Config) -> String {
+    config.watch.iter().map(|pattern| pattern.0.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+impl Service {
+    async fn turn(&mut self, news: &async_channel::Receiver<News>) -> io::Result<()> {
+        let urgent = Async::new(self.probe.urgent_fd().try_clone_to_owned()?)?;
+        let stop = stop_signal()?;
+        let window_ns = u64::try_from(self.config.window.as_nanos()).unwrap_or(u64::MAX);
+        let mut close_ns = self.probe.epoch().1 + window_ns;
+        loop {
+            let left = Duration::from_nanos(close_ns.saturating_sub(clock::boot_ns()));
+            let wake = async {
+                urgent.readable().await?;
+                Timer::after(GATHER.min(left)).await;
+                Ok(Wake::Urgent)
+            }
+            .or(async {
+                Timer::after(left.min(BULK_EVERY)).await;
+                Ok(Wake::Time)
+            })
+            .or(async { news.recv().await.map(Wake::News).map_err(io::Error::other) })
+            .or(async {
+                stop.readable().await?;
+                Ok::<_, io::Error>(Wake::Stop)
+            })
+            .await?;
+            match wake {
+                Wake::Urgent | Wake::Time => {
+                    self.take_events(u64::MAX);
+                }
+                Wake::News(news) => self.news(news),
+                Wake::Stop => {
+                    self.close();
+                    return Ok(());
+                }
+            }
+            if clock::boot_ns() >= close_ns {
+                self.close();
+                // After a long pause (sleep, a stopped machine) the next window starts now.
+                close_ns = (close_ns + window_ns).max(self.probe.epoch().1 + window_ns / 2);
+            }
+            if clock::boot_ns().saturating_sub(self.heartbeat_ns) >= self.config.heartbeat.as_nanos() as u64 {
+                self.beat();
+            }
+        }
+    }
+
+    /// Gives waiting records to the pipeline; those after `until_ns` are kept for the caller.
+    fn take_events(&mut self, until_ns: u64) -> Vec<Event> {
+        let (mut now_events, mut later) = (Vec::new(), Vec::new());
+        self.probe.poll_events(&mut |event| {
+            if event.boot_ns <= until_ns { now_events.push(event) } else { later.push(event) }
+        });
+        // Two rings: what happened first is told first.
+        now_events.sort_by_key(|event| event.boot_ns);
+        later.sort_by_key(|event| event.boot_ns);
+        self.feed(now_events);
+        later
+    }
+
+    fn feed(&mut self, events: Vec<Event>) {
+        let mut out = Vec::new();
+        let now = clock::now();
+        for event in events {
+            self.pipeline.step(now, Input::Event(event), &mut out);
+        }
+        self.keep(out);
+    }
+
+    /// Ends the kernel's epoch and judges its windows.
+    fn close(&mut self) {
+        let syscalls = match self.probe.drain() {
+            Ok(syscalls) => syscalls,
+            Err(error) => {
+                self.counters.drains_failed += 1;
+                log::error!("taking the kernel's counts: {error}");
+                Vec::new()
+            }
+        };
+        let (_, closed_ns) = self.probe.epoch();
+        let later = self.take_events(closed_ns);
+        self.note_drops();
+        let mut out = Vec::new();
+        self.pipeline.step(clock::now(), Input::Close { closed_ns, syscalls }, &mut out);
+        self.keep(out);
+        self.feed(later);
+        self.show();
+    }
+
+    /// Tells the pipeline which layers did not see everything in this window.
+    fn note_drops(&mut self) {
+        let mut degraded: Vec<String> =
+            self.probe.layers().iter().filter(|l| l.backend.is_empty()).map(|l| l.layer.clone()).collect();
+        if let Ok(counters) = self.probe.counters() {
+            let dropped = counters.classes.iter().map(|(_, class)| class.dropped).sum();
+            if dropped > self.dropped_before {
+                let classes = counters.classes.iter().filter(|(_, class)| class.dropped > 0);
+                degraded.extend(classes.map(|(name, _)| layer_of(name).to_owned()));
+                self.dropped_before = dropped;
+            }
+        }
+        degraded.sort();
+        degraded.dedup();
+        self.pipeline.set_degraded(degraded);
+    }
+
+    /// Writes what the pipeline said into the outbox, after what could not be written before.
+    fn keep(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            let body = match output {
+                Output::Alert(alert) => {
+                    let (score, severity) = (alert.score, alert.severity.as_str());
+                    log::warn!(
+                        "{severity} {score:.0}: {} (process {}): {}",
+                        alert.program,
+                        alert.pid,
+                        alert.summary
+                    );
+                    Body::Alert(*alert)
+                }
+                Output::Train(windows) => Body::Windows(windows),
+            };
+            if self.unwritten.len() >= UNWRITTEN_MAX {
+                self.unwritten.pop_front();
+                self.counters.unwritten_dropped += 1;
+            }
+            self.unwritten.push_back(body);
+        }
+        let mut written = false;
+        while let Some(body) = self.unwritten.front() {
+            match self.outbox.put(body.clone()) {
+                Ok(Kept::As(_)) => {}
+                Ok(Kept::AfterDropping(_, n)) => self.counters.outbox_dropped += n,
+                Ok(Kept::Refused) => self.counters.windows_refused += 1,
+                Err(OutboxError::Message(error)) => log::error!("a message was dropped: {error}"),
+                Err(error) => {
+                    // Said once per change, not once per message.
+                    if self.counters.outbox_failed == 0 || self.unwritten.len() == 1 {
+                        log::error!("{error}: {}; trying again", source_of(&error));
+                    }
+                    self.counters.outbox_failed += 1;
+                    break;
+                }
+            }
+            self.unwritten.pop_front();
+            written = true;
+        }
+        if written {
+            self.uplink.wake();
+        }
+    }
+
+    fn news(&mut self, news: News) {
+        match news {
+            News::Online(online) => {
+                self.online = online;
+                if online {
+                    self.beat();
+                }
+            }
+            News::Offer(offer) => self.offered(offer),
+            News::Bundle(offer, raw) => self.arrived(&offer, &raw),
+        }
+        self.show();
+    }
+
+    fn offered(&mut self, offer: Offer) {
+        if offer.generation <= self.baselines.highest(&offer.program) || self.refused.contains(&offer.sha256)
+        {
+            return;
+        }
+        if offer.size as usize > BUNDLE_MAX {
+            self.refuse(
+                &offer,
+                format!("a bundle of {} bytes is over the limit of {BUNDLE_MAX}", offer.size),
+            );
+            return;
+        }
+        log::info!("fetching generation {} for {} ({} bytes)", offer.generation, offer.program, offer.size);
+        self.uplink.fetch(offer);
+    }
+
+    fn arrived(&mut self, offer: &Offer, raw: &[u8]) {
+        let unix_s = clock::now().unix_ms / 1000;
+        let verified = match self.baselines.activate(&offer.program, raw, unix_s) {
+            Ok(verified) => verified,
+            Err(error) => return self.refuse(offer, format!("{error}: {}", source_of(&error))),
+        };
+        if let Err(error) = self.pipeline.activate(&verified) {
+            return self.refuse(offer, error.to_string());
+        }
+        self.counters.bundles_activated += 1;
+        log::info!("generation {} for {} is active", offer.generation, offer.program);
+        self.report(offer, None);
+        self.beat();
+    }
+
+    fn refuse(&mut self, offer: &Offer, reason: String) {
+        log::error!("generation {} for {} was refused: {reason}", offer.generation, offer.program);
+        self.counters.bundles_refused += 1;
+        if self.refused.len() >= REFUSED_MAX {
+            self.refused.pop_front();
+        }
+        self.refused.push_back(offer.sha256);
+        self.report(offer, Some(reason));
+    }
+
+    fn report(&self, offer: &Offer, refused: Option<String>) {
+        let (program, generation) = (offer.program.clone(), offer.generation);
+        self.uplink.request(&Request::Bundle(BundleReport { program, generation, refused }));
+    }
+
+    fn beat(&mut self) {
+        self.heartbeat_ns = clock::boot_ns();
+        if self.online {
+            self.uplink.request(&Request::Heartbeat(self.heartbeat()));
+        }
+    }
+
+    fn show(&mut self) {
+        let status = Status {
+            device: self.identity.device.clone(),
+            fleet: format!("{}:{}", self.identity.host, self.identity.port),
+            online: self.online,
+            heartbeat: self.heartbeat(),
+        };
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let now = clock::now();
+        let mut programs = self.pipeline.programs(now.unix_ms / 1000);
+        programs.truncate(PROGRAMS_TOLD_MAX);
+        Heartbeat {
+            unix_ms: now.unix_ms,
+            version: env!("CARGO_PKG_VERSION").into(),
+            kernel: vitals::kernel(),
+            arch: std::env::consts::ARCH.into(),
+            rss_bytes: vitals::rss_bytes(),
+            cpu_ms: vitals::cpu_ms(),
+            uptime_ms: now.boot_ns.saturating_sub(self.started_ns) / 1_000_000,
+            outbox_waiting: self.outbox.waiting() + self.unwritten.len() as u64,
+            counters: self.all_counters(),
+            layers: self.probe.layers().to_vec(),
+            programs,
+        }
+    }
+
+    fn all_counters(&self) -> Vec<(String, u64)> {
+        let mut all = Vec::new();
+        match self.probe.counters() {
+            Ok(counters) => {
+                for (name, class) in &counters.classes {
+                    for (what, value) in [
+                        ("seen", class.seen),
+                        ("submitted", class.submitted),
+                        ("dropped", class.dropped),
+                        ("throttled", class.throttled),
+                        ("received", class.received),
+                    ] {
+                        all.push((format!("kernel_{name}_{what}"), value));
+                    }
+                }
+                all.push(("kernel_collisions".into(), counters.collisions));
+                all.push(("kernel_unreadable".into(), counters.unreadable));
+                all.push(("kernel_decode_errors".into(), counters.decode_errors));
+            }
+            Err(error) => log::warn!("reading the kernel's counters: {error}"),
+        }
+        let own = &self.counters;
+        let named = [
+            ("outbox_dropped", own.outbox_dropped),
+            ("outbox_failed", own.outbox_failed),
+            ("unwritten_dropped", own.unwritten_dropped),
+            ("training_refused", own.windows_refused),
+            ("bundles_activated", own.bundles_activated),
+            ("bundles_refused", own.bundles_refused),
+            ("drains_failed", own.drains_failed),
+            ("processes_followed", self.pipeline.followed() as u64),
+        ];
+        let lists =
+            named.into_iter().chain(self.pipeline.counters().list()).chain(self.uplink.counters().list());
+        all.extend(lists.map(|(name, value)| (name.to_owned(), value)));
+        all
+    }
+}
+
+/// The layer that a class of kernel records belongs to.
+fn layer_of(class: &str) -> &'static str {
+    let layers = [
+        (Class::Exec, "process"),
+        (Class::Fork, "process"),
+        (Class::Exit, "process"),
+        (Class::Open, "file"),
+        (Class::Connect, "network"),
+        (Class::Flush, "syscall"),
+    ];
+    layers.iter().find(|(known, _)| known.name() == class).map_or("syscall", |(_, layer)| layer)
+}
+
+fn source_of(error: &dyn std::error::Error) -> String {
+    let mut text = String::new();
+    let mut source = error.source();
+    while let Some(error) = source {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// Readable when SIGINT or SIGTERM came.
+fn stop_signal() -> io::Result<Async<UnixStream>> {
+    let (read, write) = UnixStream::pair()?;
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+    }
+    Async::new(read)
+}

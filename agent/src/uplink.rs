@@ -1,0 +1,380 @@
+//! The link to the fleet: outbox to MQTT, acknowledgements and bundles back, on a thread of its own.
+//!
+//! rumqttc keeps no promise across connections, so nothing is left to it: each connection is a new client with a
+//! clean session, at most [`WINDOW`] numbered messages are on their way, and after each connection sending starts
+//! again at the oldest message of the outbox. A message leaves the outbox only when the fleet says it is stored.
+
+mod fetch;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{io, thread};
+
+use models::wire::{self, Downlink, Leaf, MESSAGE_MAX, Offer, Request};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rumqttc::{
+    Client, ConnectReturnCode, ConnectionError, Event, MqttOptions, NetworkOptions, Packet, QoS,
+    SubscribeReasonCode, TlsConfiguration, Transport,
+};
+
+use crate::clock;
+use crate::enroll::Identity;
+use crate::outbox::Outbox;
+use fetch::{Fetch, Fetched};
+
+/// Numbered messages sent and not yet acknowledged by the fleet.
+pub const WINDOW: usize = 32;
+
+/// Messages handed to the client that it has not yet sent.
+const QUEUE: usize = 128;
+
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT_S: u64 = 10;
+/// Without an acknowledgement for this long the connection is made anew.
+const STALL_NS: u64 = 30_000_000_000;
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// What the link has to tell.
+#[derive(Debug)]
+pub enum News {
+    /// The fleet listens, or no longer.
+    Online(bool),
+    /// A bundle may be fetched.
+    Offer(Offer),
+    /// A bundle is here, complete and with the right hash.
+    Bundle(Offer, Vec<u8>),
+}
+
+/// What happened how often since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    connected: AtomicU64,
+    failed: AtomicU64,
+    stalled: AtomicU64,
+    sent: AtomicU64,
+    acked: AtomicU64,
+    requests_dropped: AtomicU64,
+    rejected: AtomicU64,
+    fetches_failed: AtomicU64,
+}
+
+impl Counters {
+    /// Names and values.
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, u64); 8] {
+        [
+            ("uplink_connected", self.connected.load(Relaxed)),
+            ("uplink_failed", self.failed.load(Relaxed)),
+            ("uplink_stalled", self.stalled.load(Relaxed)),
+            ("uplink_sent", self.sent.load(Relaxed)),
+            ("uplink_acked", self.acked.load(Relaxed)),
+            ("uplink_requests_dropped", self.requests_dropped.load(Relaxed)),
+            ("uplink_messages_rejected", self.rejected.load(Relaxed)),
+            ("uplink_fetches_failed", self.fetches_failed.load(Relaxed)),
+        ]
+    }
+}
+
+/// A handle to the link. Cheap to clone.
+#[derive(Clone)]
+pub struct Uplink(Arc<Shared>);
+
+struct Shared {
+    identity: Identity,
+    tls: Arc<rustls::ClientConfig>,
+    outbox: Arc<dyn Outbox>,
+    news: async_channel::Sender<News>,
+    counters: Counters,
+    sending: Mutex<Sending>,
+}
+
+#[derive(Default)]
+struct Sending {
+    /// While the fleet listens.
+    client: Option<Client>,
+    /// Numbers on their way, ascending.
+    on_way: std::collections::VecDeque<u64>,
+    /// The last number given to the client in this connection.
+    cursor: u64,
+    /// When something was sent into an empty window, or acknowledged.
+    moved_ns: u64,
+    fetch: Fetch,
+}
+
+impl Uplink {
+    /// Starts the thread; it connects, and connects again, until the process ends.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(
+        identity: Identity,
+        tls: rustls::ClientConfig,
+        outbox: Arc<dyn Outbox>,
+        news: async_channel::Sender<News>,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            identity,
+            tls: Arc::new(tls),
+            outbox,
+            news,
+            counters: Counters::default(),
+            sending: Mutex::default(),
+        });
+        let mine = Arc::clone(&shared);
+        thread::Builder::new().name("uplink".into()).spawn(move || mine.run())?;
+        Ok(Self(shared))
+    }
+
+    /// Something new is in the outbox.
+    pub fn wake(&self) {
+        self.0.pump(&mut self.0.sending());
+    }
+
+    /// Sends a request now or not at all; `false` when the fleet does not listen.
+    pub fn request(&self, request: &Request) -> bool {
+        self.0.request(&self.0.sending(), request)
+    }
+
+    /// Fetches an offered bundle; it comes as [`News::Bundle`].
+    pub fn fetch(&self, offer: Offer) {
+        let mut sending = self.0.sending();
+        sending.fetch.add(offer);
+        self.0.ask(&mut sending);
+    }
+
+    /// What happened how often.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// Says good bye to the fleet.
+    pub fn stop(&self) {
+        if let Some(client) = self.0.sending().client.take() {
+            let _ = client.try_disconnect();
+        }
+    }
+}
+
+impl Shared {
+    fn sending(&self) -> MutexGuard<'_, Sending> {
+        // A panic elsewhere leaves at worst a message that is sent twice.
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut wait = RETRY_MIN;
+        loop {
+            let was_online = self.connection();
+            self.sending().client = None;
+            if was_online {
+                wait = RETRY_MIN;
+                if self.news.send_blocking(News::Online(false)).is_err() {
+                    return;
+                }
+            }
+            thread::sleep(jittered(wait));
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// One connection from beginning to end; whether the fleet listened.
+    fn connection(&self) -> bool {
+        let device = &self.identity.device;
+        let mut options = MqttOptions::new(device, &self.identity.host, self.identity.port);
+        options
+            .set_keep_alive(KEEP_ALIVE)
+            .set_clean_session(true)
+            .set_inflight(u16::try_from(QUEUE).unwrap_or(u16::MAX))
+            .set_max_packet_size(MESSAGE_MAX + 1024, MESSAGE_MAX + 1024)
+            .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&self.tls))));
+        let (client, mut connection) = Client::new(options, QUEUE);
+        let mut network = NetworkOptions::new();
+        network.set_connection_timeout(CONNECT_TIMEOUT_S);
+        network.set_tcp_nodelay(true);
+        connection.eventloop.set_network_options(network);
+        let mut online = false;
+        loop {
+            let event = match connection.recv() {
+                Ok(Ok(event)) => event,
+                Ok(Err(error)) => {
+                    self.counters.failed.fetch_add(1, Relaxed);
+                    log::warn!("no link to {}:{}: {}", self.identity.host, self.identity.port, why(&error));
+                    return online;
+                }
+                Err(_) => return online,
+            };
+            match event {
+                Event::Incoming(Packet::ConnAck(_)) => {
+                    let _ = client.try_subscribe(wire::topic(device, Leaf::Down), QoS::AtLeastOnce);
+                }
+                Event::Incoming(Packet::SubAck(ack)) => {
+                    if ack.return_codes.iter().any(|code| matches!(code, SubscribeReasonCode::Failure)) {
+                        log::error!(
+                            "the fleet does not let {device} listen to its own topic: enrol it again"
+                        );
+                        return online;
+                    }
+                    online = true;
+                    self.counters.connected.fetch_add(1, Relaxed);
+                    log::info!("linked to {}:{}", self.identity.host, self.identity.port);
+                    let mut sending = self.sending();
+                    sending.client = Some(client.clone());
+                    sending.on_way.clear();
+                    sending.cursor = 0;
+                    sending.moved_ns = clock::boot_ns();
+                    self.pump(&mut sending);
+                    sending.fetch.restart();
+                    self.ask(&mut sending);
+                    drop(sending);
+                    self.tell(News::Online(true));
+                }
+                Event::Incoming(Packet::Publish(publish)) => self.downlink(&publish.payload),
+                Event::Incoming(_) => {
+                    let mut sending = self.sending();
+                    self.pump(&mut sending);
+                    if sending.fetch.is_stalled(clock::boot_ns()) {
+                        self.ask(&mut sending);
+                    }
+                    let still = clock::boot_ns().saturating_sub(sending.moved_ns);
+                    if !sending.on_way.is_empty() && still > STALL_NS {
+                        self.counters.stalled.fetch_add(1, Relaxed);
+                        log::warn!(
+                            "the fleet acknowledged nothing for {} s: connecting anew",
+                            still / 1_000_000_000
+                        );
+                        return online;
+                    }
+                }
+                Event::Outgoing(_) => {}
+            }
+        }
+    }
+
+    fn downlink(&self, payload: &[u8]) {
+        match wire::decode::<Downlink>(payload) {
+            Ok(Downlink::Ack { epoch, seq }) if epoch == self.outbox.epoch() => {
+                match self.outbox.forget(seq) {
+                    Ok(n) => {
+                        self.counters.acked.fetch_add(n, Relaxed);
+                    }
+                    Err(error) => log::warn!("forgetting what the fleet has: {error}"),
+                }
+                let mut sending = self.sending();
+                while sending.on_way.front().is_some_and(|oldest| *oldest <= seq) {
+                    sending.on_way.pop_front();
+                    sending.moved_ns = clock::boot_ns();
+                }
+                self.pump(&mut sending);
+            }
+            // Of an outbox that this device had before.
+            Ok(Downlink::Ack { .. }) => {}
+            Ok(Downlink::Offer(offer)) => self.tell(News::Offer(offer)),
+            Ok(Downlink::Chunk { sha256, offset, data }) => {
+                let mut sending = self.sending();
+                let fetched = sending.fetch.take(sha256, offset, &data);
+                if matches!(fetched, Fetched::Wrong) {
+                    self.counters.fetches_failed.fetch_add(1, Relaxed);
+                    log::warn!("a bundle came with the wrong contents and was dropped");
+                }
+                self.ask(&mut sending);
+                drop(sending);
+                if let Fetched::Complete(offer, bytes) = fetched {
+                    self.tell(News::Bundle(offer, bytes));
+                }
+            }
+            Err(error) => {
+                self.counters.rejected.fetch_add(1, Relaxed);
+                log::warn!("a message of the fleet cannot be used: {error}; is the agent too old?");
+            }
+        }
+    }
+
+    /// Hands messages to the client while the window has room.
+    fn pump(&self, sending: &mut Sending) {
+        let Some(client) = sending.client.clone() else { return };
+        while sending.on_way.len() < WINDOW {
+            let (seq, bytes) = match self.outbox.after(sending.cursor) {
+                Ok(Some(next)) => next,
+                Ok(None) => return,
+                Err(error) => {
+                    log::error!("reading the outbox: {error}");
+                    return;
+                }
+            };
+            let topic = wire::topic(&self.identity.device, Leaf::Up);
+            if client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_err() {
+                return;
+            }
+            if sending.on_way.is_empty() {
+                sending.moved_ns = clock::boot_ns();
+            }
+            sending.cursor = seq;
+            sending.on_way.push_back(seq);
+            self.counters.sent.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Asks for the next part of the bundle that is being fetched, if there is one.
+    fn ask(&self, sending: &mut Sending) {
+        if sending.client.is_none() {
+            return;
+        }
+        if let Some(request) = sending.fetch.next(clock::boot_ns()) {
+            self.request(sending, &request);
+        }
+    }
+
+    fn request(&self, sending: &Sending, request: &Request) -> bool {
+        let Some(client) = &sending.client else { return false };
+        let topic = wire::topic(&self.identity.device, Leaf::Req);
+        let sent = match wire::encode(request) {
+            Ok(bytes) => client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_ok(),
+            Err(error) => {
+                log::error!("a request was not sent: {error}");
+                false
+            }
+        };
+        if !sent {
+            self.counters.requests_dropped.fetch_add(1, Relaxed);
+        }
+        sent
+    }
+
+    fn tell(&self, news: News) {
+        // The service is gone only when the process ends.
+        let _ = self.news.send_blocking(news);
+    }
+}
+
+/// Between half of and the whole time, so that a thousand gateways do not come back in one second.
+fn jittered(wait: Duration) -> Duration {
+    let mut byte = [0; 2];
+    SystemRandom::new().fill(&mut byte).expect("the system gives random bytes");
+    wait / 2 + wait.mul_f64(f64::from(u16::from_be_bytes(byte)) / 65_536.0 / 2.0)
+}
+
+fn why(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized) => {
+            "the fleet does not know this device's certificate: enrol it again with a new ticket".into()
+        }
+        ConnectionError::ConnectionRefused(code) => format!("the fleet refused the connection ({code:?})"),
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_are_spread_over_half_of_their_time() {
+        for _ in 0..1000 {
+            let wait = jittered(Duration::from_secs(60));
+            assert!((Duration::from_secs(30)..=Duration::from_secs(60)).contains(&wait), "{wait:?}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Offers to complete bundles, one chunk after another, going on where it was after a lost connection.
+
+use std::collections::VecDeque;
+
+use models::bundle::{BUNDLE_MAX, sha256};
+use models::wire::{CHUNK_MAX, Offer, Request};
+
+/// Offers that wait; one more drops the oldest, which the fleet offers again at the next connection.
+const OFFERS_MAX: usize = 256;
+
+/// Without an answer for this long the chunk is asked for again.
+const STALL_NS: u64 = 15_000_000_000;
+
+/// What a chunk led to.
+#[derive(Debug)]
+pub(super) enum Fetched {
+    /// More is needed, or nobody waits for it.
+    Nothing,
+    /// All of it, with the right hash.
+    Complete(Offer, Vec<u8>),
+    /// All of it, and not what was offered.
+    Wrong,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Fetch {
+    waiting: VecDeque<Offer>,
+    current: Option<(Offer, Vec<u8>)>,
+    /// When the chunk at the end of `current` was asked for.
+    asked_ns: Option<u64>,
+}
+
+impl Fetch {
+    /// Adds an offer; a newer one for the same program replaces the one that waits.
+    pub(super) fn add(&mut self, offer: Offer) {
+        let same = |other: &Offer| other.sha256 == offer.sha256;
+        if offer.size as usize > BUNDLE_MAX || self.current.as_ref().is_some_and(|(current, _)| same(current))
+        {
+            return;
+        }
+        self.waiting.retain(|other| other.program != offer.program);
+        if self.waiting.len() >= OFFERS_MAX {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back(offer);
+    }
+
+    /// What to ask for now, if nothing is on its way.
+    pub(super) fn next(&mut self, now_ns: u64) -> Option<Request> {
+        if self.asked_ns.is_some() && !self.is_stalled(now_ns) {
+            return None;
+        }
+        if self.current.is_none() {
+            self.current = self.waiting.pop_front().map(|offer| (offer, Vec::new()));
+        }
+        let (offer, data) = self.current.as_ref()?;
+        self.asked_ns = Some(now_ns);
+        let offset = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let len = (offer.size - offset).min(CHUNK_MAX as u32);
+        Some(Request::Chunk { sha256: offer.sha256, offset, len })
+    }
+
+    /// Takes a chunk.
+    pub(super) fn take(&mut self, hash: [u8; 32], offset: u32, chunk: &[u8]) -> Fetched {
+        let Some((offer, data)) = &mut self.current else { return Fetched::Nothing };
+        if offer.sha256 != hash || offset as usize != data.len() {
+            return Fetched::Nothing;
+        }
+        self.asked_ns = None;
+        data.extend_from_slice(chunk);
+        let (have, want) = (data.len(), offer.size as usize);
+        if have < want && !chunk.is_empty() {
+            return Fetched::Nothing;
+        }
+        match self.current.take() {
+            Some((offer, data)) if have == want && sha256(&data) == hash => Fetched::Complete(offer, data),
+            _ => Fetched::Wrong,
+        }
+    }
+
+    /// The connection is a new one: what was asked for in the old one does not come.
+    pub(super) fn restart(&mut self) {
+        self.asked_ns = None;
+    }
+
+    /// Whether an answer is overdue.
+    pub(super) fn is_stalled(&self, now_ns: u64) -> bool {
+        self.asked_ns.is_some_and(|asked| now_ns.saturating_sub(asked) > STALL_NS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use models::program::ProgramId;
+
+    use super::*;
+
+    fn offer(bytes: &[u8]) -> Offer {
+        let program = ProgramId { unit: "u".into(), exe: "/e".into(), script: None };
+        Offer { program, generation: 1, sha256: sha256(bytes), size: u32::try_from(bytes.len()).unwrap() }
+    }
+
+    fn check(served: &[u8], offered: &[u8], lose_every: usize) -> Option<bool> {
+        let mut fetch = Fetch::default();
+        fetch.add(offer(offered));
+        for turn in 1..100 {
+            let Some(Request::Chunk { sha256, offset, len }) = fetch.next(0) else { return None };
+            if turn % lose_every == 0 {
+                fetch.restart();
+                continue;
+            }
+            let (from, to) = (offset as usize, (offset + len) as usize);
+            match fetch.take(sha256, offset, &served[from.min(served.len())..to.min(served.len())]) {
+                Fetched::Nothing => {}
+                Fetched::Complete(_, bytes) => return Some(bytes == offered),
+                Fetched::Wrong => return Some(false),
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_bundle_comes_whole_also_over_a_link_that_breaks() {
+        let bytes: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+        assert_eq!(check(&bytes, &bytes, 1000), Some(true));
+        assert_eq!(check(&bytes, &bytes, 3), Some(true));
+        assert_eq!(check(&bytes[..CHUNK_MAX], &bytes[..CHUNK_MAX], 1000), Some(true));
+    }
+
+    #[test]
+    fn changed_or_short_contents_are_dropped() {
+        let bytes = vec![1; 40_000];
+        let mut changed = bytes.clone();
+        changed[39_999] = 2;
+        assert_eq!(check(&changed, &bytes, 1000), Some(false));
+        assert_eq!(check(&bytes[..30_000], &bytes, 1000), Some(false));
+    }
+
+    #[test]
+    fn an_overdue_chunk_is_asked_for_again() {
+        let mut fetch = Fetch::default();
+        fetch.add(offer(&[1; 10]));
+        assert!(fetch.next(0).is_some());
+        assert!(fetch.next(STALL_NS).is_none());
+        assert!(fetch.next(STALL_NS + 1).is_some());
+    }
+}
