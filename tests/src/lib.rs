@@ -1,1 +1,43 @@
-//! Harness shared by the test targets.
+//! Starts the real programs, talks to them as users do, and ends them: for the demo and for the end-to-end tests.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod fleet;
+pub mod gateway;
+pub mod process;
+pub mod story;
+
+use std::time::{Duration, SystemTime};
+
+/// Something that did not happen, for people.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Failed(pub String);
+
+impl Failed {
+    /// What failed, and why.
+    pub fn new(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+        Self(format!("{what}: {why}"))
+    }
+}
+
+/// Asks again and again until the answer is there.
+///
+/// # Errors
+/// When it is not there in time, or an answer is an error.
+pub fn wait_for<T>(
+    what: &str,
+    within: Duration,
+    mut ask: impl FnMut() -> Result<Option<T>, Failed>,
+) -> Result<T, Failed> {
+    let started = SystemTime::now();
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if started.elapsed().unwrap_or_default() > within {
+            return Err(Failed(format!("{what} did not happen within {} s", within.as_secs())));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}

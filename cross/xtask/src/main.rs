@@ -1,5 +1,6 @@
 //! The project's own tasks.
 
+mod demo;
 mod ebpf;
 mod suite;
 mod tools;
@@ -17,6 +18,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Shows the main job: learns a service from real kernel events, attacks it, shows the alert.
+    Demo {
+        /// Passed on: --once, --outage, --state DIR; see `cargo xtask demo -- --help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Runs the whole test suite; installs what it needs.
     Test {
         /// Only tests whose names contain this.
@@ -44,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
+        Task::Demo { arguments } => demo::run(root, &arguments)?,
         Task::Test { filter } => {
             let totals = suite::run(root, filter.as_deref())?;
             println!("{} passed, {} failed", totals.passed, totals.failed);

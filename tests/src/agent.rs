@@ -1,0 +1,123 @@
+//! An agent with a state folder of its own, used through its commands.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::Failed;
+use crate::fleet::Fleet;
+use crate::process::{Process, binary};
+
+/// An agent.
+#[derive(Debug)]
+pub struct Agent {
+    dir: PathBuf,
+    process: Option<Process>,
+}
+
+impl Agent {
+    /// Writes a configuration that watches one program in windows of a second, and enrols.
+    ///
+    /// # Errors
+    /// When a file cannot be written or the server refuses.
+    pub fn enroll(dir: &Path, watch: &Path, fleet: &Fleet, device: &str) -> Result<Self, Failed> {
+        fs::create_dir_all(dir).map_err(|error| Failed::new(dir.display(), error))?;
+        let agent = Self { dir: dir.to_owned(), process: None };
+        let config = format!(
+            "state = {:?}\nwatch = [{:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n",
+            dir.join("state"),
+            watch
+        );
+        fs::write(agent.config(), config).map_err(|error| Failed::new("writing the configuration", error))?;
+        let ticket = dir.join("ticket");
+        fs::write(&ticket, fleet.ticket(device)?)
+            .map_err(|error| Failed::new("writing the ticket", error))?;
+        let ticket = ticket.to_string_lossy().into_owned();
+        let output = agent.command(&["enroll", "--ticket", &ticket, "--device", device])?;
+        if output.status.success() {
+            Ok(agent)
+        } else {
+            Err(Failed::new("enrolling", String::from_utf8_lossy(&output.stderr)))
+        }
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it cannot be started; a later end is seen by [`Agent::check`].
+    pub fn run(&mut self) -> Result<(), Failed> {
+        let config = self.config().to_string_lossy().into_owned();
+        let log = self.dir.join("agent.log");
+        self.process =
+            Some(Process::start("behaveguard", &["--config", &config, "run"], &log, Stdio::null())?);
+        Ok(())
+    }
+
+    /// An error with the end of its log, when it does not run.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn check(&mut self) -> Result<(), Failed> {
+        self.process.as_mut().map_or_else(|| Err(Failed("the agent does not run".into())), Process::check)
+    }
+
+    /// Ends it as `kill -9` does.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> Result<(), Failed> {
+        self.process.take().ok_or_else(|| Failed("the agent does not run".into()))?.kill()
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Errors
+    /// When it does not end, or with an error.
+    pub fn stop(&mut self) -> Result<(), Failed> {
+        self.process.take().map_or(Ok(()), Process::stop)
+    }
+
+    /// Runs one of its commands.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn command(&self, arguments: &[&str]) -> Result<Output, Failed> {
+        Command::new(binary("behaveguard")?)
+            .arg("--config")
+            .arg(self.config())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| Failed::new("starting behaveguard", error))
+    }
+
+    /// `behaveguard status --json`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self) -> Result<Value, Failed> {
+        self.json(&["status", "--json"])
+    }
+
+    /// `behaveguard alerts --json`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn alerts(&self) -> Result<Vec<Value>, Failed> {
+        Ok(self.json(&["alerts", "--json"])?.as_array().cloned().unwrap_or_default())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Result<Value, Failed> {
+        let output = self.command(arguments)?;
+        if !output.status.success() {
+            return Err(Failed::new(arguments.join(" "), String::from_utf8_lossy(&output.stderr)));
+        }
+        serde_json::from_slice(&output.stdout).map_err(|error| Failed::new(arguments.join(" "), error))
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("agent.toml")
+    }
+}

@@ -1,0 +1,180 @@
+//! A fleet server with a state folder of its own, and its API.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+
+use crate::process::{Process, binary};
+use crate::{Failed, wait_for};
+
+/// A fleet server.
+#[derive(Debug)]
+pub struct Fleet {
+    state: PathBuf,
+    learn_windows: u32,
+    process: Option<Process>,
+}
+
+impl Fleet {
+    /// Starts one on free loopback ports and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(state: &Path, learn_windows: u32) -> Result<Self, Failed> {
+        let mut fleet = Self { state: state.to_owned(), learn_windows, process: None };
+        fleet.run("127.0.0.1:0", "127.0.0.1:0")?;
+        Ok(fleet)
+    }
+
+    /// Starts it again on its ports, after [`Fleet::kill`].
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> Result<(), Failed> {
+        let addresses = self.addresses()?;
+        let text = |key: &str| addresses[key].as_str().unwrap_or_default().to_owned();
+        self.run(&text("mqtt"), &text("web"))
+    }
+
+    /// Ends it as `kill -9` does.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> Result<(), Failed> {
+        self.process.take().ok_or_else(|| Failed("the fleet server does not run".into()))?.kill()
+    }
+
+    /// Ends it in order.
+    ///
+    /// # Errors
+    /// When it does not end, or with an error.
+    pub fn stop(&mut self) -> Result<(), Failed> {
+        self.process.take().map_or(Ok(()), Process::stop)
+    }
+
+    /// Halts it: it takes no further byte.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn halt(&self) -> Result<(), Failed> {
+        let process = self.process.as_ref().ok_or_else(|| Failed("the fleet server does not run".into()))?;
+        process.signal(Signal::STOP)
+    }
+
+    /// Makes a ticket with the command that operators use.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn ticket(&self, device: &str) -> Result<String, Failed> {
+        let failed = |error: &dyn std::fmt::Display| Failed::new("making a ticket", error);
+        let output = Command::new(binary("behaveguard-fleet")?)
+            .args(["ticket", "--device", device, "--state"])
+            .arg(&self.state)
+            .output()
+            .map_err(|error| failed(&error))?;
+        if !output.status.success() {
+            return Err(failed(&String::from_utf8_lossy(&output.stderr)));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// The address of the dashboard.
+    ///
+    /// # Errors
+    /// When it never ran.
+    pub fn url(&self) -> Result<String, Failed> {
+        Ok(self.addresses()?["web_url"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The API token.
+    ///
+    /// # Errors
+    /// When it never ran.
+    pub fn token(&self) -> Result<String, Failed> {
+        let token = fs::read_to_string(self.state.join("api.token"));
+        Ok(token.map_err(|error| Failed::new("reading the API token", error))?.trim().to_owned())
+    }
+
+    /// `GET /api/v1/<path>` with the token.
+    ///
+    /// # Errors
+    /// When it does not answer with success.
+    pub fn get(&self, path: &str) -> Result<Value, Failed> {
+        let (status, value) = self.ask(path, &self.token()?)?;
+        if status == 200 { Ok(value) } else { Err(Failed(format!("GET {path} gave {status}: {value}"))) }
+    }
+
+    /// `GET /api/v1/<path>` with any token; gives status and body.
+    ///
+    /// # Errors
+    /// When it does not answer with JSON.
+    pub fn ask(&self, path: &str, token: &str) -> Result<(u16, Value), Failed> {
+        let url = format!("{}/api/v1/{path}", self.url()?);
+        let failed = |error: &dyn std::fmt::Display| Failed::new(format!("GET {url}"), error);
+        let mut answer = self
+            .client()?
+            .get(&url)
+            .header("Authorization", format!("Bearer {token}"))
+            .call()
+            .map_err(|error| failed(&error))?;
+        let body = answer.body_mut().read_to_vec().map_err(|error| failed(&error))?;
+        let value = serde_json::from_slice(&body).map_err(|error| failed(&error))?;
+        Ok((answer.status().as_u16(), value))
+    }
+
+    /// All alerts of a device, oldest first.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub fn alerts(&self, device: &str) -> Result<Vec<Value>, Failed> {
+        let answer = self.get(&format!("alerts?limit=1000&after=0&device={device}"))?;
+        Ok(answer["alerts"].as_array().cloned().unwrap_or_default())
+    }
+
+    fn run(&mut self, mqtt: &str, web: &str) -> Result<(), Failed> {
+        fs::create_dir_all(&self.state).map_err(|error| Failed::new(self.state.display(), error))?;
+        let state = self.state.to_string_lossy().into_owned();
+        let windows = self.learn_windows.to_string();
+        let arguments = ["run", "--state", &state, "--mqtt", mqtt, "--web", web, "--learn-windows", &windows];
+        let log = self.state.join("fleet.log");
+        let mut process = Process::start("behaveguard-fleet", &arguments, &log, Stdio::null())?;
+        let id = process.id();
+        wait_for("the start of the fleet server", Duration::from_secs(30), || {
+            process.check()?;
+            // A file of an earlier run names ports on which nobody answers.
+            Ok(self.get("health").ok().map(|_| id))
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    fn addresses(&self) -> Result<Value, Failed> {
+        let failed =
+            |error: &dyn std::fmt::Display| Failed::new("reading the fleet server's addresses", error);
+        let json = fs::read(self.state.join("addresses.json")).map_err(|error| failed(&error))?;
+        serde_json::from_slice(&json).map_err(|error| failed(&error))
+    }
+
+    fn client(&self) -> Result<ureq::Agent, Failed> {
+        let failed = |error: &dyn std::fmt::Display| Failed::new("reading the fleet's certificate", error);
+        let pem = fs::read(self.state.join("ca.pem")).map_err(|error| failed(&error))?;
+        let authority = Certificate::from_pem(&pem).map_err(|error| failed(&error))?;
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::new_with_certs(&[authority]))
+            .build();
+        let config = ureq::Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_global(Some(Duration::from_secs(5)));
+        Ok(config.build().new_agent())
+    }
+}
