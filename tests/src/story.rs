@@ -54,9 +54,12 @@ impl Story {
 
     /// Waits until the fleet has trained a baseline and the agent uses it, and then until it was quiet for a while.
     ///
+    /// Quiet means nothing HIGH. MEDIUM is promised for one normal window in a hundred, so some are no failure; gives
+    /// how many there were.
+    ///
     /// # Errors
-    /// When a part ends, training fails, or anything alarms although nothing happened.
-    pub fn learn(&mut self, learn_windows: u32, mut tell: impl FnMut(Step)) -> Result<(), Failed> {
+    /// When a part ends, training fails, or there is a HIGH alert although nothing happened.
+    pub fn learn(&mut self, learn_windows: u32, mut tell: impl FnMut(Step)) -> Result<usize, Failed> {
         let needed = u64::from(learn_windows);
         let within = Duration::from_secs(u64::from(learn_windows) * 3 + 120);
         wait_for("learning the service's baseline", within, || {
@@ -82,11 +85,10 @@ impl Story {
             tell(Step::Quiet(judged.min(QUIET_WINDOWS), QUIET_WINDOWS));
             Ok((judged >= QUIET_WINDOWS).then_some(()))
         })?;
-        let false_alarms = self.agent.alerts()?;
-        if false_alarms.is_empty() {
-            Ok(())
-        } else {
-            Err(Failed(format!("an alert although nothing happened: {false_alarms:?}")))
+        let alerts = self.agent.alerts()?;
+        match alerts.iter().find(|alert| alert["severity"] != "Medium") {
+            None => Ok(alerts.len()),
+            Some(alert) => Err(Failed(format!("an alert although nothing happened: {alert}"))),
         }
     }
 

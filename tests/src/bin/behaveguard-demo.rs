@@ -88,9 +88,9 @@ fn story(arguments: &Arguments, state: &Path, stop: &AtomicBool) -> Result<(), F
     if stop.load(Relaxed) {
         return Err(Failed("stopped".into()));
     }
-    learned?;
+    let medium = learned?;
     println!(
-        "   baseline active, {} windows judged, no false alarm",
+        "   baseline active, {} windows judged: none HIGH, {medium} MEDIUM (promised: one in a hundred)",
         counter(&story.agent.status()?, "windows_judged")
     );
     println!("3. attack from inside the service: reads /etc/shadow, starts a shell, connects to port 4444");
@@ -174,7 +174,7 @@ impl Bar {
         let (name, done, all) = match step {
             Step::Learning(done, all) => ("learning", *done, *all),
             Step::Training => ("training, signing, delivering", 1, 1),
-            Step::Quiet(done, all) => ("judging, all quiet", *done, *all),
+            Step::Quiet(done, all) => ("judging normal windows", *done, *all),
         };
         if std::io::stdout().is_terminal() {
             let full = usize::try_from(done * 40 / all.max(1)).unwrap_or(0).min(40);
