@@ -84,18 +84,21 @@ impl Baselines {
         self.highest.get(&program.key()).copied().unwrap_or(0)
     }
 
-    /// Verifies a bundle and makes it the active one.
+    /// Verifies a bundle; changes nothing.
     ///
     /// # Errors
-    /// When it is refused or cannot be written; the active one is untouched then.
-    pub fn activate(
-        &mut self,
-        program: &ProgramId,
-        raw: &[u8],
-        now_unix_s: u64,
-    ) -> Result<Verified, BaselineError> {
+    /// When it is refused.
+    pub fn check(&self, program: &ProgramId, raw: &[u8], now_unix_s: u64) -> Result<Verified, BaselineError> {
         let expected = Expected { program, active_generation: self.highest(program), now_unix_s };
-        let verified = bundle::verify(raw, &self.keys, expected)?;
+        Ok(bundle::verify(raw, &self.keys, expected)?)
+    }
+
+    /// Makes a checked bundle, `raw`, the active one on disk.
+    ///
+    /// # Errors
+    /// When it cannot be written; the active one is untouched then.
+    pub fn store(&mut self, verified: &Verified, raw: &[u8]) -> Result<(), BaselineError> {
+        let program = &verified.manifest().program;
         let key = program.key();
         let folder = self.dir.join(&key);
         let (active, staged) = (folder.join("active.bgb"), folder.join("staged.bgb"));
@@ -115,7 +118,7 @@ impl Baselines {
         let highest = folder.join("highest");
         files::write_private(&highest, generation.to_string().as_bytes()).map_err(at(&highest))?;
         self.highest.insert(key, generation);
-        Ok(verified)
+        Ok(())
     }
 
     /// The active bundle of a folder. After a crash between the two renames, the one before is active again.
@@ -163,6 +166,11 @@ mod tests {
         seal(manifest, vec![("vae.onnx".into(), vec![1; 64])], key)
     }
 
+    fn activate(baselines: &mut Baselines, raw: &[u8]) -> Result<(), BaselineError> {
+        let verified = baselines.check(&program(), raw, 10)?;
+        baselines.store(&verified, raw)
+    }
+
     fn open(dir: &Path, key: &SigningKey) -> (Baselines, Vec<u64>) {
         let keys = Keyring([key.public()].into_iter().collect());
         let (baselines, active) = Baselines::open(dir, keys).unwrap();
@@ -173,12 +181,12 @@ mod tests {
     fn each_bad_bundle_has_its_own_error_and_the_active_one_stays() {
         let (dir, mine, other) = (tempfile::tempdir().unwrap(), key(), key());
         let (mut baselines, _) = open(dir.path(), &mine);
-        baselines.activate(&program(), &bundle(2, &mine), 10).unwrap();
+        activate(&mut baselines, &bundle(2, &mine)).unwrap();
         let mut tampered = bundle(3, &mine);
         let middle = tampered.len() / 2;
         tampered[middle] ^= 1;
         let mut check = |raw: &[u8], expected: fn(&BundleError) -> bool| {
-            let Err(BaselineError::Refused(error)) = baselines.activate(&program(), raw, 10) else {
+            let Err(BaselineError::Refused(error)) = activate(&mut baselines, raw) else {
                 panic!("a bad bundle was taken")
             };
             assert!(expected(&error), "{error}");
@@ -195,23 +203,23 @@ mod tests {
     fn an_older_bundle_is_refused_also_when_the_active_one_was_removed() {
         let (dir, key) = (tempfile::tempdir().unwrap(), key());
         let (mut baselines, _) = open(dir.path(), &key);
-        baselines.activate(&program(), &bundle(5, &key), 10).unwrap();
+        activate(&mut baselines, &bundle(5, &key)).unwrap();
         fs::remove_file(dir.path().join("baselines").join(program().key()).join("active.bgb")).unwrap();
         let (mut baselines, active) = open(dir.path(), &key);
         assert!(active.is_empty());
-        assert!(baselines.activate(&program(), &bundle(4, &key), 10).is_err());
-        assert!(baselines.activate(&program(), &bundle(6, &key), 10).is_ok());
+        assert!(activate(&mut baselines, &bundle(4, &key)).is_err());
+        assert!(activate(&mut baselines, &bundle(6, &key)).is_ok());
     }
 
     #[test]
     fn a_crash_between_the_renames_brings_the_one_before_back() {
         let (dir, key) = (tempfile::tempdir().unwrap(), key());
         let (mut baselines, _) = open(dir.path(), &key);
-        baselines.activate(&program(), &bundle(1, &key), 10).unwrap();
+        activate(&mut baselines, &bundle(1, &key)).unwrap();
         let folder = dir.path().join("baselines").join(program().key());
         fs::rename(folder.join("active.bgb"), folder.join("previous.bgb")).unwrap();
         let (mut baselines, active) = open(dir.path(), &key);
         assert_eq!(active, [1]);
-        assert!(baselines.activate(&program(), &bundle(2, &key), 10).is_ok());
+        assert!(activate(&mut baselines, &bundle(2, &key)).is_ok());
     }
 }

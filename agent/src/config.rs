@@ -27,8 +27,10 @@ pub struct Config {
     pub programs_max: u32,
     /// Processes remembered; further ones are not judged.
     pub processes_max: u32,
-    /// Messages kept while the link is down; one more drops the oldest.
-    pub outbox_max: u32,
+    /// Bytes of messages kept while the link is down; one more drops the oldest.
+    pub outbox_max: u64,
+    /// What keeps them.
+    pub outbox_engine: OutboxEngine,
     /// When a verdict becomes an alert.
     pub policy: Policy,
 }
@@ -42,7 +44,8 @@ impl Default for Config {
             heartbeat: Duration::from_secs(60),
             programs_max: 256,
             processes_max: 4096,
-            outbox_max: 10_000,
+            outbox_max: 32 * 1024 * 1024,
+            outbox_engine: OutboxEngine::Log,
             policy: Policy::default(),
         }
     }
@@ -69,8 +72,11 @@ pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these 
 # Processes remembered, 16 to 65536. Further ones are counted, not judged.
 #processes_max = 4096
 
-# Messages kept on disk while the link is down, 100 to 1000000. One more drops the oldest.
-#outbox_max = 10000
+# Room for messages that wait for the fleet, 64KiB to 4GiB (some 700 bytes an alert). When it is full, the oldest goes.
+#outbox_max = "32MiB"
+
+# What keeps them: "log", or "sled" in builds with the feature of that name.
+#outbox_engine = "log"
 
 [alerts]
 # Scores (0 to 100) from which a verdict is MEDIUM, HIGH and CRITICAL, ascending.
@@ -82,6 +88,16 @@ pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these 
 # Alerts a minute over all programs, 1 to 1000. CRITICAL ones have as many again.
 #per_minute = 10
 "#;
+
+/// What keeps the messages that wait for the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutboxEngine {
+    /// Segment files of our own.
+    Log,
+    /// sled; only in builds with that feature.
+    #[cfg(feature = "sled")]
+    Sled,
+}
 
 /// A program pattern: `*` stands for any characters, everything else for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +150,8 @@ impl Config {
         keys.duration("heartbeat", 1, 3600, &mut config.heartbeat);
         keys.number("programs_max", 1, 4096, &mut config.programs_max);
         keys.number("processes_max", 16, 65_536, &mut config.processes_max);
-        keys.number("outbox_max", 100, 1_000_000, &mut config.outbox_max);
+        keys.size("outbox_max", 64 * 1024, 4 * 1024 * 1024 * 1024, &mut config.outbox_max);
+        keys.engine("outbox_engine", &mut config.outbox_engine);
         let alerts = keys.table("alerts");
         let mut problems = keys.rest();
 
@@ -201,6 +218,28 @@ impl Keys {
         }
     }
 
+    fn size(&mut self, key: &str, min: u64, max: u64, into: &mut u64) {
+        let Some(value) = self.table.remove(key) else { return };
+        match value.as_str().and_then(parse_size) {
+            Some(value) if (min..=max).contains(&value) => *into = value,
+            _ => {
+                let (min, max) = (min / 1024, max / 1024 / 1024);
+                self.problem(key, format!("must be a size from {min}KiB to {max}MiB, e.g. \"32MiB\""));
+            }
+        }
+    }
+
+    fn engine(&mut self, key: &str, into: &mut OutboxEngine) {
+        let Some(value) = self.table.remove(key) else { return };
+        match value.as_str() {
+            Some("log") => *into = OutboxEngine::Log,
+            #[cfg(feature = "sled")]
+            Some("sled") => *into = OutboxEngine::Sled,
+            _ if cfg!(feature = "sled") => self.problem(key, "must be \"log\" or \"sled\"".into()),
+            _ => self.problem(key, "must be \"log\"; this build has no other engine".into()),
+        }
+    }
+
     fn table(&mut self, key: &str) -> Table {
         let mut table = Table::new();
         self.value(key, "a table", &mut table, |_| true);
@@ -231,6 +270,19 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         _ => return None,
     };
     number.checked_mul(unit_ms).map(Duration::from_millis)
+}
+
+/// A whole number with `KiB`, `MiB` or `GiB`.
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let unit_bytes = match unit {
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        "GiB" => 1024 * 1024 * 1024,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit_bytes)
 }
 
 /// Greedy matching of `*`, without recursion: on a mismatch the last `*` takes one more byte.
@@ -280,7 +332,7 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         assert_eq!(Config::parse(&uncommented), Ok(Config::default()));
-        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 10);
+        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 11);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use agent::config::{self, Config};
 use agent::{control, enroll, service, vitals};
 use clap::{Parser, Subcommand};
+use models::chain::chain;
 use models::policy::Severity;
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).
@@ -82,13 +83,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(error) = source {
-                text = format!("{text}: {error}");
-                source = error.source();
-            }
-            eprintln!("behaveguard: {text}");
+            eprintln!("behaveguard: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -199,7 +194,7 @@ fn show_status(status: &control::Status, json: bool) -> Result<(), Box<dyn Error
     for program in &beat.programs {
         println!("{:8} generation {} {}", program.state, program.generation, program.program);
     }
-    let lost = ["dropped", "refused", "failed", "limited", "overflow", "errors", "rejected"];
+    let lost = ["damaged", "dropped", "refused", "failed", "limited", "overflow", "errors", "rejected"];
     for (name, value) in &beat.counters {
         if *value > 0 && lost.iter().any(|word| name.contains(word)) {
             println!("{name} {value}");

@@ -99,10 +99,31 @@ impl Counters {
     }
 }
 
-/// A baseline in use.
-struct Baseline {
+/// A baseline that can judge.
+pub struct Baseline {
     manifest: Manifest,
     detectors: Detectors,
+}
+
+impl Baseline {
+    /// Loads the graphs of a checked bundle.
+    ///
+    /// # Errors
+    /// When a graph is missing or does not load.
+    pub fn load(verified: &Verified) -> Result<Self, DetectError> {
+        Ok(Self { manifest: verified.manifest().clone(), detectors: Detectors::load(verified)? })
+    }
+}
+
+/// Why a baseline is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// Its graphs.
+    #[error("its graphs cannot be used")]
+    Load(#[from] DetectError),
+    /// The table of programs.
+    #[error("{0} programs are known already: raise `programs_max`, or watch fewer")]
+    TableFull(u32),
 }
 
 struct Program {
@@ -163,14 +184,20 @@ impl<L: Lookup> Pipeline<L> {
     /// Uses a verified baseline from now on.
     ///
     /// # Errors
-    /// When its graphs cannot be loaded; the one before stays in use.
-    pub fn activate(&mut self, verified: &Verified) -> Result<(), DetectError> {
-        let baseline =
-            Baseline { manifest: verified.manifest().clone(), detectors: Detectors::load(verified)? };
+    /// When its graphs cannot be loaded or there is no room for its program; the one before stays in use.
+    pub fn activate(&mut self, verified: &Verified) -> Result<(), ActivateError> {
+        self.switch(Baseline::load(verified)?)
+    }
+
+    /// Uses a loaded baseline from now on: no window is judged by half of it.
+    ///
+    /// # Errors
+    /// When there is no room for its program.
+    pub fn switch(&mut self, baseline: Baseline) -> Result<(), ActivateError> {
         let id = &baseline.manifest.program;
         let key = id.key();
         if !self.admit_program(&key, id) {
-            return Ok(());
+            return Err(ActivateError::TableFull(self.config.programs_max));
         }
         if let Some(program) = self.programs.get_mut(&key) {
             program.baseline = Some(baseline);

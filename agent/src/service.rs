@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use agent_ebpf::records::Class;
-use models::bundle::BUNDLE_MAX;
+use models::bundle::{BUNDLE_MAX, BundleError};
+use models::chain::chain;
 use models::event::Event;
 use models::wire::{BundleReport, Heartbeat, Offer, Request, Uplink as Body};
 use smol::future::FutureExt as _;
@@ -17,12 +18,14 @@ use smol::{Async, Timer};
 
 use crate::baselines::{BaselineError, Baselines};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, OutboxEngine};
 use crate::control::{self, ControlError, Status};
 use crate::enroll::{EnrollError, Identity};
 use crate::files;
-use crate::outbox::{Kept, Outbox, OutboxError, SledOutbox};
-use crate::pipeline::{Input, Output, Pipeline};
+#[cfg(feature = "sled")]
+use crate::outbox::SledOutbox;
+use crate::outbox::{Kept, LogOutbox, Outbox, OutboxError};
+use crate::pipeline::{Baseline, Input, Output, Pipeline};
 use crate::probe::{Probe, ProbeError, ProbeOptions};
 use crate::processes::ProcFs;
 use crate::uplink::{News, Uplink};
@@ -97,6 +100,7 @@ struct Service {
     status: Arc<Mutex<Status>>,
     unwritten: VecDeque<Body>,
     refused: VecDeque<[u8; 32]>,
+    outbox_fails: bool,
     dropped_before: u64,
     online: bool,
     started_ns: u64,
@@ -109,6 +113,7 @@ struct OwnCounters {
     outbox_dropped: u64,
     outbox_failed: u64,
     unwritten_dropped: u64,
+    messages_too_long: u64,
     windows_refused: u64,
     bundles_activated: u64,
     bundles_refused: u64,
@@ -132,12 +137,16 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
     let identity = Identity::load(&config.state)?;
     let keys = identity.keyring().ok_or_else(|| EnrollError::Damaged(config.state.join("identity.json")))?;
     let tls = identity.tls(&config.state)?;
-    let outbox: Arc<dyn Outbox> = Arc::new(SledOutbox::open(&config.state, config.outbox_max)?);
+    let outbox: Arc<dyn Outbox> = match config.outbox_engine {
+        OutboxEngine::Log => Arc::new(LogOutbox::open(&config.state, config.outbox_max)?),
+        #[cfg(feature = "sled")]
+        OutboxEngine::Sled => Arc::new(SledOutbox::open(&config.state, config.outbox_max)?),
+    };
     let (baselines, active) = Baselines::open(&config.state, keys)?;
     let mut pipeline = Pipeline::new(config.clone(), ProcFs, probe.epoch().1);
     for verified in &active {
         if let Err(error) = pipeline.activate(verified) {
-            log::error!("the baseline of {} is not used: {error}", verified.manifest().program);
+            log::error!("the baseline of {} is not used: {}", verified.manifest().program, chain(&error));
         }
     }
     for layer in probe.layers() {
@@ -157,6 +166,7 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         Uplink::start(identity.clone(), tls, Arc::clone(&outbox), news_out).map_err(ServiceError::Runtime)?;
     log::info!("{} watches {} in windows of {:?}", identity.device, patterns(&config), config.window);
     let mut service = Service {
+        outbox_fails: false,
         dropped_before: 0,
         unwritten: VecDeque::new(),
         refused: VecDeque::new(),
@@ -317,12 +327,16 @@ impl Service {
                 Ok(Kept::As(_)) => {}
                 Ok(Kept::AfterDropping(_, n)) => self.counters.outbox_dropped += n,
                 Ok(Kept::Refused) => self.counters.windows_refused += 1,
-                Err(OutboxError::Message(error)) => log::error!("a message was dropped: {error}"),
+                Err(OutboxError::Message(error)) => {
+                    self.counters.messages_too_long += 1;
+                    log::error!("a message was dropped: {error}");
+                }
                 Err(error) => {
-                    // Said once per change, not once per message.
-                    if self.counters.outbox_failed == 0 || self.unwritten.len() == 1 {
-                        log::error!("{error}: {}; trying again", source_of(&error));
+                    // Said when it begins and when it is over, not at every try.
+                    if !self.outbox_fails {
+                        log::error!("{}; messages are kept in memory and tried again", chain(&error));
                     }
+                    self.outbox_fails = true;
                     self.counters.outbox_failed += 1;
                     break;
                 }
@@ -331,6 +345,10 @@ impl Service {
             written = true;
         }
         if written {
+            if self.outbox_fails {
+                log::info!("the outbox can be written again");
+                self.outbox_fails = false;
+            }
             self.uplink.wake();
         }
     }
@@ -350,8 +368,14 @@ impl Service {
     }
 
     fn offered(&mut self, offer: Offer) {
-        if offer.generation <= self.baselines.highest(&offer.program) || self.refused.contains(&offer.sha256)
-        {
+        let highest = self.baselines.highest(&offer.program);
+        // The newest one is offered at every connection.
+        if offer.generation == highest || self.refused.contains(&offer.sha256) {
+            return;
+        }
+        if offer.generation < highest {
+            let older = BundleError::Older { offered: offer.generation, active: highest };
+            self.refuse(&offer, older.to_string());
             return;
         }
         if offer.size as usize > BUNDLE_MAX {
@@ -367,17 +391,21 @@ impl Service {
 
     fn arrived(&mut self, offer: &Offer, raw: &[u8]) {
         let unix_s = clock::now().unix_ms / 1000;
-        let verified = match self.baselines.activate(&offer.program, raw, unix_s) {
-            Ok(verified) => verified,
-            Err(error) => return self.refuse(offer, format!("{error}: {}", source_of(&error))),
-        };
-        if let Err(error) = self.pipeline.activate(&verified) {
-            return self.refuse(offer, error.to_string());
+        if let Err(reason) = self.activate(offer, raw, unix_s) {
+            return self.refuse(offer, reason);
         }
         self.counters.bundles_activated += 1;
         log::info!("generation {} for {} is active", offer.generation, offer.program);
         self.report(offer, None);
         self.beat();
+    }
+
+    /// Checks everything that can fail before anything changes.
+    fn activate(&mut self, offer: &Offer, raw: &[u8], unix_s: u64) -> Result<(), String> {
+        let verified = self.baselines.check(&offer.program, raw, unix_s).map_err(|error| chain(&error))?;
+        let baseline = Baseline::load(&verified).map_err(|error| chain(&error))?;
+        self.baselines.store(&verified, raw).map_err(|error| chain(&error))?;
+        self.pipeline.switch(baseline).map_err(|error| chain(&error))
     }
 
     fn refuse(&mut self, offer: &Offer, reason: String) {
@@ -456,7 +484,9 @@ impl Service {
         let named = [
             ("outbox_dropped", own.outbox_dropped),
             ("outbox_failed", own.outbox_failed),
+            ("outbox_damaged", self.outbox.damaged()),
             ("unwritten_dropped", own.unwritten_dropped),
+            ("messages_too_long_dropped", own.messages_too_long),
             ("training_refused", own.windows_refused),
             ("bundles_activated", own.bundles_activated),
             ("bundles_refused", own.bundles_refused),
@@ -481,19 +511,6 @@ fn layer_of(class: &str) -> &'static str {
         (Class::Flush, "syscall"),
     ];
     layers.iter().find(|(known, _)| known.name() == class).map_or("syscall", |(_, layer)| layer)
-}
-
-fn source_of(error: &dyn std::error::Error) -> String {
-    let mut text = String::new();
-    let mut source = error.source();
-    while let Some(error) = source {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// Readable when SIGINT or SIGTERM came.

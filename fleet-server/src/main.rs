@@ -11,6 +11,10 @@ use fleet_server::config::Config;
 use fleet_server::device::DeviceId;
 use fleet_server::ticket::{self, Ticket};
 use fleet_server::{clock, server, store, trainer};
+use models::chain::chain;
+
+/// Exit code for a command line that cannot be understood, from sysexits(3).
+const USAGE: u8 = 64;
 
 /// The fleet side of BehaveGuard.
 #[derive(Debug, Parser)]
@@ -56,7 +60,17 @@ enum Command {
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    let result = match Cli::parse().command {
+    // Everything this program writes is its owner's: keys, and a database that knows what every device does.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no mistakes and go to standard output.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
         Command::Run { state, config, mqtt, web, learn_windows } => {
             configure(config, mqtt, web, learn_windows).and_then(|config| run(&state, config))
         }
@@ -65,13 +79,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(error) = source {
-                text = format!("{text}: {error}");
-                source = error.source();
-            }
-            eprintln!("behaveguard-fleet: {text}");
+            eprintln!("behaveguard-fleet: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

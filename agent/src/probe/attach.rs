@@ -7,6 +7,7 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint},
 };
 use models::{
+    chain::chain,
     syscalls::{Arch, native},
     wire::LayerState,
 };
@@ -285,19 +286,6 @@ fn reason(error: &ProgramError) -> String {
         }
         other => chain(other),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 const MISSING: &str = "the embedded object lacks the program or map";

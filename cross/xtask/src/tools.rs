@@ -110,4 +110,4 @@ pub(crate) fn cargo(root: &Path) -> Command {
 }
 
 /// What builds, tests and the demo all build with, so that each finds the others' work done.
-pub(crate) const FEATURES: [&str; 2] = ["--features", "models/infer,models/train"];
+pub(crate) const FEATURES: [&str; 2] = ["--features", "agent/sled,models/infer,models/train"];
