@@ -27,7 +27,7 @@ impl Agent {
         let agent = Self { dir: dir.to_owned(), process: None };
         let config = format!(
             "state = {:?}\nwatch = [{:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n",
-            dir.join("state"),
+            agent.state(),
             watch
         );
         fs::write(agent.config(), config).map_err(|error| Failed::new("writing the configuration", error))?;
@@ -43,6 +43,18 @@ impl Agent {
         }
     }
 
+    /// Its state folder.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// What it wrote so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default()
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -50,8 +62,12 @@ impl Agent {
     pub fn run(&mut self) -> Result<(), Failed> {
         let config = self.config().to_string_lossy().into_owned();
         let log = self.dir.join("agent.log");
-        self.process =
-            Some(Process::start("behaveguard", &["--config", &config, "run"], &log, Stdio::null())?);
+        self.process = Some(Process::start(
+            &binary("behaveguard")?,
+            &["--config", &config, "run"],
+            &log,
+            Stdio::null(),
+        )?);
         Ok(())
     }
 

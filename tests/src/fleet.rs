@@ -128,6 +128,39 @@ impl Fleet {
         Ok((answer.status().as_u16(), value))
     }
 
+    /// `POST /api/v1/<path>` with the token; gives status and body.
+    ///
+    /// # Errors
+    /// When it does not answer with JSON.
+    pub fn post(&self, path: &str, body: &Value) -> Result<(u16, Value), Failed> {
+        let url = format!("{}/api/v1/{path}", self.url()?);
+        let failed = |error: &dyn std::fmt::Display| Failed::new(format!("POST {url}"), error);
+        let mut answer = self
+            .client()?
+            .post(&url)
+            .header("Authorization", format!("Bearer {}", self.token()?))
+            .content_type("application/json")
+            .send(body.to_string())
+            .map_err(|error| failed(&error))?;
+        let text = answer.body_mut().read_to_vec().map_err(|error| failed(&error))?;
+        let value = serde_json::from_slice(&text).map_err(|error| failed(&error))?;
+        Ok((answer.status().as_u16(), value))
+    }
+
+    /// A counter of `GET /api/v1/counters`.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub fn counter(&self, name: &str) -> Result<u64, Failed> {
+        Ok(self.get("counters")?["counters"][name].as_u64().unwrap_or(0))
+    }
+
+    /// Its state folder.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// All alerts of a device, oldest first.
     ///
     /// # Errors
@@ -143,7 +176,7 @@ impl Fleet {
         let windows = self.learn_windows.to_string();
         let arguments = ["run", "--state", &state, "--mqtt", mqtt, "--web", web, "--learn-windows", &windows];
         let log = self.state.join("fleet.log");
-        let mut process = Process::start("behaveguard-fleet", &arguments, &log, Stdio::null())?;
+        let mut process = Process::start(&binary("behaveguard-fleet")?, &arguments, &log, Stdio::null())?;
         let id = process.id();
         wait_for("the start of the fleet server", Duration::from_secs(30), || {
             process.check()?;

@@ -17,23 +17,24 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts it; it works in `dir`.
+    /// Starts it; it works in `dir`. It runs from a copy in there, so that each one is a program of its own.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(dir: &Path) -> Result<Self, Failed> {
         std::fs::create_dir_all(dir).map_err(|error| Failed::new(dir.display(), error))?;
+        let executable = Self::executable(dir);
+        std::fs::copy(binary("benign-gateway")?, &executable)
+            .map_err(|error| Failed::new(executable.display(), error))?;
         let folder = dir.to_string_lossy().into_owned();
-        let process = Process::start("benign-gateway", &[&folder], &dir.join("gateway.log"), Stdio::piped())?;
+        let process = Process::start(&executable, &[&folder], &dir.join("gateway.log"), Stdio::piped())?;
         Ok(Self { process })
     }
 
-    /// Its executable.
-    ///
-    /// # Errors
-    /// When it was not built.
-    pub fn executable() -> Result<PathBuf, Failed> {
-        binary("benign-gateway")
+    /// The executable of one that works in `dir`.
+    #[must_use]
+    pub fn executable(dir: &Path) -> PathBuf {
+        dir.join("benign-gateway")
     }
 
     /// Its process id.

@@ -34,10 +34,11 @@ impl Process {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(name: &str, arguments: &[&str], log: &Path, stdin: Stdio) -> Result<Self, Failed> {
+    pub fn start(program: &Path, arguments: &[&str], log: &Path, stdin: Stdio) -> Result<Self, Failed> {
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let failed = |error| Failed::new(format!("starting {name}"), error);
         let out = File::options().create(true).append(true).open(log).map_err(failed)?;
-        let child = Command::new(binary(name)?)
+        let child = Command::new(program)
             .args(arguments)
             .stdin(stdin)
             .stdout(out.try_clone().map_err(failed)?)
@@ -46,7 +47,7 @@ impl Process {
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        Ok(Self { child, name: name.to_owned(), log: log.to_owned() })
+        Ok(Self { child, name, log: log.to_owned() })
     }
 
     /// Its process id.

@@ -46,7 +46,8 @@ impl Story {
     /// When a part does not start.
     pub fn start(dir: &Path, learn_windows: u32) -> Result<Self, Failed> {
         let fleet = Fleet::start(&dir.join("fleet"), learn_windows)?;
-        let mut agent = Agent::enroll(&dir.join("agent"), &Gateway::executable()?, &fleet, DEVICE)?;
+        let mut agent =
+            Agent::enroll(&dir.join("agent"), &Gateway::executable(&dir.join("gateway")), &fleet, DEVICE)?;
         agent.run()?;
         let gateway = Gateway::start(&dir.join("gateway"))?;
         Ok(Self { fleet, agent, gateway })

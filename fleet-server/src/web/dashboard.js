@@ -116,9 +116,12 @@ function deviceItem(device) {
   return item;
 }
 
-// EventSource cannot send the token, so the stream is read by hand.
-async function follow(signal) {
+// EventSource cannot send the token, so the stream is read by hand. It is opened before the lists are asked for, so
+// that nothing falls between the two.
+async function follow(signal, loaded) {
   const answer = await ask("/stream", signal);
+  await load(signal);
+  loaded();
   status("live", "live");
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -163,12 +166,12 @@ async function start() {
   let wait = 1000;
   while (!stop.signal.aborted) {
     try {
-      await load(stop.signal);
-      sessionStorage.setItem("token", state.token);
-      at("sign-in").hidden = true;
-      at("main").hidden = at("sign-out").hidden = false;
-      wait = 1000;
-      await follow(stop.signal);
+      await follow(stop.signal, () => {
+        sessionStorage.setItem("token", state.token);
+        at("sign-in").hidden = true;
+        at("main").hidden = at("sign-out").hidden = false;
+        wait = 1000;
+      });
       status("lost", "connection lost, trying again");
     } catch (error) {
       if (stop.signal.aborted) return;

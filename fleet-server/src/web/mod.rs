@@ -56,6 +56,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/", get(|| page("text/html; charset=utf-8", include_str!("dashboard.html"))))
         .route("/dashboard.css", get(|| page("text/css; charset=utf-8", include_str!("dashboard.css"))))
         .route("/dashboard.js", get(|| page("text/javascript; charset=utf-8", include_str!("dashboard.js"))))
+        .route("/icon.svg", get(|| page("image/svg+xml", include_str!("icon.svg"))))
         .fallback(|| async { ApiError::not_found("page") })
         .method_not_allowed_fallback(|| async {
             let hint = "see the API's documentation";

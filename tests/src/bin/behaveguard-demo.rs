@@ -76,7 +76,8 @@ fn run(arguments: &Arguments) -> Result<(), Failed> {
 fn story(arguments: &Arguments, state: &Path, stop: &AtomicBool) -> Result<(), Failed> {
     println!("1. starting behaveguard-fleet, enrolling this host, starting behaveguard and a small service");
     let mut story = Story::start(state, LEARN_WINDOWS)?;
-    println!("   service: {} (process {})", Gateway::executable()?.display(), story.gateway.id());
+    let service = Gateway::executable(&state.join("gateway"));
+    println!("   service: {} (process {})", service.display(), story.gateway.id());
     println!("2. learning what it normally does, in windows of one second, from kernel events");
     let mut bar = Bar::default();
     let learned = story.learn(LEARN_WINDOWS, |step| {

@@ -1,0 +1,152 @@
+//! What operators meet: full disks, missing rights, missing fleets. Each says what to do, and nothing is lost.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::agent::Agent;
+use tests::fleet::Fleet;
+use tests::gateway::Gateway;
+use tests::process::binary;
+use tests::story::counter;
+use tests::{Failed, wait_for};
+
+/// A small file system in memory, unmounted at the end.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&at).status().unwrap();
+        assert!(mounted.success());
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_delays_messages_and_loses_none() {
+    crate::needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::mount(dir.path().join("disk"));
+    let fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
+    let watch = Gateway::executable(&dir.path().join("gateway"));
+    let mut agent = Agent::enroll(&disk.0, &watch, &fleet, "gw-full").unwrap();
+    agent.run().unwrap();
+    let gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
+    let status = |what: &str, good: &dyn Fn(&Value) -> bool| {
+        wait_for(what, Duration::from_secs(40), || Ok(agent.status().ok().filter(|status| good(status))))
+            .unwrap()
+    };
+    status("training windows", &|status| counter(status, "windows_trained") >= 2);
+    let fill = disk.0.join("fill");
+    // Fails when there is no room left, which is what it is for.
+    let filled = fs::write(&fill, vec![0; 8 << 20]);
+    assert!(filled.is_err());
+    status("a failed write", &|status| counter(status, "outbox_failed") >= 3);
+    fs::remove_file(&fill).unwrap();
+    drop(gateway);
+    let trained = |status: &Value| {
+        let waiting = status["heartbeat"]["outbox_waiting"] == 0;
+        waiting.then(|| counter(status, "windows_trained"))
+    };
+    let told = wait_for("delivery of everything", Duration::from_secs(60), || {
+        let Ok(status) = agent.status() else { return Ok(None) };
+        let row = fleet.get("training")?["training"][0].clone();
+        let collected = row["windows_collected"].as_u64();
+        Ok(trained(&status).filter(|n| Some(*n) == collected))
+    });
+    let told = told.unwrap_or_else(|error: Failed| panic!("{error}\n{}", agent.log()));
+    assert!(told >= 5, "{told} windows");
+    let end = agent.status().unwrap();
+    for lost in ["unwritten_dropped", "outbox_dropped", "training_refused"] {
+        assert_eq!(counter(&end, lost), 0, "{lost}");
+    }
+    let log = agent.log();
+    assert!(log.contains("is the disk full or read-only?"), "{log}");
+    assert!(log.contains("the outbox can be written again"), "{log}");
+    assert_eq!(log.matches("is the disk full").count(), 1, "it is said once, not at every try:\n{log}");
+    agent.stop().unwrap();
+}
+
+#[test]
+fn each_mistake_is_named_with_what_to_do_about_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("bad.toml");
+    fs::write(&config, "window = \"2h\"\nwacht = 1\n[alerts]\nper_minute = 0\n").unwrap();
+    let config = config.to_string_lossy().into_owned();
+    let state = dir.path().join("state").to_string_lossy().into_owned();
+    let missing = dir.path().join("missing.toml").to_string_lossy().into_owned();
+    for (arguments, code, words) in [
+        (
+            &["--config", &config, "run"][..],
+            1,
+            &["has 3 problems", "`window`", "`wacht`", "`alerts.per_minute`"][..],
+        ),
+        (&["--config", &missing, "run"], 1, &["missing.toml", "No such file"]),
+        (&["--state", &state, "status"], 1, &["no agent runs", "behaveguard run"]),
+        (
+            &["--state", &state, "enroll", "--ticket", &config],
+            1,
+            &["no enrolment ticket", "behaveguard-fleet ticket"],
+        ),
+        (&["enrol"], 64, &["unrecognized subcommand"]),
+        (&["alerts", "--last", "soon"], 64, &["30m, 1h or 2d"]),
+    ] {
+        let (found, text) = run(Path::new(&binary("behaveguard").unwrap()), arguments);
+        assert_eq!(found, Some(code), "{arguments:?}: {text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{arguments:?}: {text}");
+        assert!(!text.contains("panicked"), "{text}");
+    }
+}
+
+#[test]
+fn without_an_enrolment_or_a_second_time_the_agent_says_what_to_do() {
+    crate::needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state").to_string_lossy().into_owned();
+    let behaveguard = binary("behaveguard").unwrap();
+    let (code, text) = run(&behaveguard, &["--state", &state, "run"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("is not enrolled") && text.contains("run `behaveguard enroll`"), "{text}");
+
+    let fleet = Fleet::start(&dir.path().join("fleet"), 60).unwrap();
+    let mut agent = Agent::enroll(&dir.path().join("agent"), Path::new("/nothing"), &fleet, "gw-a").unwrap();
+    agent.run().unwrap();
+    wait_for("the agent", Duration::from_secs(20), || Ok(agent.status().ok())).unwrap();
+    let again = agent.command(&["run"]).unwrap();
+    let text = String::from_utf8_lossy(&again.stderr);
+    assert!(!again.status.success() && text.contains("another agent uses the state folder"), "{text}");
+    agent.stop().unwrap();
+}
+
+#[test]
+fn without_root_the_agent_says_what_it_needs() {
+    crate::needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let behaveguard = dir.path().join("behaveguard");
+    fs::copy(binary("behaveguard").unwrap(), &behaveguard).unwrap();
+    for path in [dir.path(), &behaveguard] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(path, mode).unwrap();
+    }
+    let command = format!("{} --state /tmp/nobody run", behaveguard.display());
+    let (code, text) = run(Path::new("/bin/su"), &["-s", "/bin/sh", "nobody", "-c", &command]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("needs root, or CAP_BPF with CAP_PERFMON"), "{text}");
+}
+
+fn run(program: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    (output.status.code(), text)
+}
