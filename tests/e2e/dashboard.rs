@@ -70,5 +70,6 @@ fn the_dashboard_fits_a_phone() {
     browser.wait("document.querySelectorAll('#alerts li[data-id]').length === 1").unwrap();
     let wide =
         browser.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth").unwrap();
-    assert_eq!(wide, 0, "the page scrolls sideways");
+    let which = browser.eval("[...document.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.tagName + e.id).join(' ')").unwrap();
+    assert_eq!(wide, 0, "the page scrolls sideways because of {which}");
 }
