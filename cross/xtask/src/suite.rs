@@ -6,7 +6,7 @@ use std::{
     process::Stdio,
 };
 
-use crate::tools::{self, FEATURES, ToolError};
+use crate::tools::{self, FEATURES, Need, ToolError};
 
 /// How a run ended.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -43,6 +43,16 @@ impl Totals {
     }
 }
 
+/// For the tests of the dashboard.
+const BROWSER: &[Need] = &[
+    Need { file: "/usr/bin/chromium", packages: &["chromium"], why: "a real browser shows the dashboard" },
+    Need {
+        file: "/usr/bin/chromedriver",
+        packages: &["chromium-driver"],
+        why: "tells the browser what to do",
+    },
+];
+
 /// Runs everything. With `filter`, only the tests whose names contain it.
 ///
 /// # Errors
@@ -50,6 +60,7 @@ impl Totals {
 /// When a tool is missing and cannot be installed, or cargo cannot be started.
 pub(crate) fn run(root: &Path, filter: Option<&str>) -> Result<Totals, ToolError> {
     tools::install(tools::BUILD)?;
+    tools::install(BROWSER)?;
     let mut totals = Totals::default();
     if filter.is_none() {
         checks(root, &mut totals);

@@ -1,0 +1,136 @@
+//! Rules about the tree itself: documents in step with the code, promises with tests, files of one job.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use models::program::hex;
+use models::schema::{self, FEATURES, NAMED, NAMED_BASE};
+
+/// Longer files need the word `Longer` and a reason in their first lines.
+const LINES_MAX: usize = 600;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every Rust source of the workspace.
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, into);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                into.push(path);
+            }
+        }
+    }
+    let mut paths = Vec::new();
+    for folder in ["agent", "agent-ebpf", "cross", "fleet-server", "models", "tests"] {
+        walk(&root().join(folder), &mut paths);
+    }
+    paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+}
+
+#[test]
+fn every_promise_in_the_specification_names_a_test_that_exists() {
+    let mut tests = BTreeSet::new();
+    for (_, text) in sources() {
+        let after = text.split("#[test]").skip(1);
+        tests.extend(after.filter_map(|rest| Some(rest.split_once("fn ")?.1.split_once('(')?.0.to_owned())));
+    }
+    let specification = read("docs/specification.md");
+    let mut named = 0;
+    for row in specification.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| promise")) {
+        let cell = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+        let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "no test is named for: {row}");
+        for name in names {
+            assert!(tests.contains(name), "there is no test `{name}`, named for: {row}");
+            named += 1;
+        }
+    }
+    assert!(named >= 20, "only {named} tests are named");
+}
+
+#[test]
+fn the_wire_format_is_described_as_it_is() {
+    let hash = hex(&models::bundle::sha256(read("models/src/wire.rs").as_bytes()));
+    assert!(
+        read("docs/wire-format.md").contains(&hash),
+        "models/src/wire.rs changed: bring docs/wire-format.md up to date and write `sha256 {hash}` into it"
+    );
+}
+
+#[test]
+fn the_feature_table_is_the_one_in_the_code() {
+    let mut text = String::from(
+        "# Features\n\nThe vector of 427 values, each in 0 to 1: the raw value divided by its cap, at most 1. Made from \
+         `models/src/schema.rs`;\nafter a change there run `UPDATE_DOCS=1 cargo xtask test feature_table`.\n\n",
+    );
+    text += &format!(
+        "- 0 to {}: share of each system call in the window's calls; the slot is the x86-64 number, by name on every \
+         architecture. Calls above 334 share the slot of the call they replace (`models/src/syscalls.rs`).\n",
+        schema::BIGRAM_BASE - 1
+    );
+    text += &format!(
+        "- {} to {}: share of pairs of consecutive calls of one thread, bucket `(a * 337 + b) mod 50`.\n",
+        schema::BIGRAM_BASE,
+        NAMED_BASE - 1
+    );
+    text += &format!("- {NAMED_BASE} to {}:\n\n", FEATURES - 1);
+    text += "| index | name | layer | unit | cap | ATT&CK | meaning |\n|---|---|---|---|---|---|---|\n";
+    for (index, feature) in (NAMED_BASE..).zip(NAMED) {
+        text += &format!(
+            "| {index} | {} | {} | {:?} | {} | {} | {} |\n",
+            feature.name,
+            feature.layer.as_str(),
+            feature.unit,
+            feature.cap,
+            feature.technique,
+            feature.phrase
+        );
+    }
+    let path = root().join("docs/features.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    assert!(
+        read("docs/features.md") == text,
+        "run `UPDATE_DOCS=1 cargo xtask test feature_table` and commit docs/"
+    );
+}
+
+#[test]
+fn no_file_is_longer_than_600_lines_without_a_reason_in_its_head() {
+    for (path, text) in sources() {
+        let head: Vec<&str> = text.lines().take(12).collect();
+        let explained = head.iter().any(|line| line.contains("Longer than"));
+        let lines = text.lines().count();
+        assert!(lines <= LINES_MAX || explained, "{} has {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn unsafe_stays_where_it_is_argued() {
+    for (path, text) in sources() {
+        let shown = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("unsafe {")) {
+            // The compiler's own lint wants the argument; this one keeps the word out of other crates.
+            let allowed = [
+                "agent-ebpf/src/programs/",
+                "agent/src/probe/",
+                "agent/tests/",
+                "agent/src/simulate",
+                "tests/tidy/",
+            ];
+            assert!(allowed.iter().any(|folder| shown.starts_with(folder)), "{shown}:{}: {line}", at + 1);
+        }
+    }
+}
