@@ -11,10 +11,13 @@ pub mod calibration;
 pub mod detect;
 pub mod event;
 pub mod features;
+pub mod nearest;
 pub mod novelty;
 pub mod policy;
 pub mod program;
 pub mod schema;
+pub mod sequence;
+pub mod surprisal;
 pub mod syscalls;
 #[cfg(feature = "train")]
 pub mod train;
