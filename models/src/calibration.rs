@@ -1,7 +1,8 @@
 //! Raw detector outputs to one score from 0 to 100, by what held-out normal windows gave.
 //!
-//! Each detector's output becomes a robust z, `(ln(s + offset) - median) / spread`, clipped to -3 to 40; the weighted
-//! mean of the detectors that spoke is the fused z. Its rank among the `n` calibration windows is a conformal p-value
+//! Each detector's output becomes a robust z, `(ln(s + offset) - median) / spread`, clipped to -3 to 40. Beyond 3 it
+//! counts as `3 + 2 (sqrt(z - 2) - 1)`, which has the same slope there: one detector may start the alarm, and it does
+//! not outvote all others ten times. The weighted mean of the detectors that spoke is the fused z. Its rank among the `n` calibration windows is a conformal p-value
 //! (Vovk et al., *Algorithmic Learning in a Random World*, 2005).
 //!
 //! Beyond the largest calibration value, by an excess `x`, the p-value goes on as
@@ -63,14 +64,15 @@ pub struct DetectorCalibration {
 
 /// A detector's weight in the fused z: 0 for an unknown name.
 ///
-/// The vector's own models look at the same counts, so they share their say; what looks at the order of calls has as
-/// much. The LSTM sees one process in ten windows and speaks seldom.
+/// Chosen on a plateau of the development traces, where no weight moved the mean AUC by more than 0.005: which calls
+/// were made, which pairs of them, and how surprising their order is say most; frequencies say less across programs
+/// of other load. 6-gram novelty is what surprisal says, coarser, and stays for the kernel. The LSTM was near chance.
 #[must_use]
 pub fn weight(detector: &str) -> f32 {
     match detector {
-        "nearest" | "repertoire" | "surprisal" => 2.0,
-        "vae" | "ngram" => 1.0,
-        "lstm" => 0.5,
+        "surprisal" | "repertoire" | "pairs" => 2.0,
+        "vae" | "nearest" => 1.0,
+        "lstm" => 0.1,
         _ => 0.0,
     }
 }
@@ -177,7 +179,7 @@ impl Calibration {
             self.detectors.iter().find(|detector| detector.name == *name).map(|detector| (detector, *score))
         });
         let (sum, weight) = known.fold((0.0, 0.0), |(sum, weight), (detector, score)| {
-            (sum + detector.weight * detector.z(score), weight + detector.weight)
+            (sum + detector.weight * compress(detector.z(score)), weight + detector.weight)
         });
         (weight > 0.0).then(|| sum / weight)
     }
@@ -231,6 +233,11 @@ impl Calibration {
         let k = i32::try_from(k).expect("bounded by TAIL_VALUES");
         (k, sum.max(f64::from(k) * f64::from(TAIL_FLOOR)))
     }
+}
+
+/// Slower than itself beyond 3.
+fn compress(z: f32) -> f32 {
+    if z <= 3.0 { z } else { 3.0 + 2.0 * ((z - 2.0).sqrt() - 1.0) }
 }
 
 fn ln(score: f32) -> f32 {
@@ -342,8 +349,7 @@ mod tests {
     #[test]
     fn an_uneasy_window_after_sixteen_is_no_alert() {
         // From a quiet gateway: detectors at z 4.3 and 0.9 had scored 42 with 16 calibration windows.
-        let sixteen =
-            [-1.5, -1.1, -0.9, -0.7, -0.5, -0.3, -0.1, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5];
+        let sixteen = [-1.5, -1.1, -0.9, -0.7, -0.5, -0.3, -0.1, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5];
         let score = Calibration::default().with_fused(sixteen).score(Some(f32::midpoint(4.3, 0.9)), 0.0);
         assert!(score < 40.0, "{score}");
     }

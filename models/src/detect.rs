@@ -6,8 +6,8 @@ use tract_onnx::prelude::*;
 
 use crate::bundle::Verified;
 use crate::features::Vector;
-pub use crate::nearest::{Distances, Output};
 use crate::nearest::Prototypes;
+pub use crate::nearest::{Distances, Output};
 use crate::schema::{FEATURES, SEQUENCE};
 
 /// Names of the graphs in a bundle.
@@ -55,7 +55,8 @@ impl Detectors {
     /// When the VAE is missing or a part does not load.
     pub fn load(bundle: &Verified) -> Result<Self, DetectError> {
         let lstm = bundle.part(LSTM_PART).map(|part| Graph::load(LSTM_PART, part, &[SEQUENCE, 1, FEATURES]));
-        let prototypes = bundle.part(PROTOTYPES_PART).map_or(Some(Prototypes::default()), Prototypes::from_bytes);
+        let prototypes =
+            bundle.part(PROTOTYPES_PART).map_or(Some(Prototypes::default()), Prototypes::from_bytes);
         let vae = bundle.part(VAE_PART).ok_or(DetectError::Missing(VAE_PART))?;
         Ok(Self {
             vae: Graph::load(VAE_PART, vae, &[1, FEATURES])?,
@@ -94,7 +95,11 @@ impl Detectors {
     /// Every detector's name and output on a window, with the windows of its process up to it, oldest first.
     ///
     /// One that has no model or too few windows is absent; one that fails does not silence the others.
-    pub fn all(&self, vector: &Vector, history: &[&Vector]) -> Vec<(&'static str, Result<Output, DetectError>)> {
+    pub fn all(
+        &self,
+        vector: &Vector,
+        history: &[&Vector],
+    ) -> Vec<(&'static str, Result<Output, DetectError>)> {
         let mut out = vec![("vae", self.vae(vector))];
         let last = history.len().checked_sub(SEQUENCE).and_then(|from| history[from..].try_into().ok());
         if let Some(sequence) = last

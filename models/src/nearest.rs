@@ -2,9 +2,9 @@
 //!
 //! Both views are unit vectors over the system call slots: `q = sqrt(frequency)`, whose distance is Hellinger's, and
 //! `r = 1 / sqrt(m)` on the `m` slots that are not zero, whose product is the cosine of two sets (Ochiai 1957). The
-//! score is `1 - q . x` for the [`NEIGHBOUR`]th nearest prototype `x` (Ramaswamy et al., SIGMOD 2000): one odd window
-//! among those learned does not make its like normal. It is also `sum (q_i - x_i)^2 / 2`, which explains it slot by
-//! slot. At most [`PROTOTYPES_MAX`] prototypes are kept: beyond, those that lie farthest from all chosen before
+//! score is the mean of `1 - q . x` over the [`NEIGHBOURS`] nearest prototypes `x` (Angiulli and Pizzuti, PKDD 2002):
+//! one odd window among those learned does not make its like normal. `1 - q . x` is also `sum (q_i - x_i)^2 / 2`, which
+//! explains it slot by slot. At most [`PROTOTYPES_MAX`] prototypes are kept: beyond, those that lie farthest from all chosen before
 //! (Gonzalez, *Theoretical Computer Science* 38, 1985), here from the three nearest of them.
 
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,8 @@ use crate::schema::{FEATURES, SYSCALL_SLOTS};
 
 /// Prototypes kept at most: 512 windows of some 30 calls are 120 KB.
 pub const PROTOTYPES_MAX: usize = 512;
-/// Which neighbour's distance counts.
-pub const NEIGHBOUR: usize = 3;
+/// How many neighbours' distances count.
+pub const NEIGHBOURS: usize = 3;
 
 /// One detector's answer.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ impl Prototypes {
             return Self { points };
         }
         // Of every window, how alike its three nearest chosen ones are, least first: each must be covered three times.
-        let mut covered = vec![[0.0_f32; NEIGHBOUR]; points.len()];
+        let mut covered = vec![[0.0_f32; NEIGHBOURS]; points.len()];
         let mut chosen = vec![0];
         while chosen.len() < PROTOTYPES_MAX {
             let last = *chosen.last().expect("the first is chosen");
@@ -62,8 +62,8 @@ impl Prototypes {
                 covered[0] = covered[0].max(product(point, &dense));
                 covered.sort_by(f32::total_cmp);
             }
-            covered[last] = [f32::MAX; NEIGHBOUR];
-            let sum = |covered: &[f32; NEIGHBOUR]| covered.iter().sum::<f32>();
+            covered[last] = [f32::MAX; NEIGHBOURS];
+            let sum = |covered: &[f32; NEIGHBOURS]| covered.iter().sum::<f32>();
             let farthest = covered.iter().enumerate().min_by(|a, b| sum(a.1).total_cmp(&sum(b.1)));
             chosen.push(farthest.expect("there are points").0);
         }
@@ -97,14 +97,15 @@ impl Prototypes {
         let mut by_set = [0.0; SYSCALL_SLOTS];
         spread(&query, &mut by_frequency);
         spread(&repertoire(&query), &mut by_set);
-        let near = self.neighbour(|point| product(point, &by_frequency))?;
-        let like = self.neighbour(|point| {
+        let near = self.neighbours(|point| product(point, &by_frequency));
+        let like = self.neighbours(|point| {
             let common: f32 = point.iter().map(|(slot, _)| by_set[usize::from(*slot)]).sum();
             common / length(point).sqrt()
-        })?;
+        });
+        let like: Vec<Sparse> = like.into_iter().map(repertoire).collect();
         Some(Distances {
-            nearest: difference(&by_frequency, near),
-            repertoire: difference(&by_set, &repertoire(like)),
+            nearest: difference(&by_frequency, &near)?,
+            repertoire: difference(&by_set, &like.iter().collect::<Vec<_>>())?,
         })
     }
 
@@ -120,17 +121,17 @@ impl Prototypes {
         self.points.is_empty()
     }
 
-    fn neighbour(&self, likeness: impl Fn(&Sparse) -> f32) -> Option<&Sparse> {
-        let mut best: [(f32, Option<&Sparse>); NEIGHBOUR] = [(f32::MIN, None); NEIGHBOUR];
+    /// The nearest first; fewer when there are fewer prototypes.
+    fn neighbours(&self, likeness: impl Fn(&Sparse) -> f32) -> Vec<&Sparse> {
+        let mut best: [(f32, Option<&Sparse>); NEIGHBOURS] = [(f32::MIN, None); NEIGHBOURS];
         for point in &self.points {
             let likeness = likeness(point);
-            if likeness > best[NEIGHBOUR - 1].0 {
-                best[NEIGHBOUR - 1] = (likeness, Some(point));
+            if likeness > best[NEIGHBOURS - 1].0 {
+                best[NEIGHBOURS - 1] = (likeness, Some(point));
                 best.sort_by(|a, b| b.0.total_cmp(&a.0));
             }
         }
-        // Fewer prototypes than that: the farthest there is.
-        best.into_iter().rev().find_map(|(_, point)| point)
+        best.into_iter().filter_map(|(_, point)| point).collect()
     }
 }
 
@@ -161,14 +162,18 @@ fn product(point: &Sparse, dense: &[f32; SYSCALL_SLOTS]) -> f32 {
     point.iter().map(|(slot, value)| value * dense[usize::from(*slot)]).sum()
 }
 
-fn difference(query: &[f32; SYSCALL_SLOTS], point: &Sparse) -> Output {
-    let mut dense = [0.0; SYSCALL_SLOTS];
-    spread(point, &mut dense);
+fn difference(query: &[f32; SYSCALL_SLOTS], points: &[&Sparse]) -> Option<Output> {
     let mut contributions = vec![0.0; FEATURES];
-    for (out, (a, b)) in contributions.iter_mut().zip(query.iter().zip(&dense)) {
-        *out = (a - b).powi(2) / 2.0;
+    #[allow(clippy::cast_precision_loss, reason = "at most three")]
+    let n = points.len() as f32;
+    for point in points {
+        let mut dense = [0.0; SYSCALL_SLOTS];
+        spread(point, &mut dense);
+        for (out, (a, b)) in contributions.iter_mut().zip(query.iter().zip(&dense)) {
+            *out += (a - b).powi(2) / 2.0 / n;
+        }
     }
-    Output { score: contributions.iter().sum(), contributions }
+    (!points.is_empty()).then(|| Output { score: contributions.iter().sum(), contributions })
 }
 
 #[cfg(test)]
@@ -187,7 +192,8 @@ mod tests {
         let prototypes = Prototypes::fit([&usual, &usual, &usual, &rare]);
         let distances = prototypes.score(&usual).unwrap();
         assert!(distances.nearest.score < 1e-6 && distances.repertoire.score < 1e-6, "{distances:?}");
-        assert!(prototypes.score(&rare).unwrap().nearest.score > 0.99, "one odd window is not a habit");
+        let score = prototypes.score(&rare).unwrap().nearest.score;
+        assert!((score - 2.0 / 3.0).abs() < 1e-6, "one odd window is not a habit: {score}");
     }
 
     #[test]

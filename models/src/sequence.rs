@@ -201,7 +201,8 @@ mod tests {
         let table = table(&learned);
         assert_eq!(table.entries().len(), GRAMS_MAX);
         assert!(table.refused() > 10_000, "{}", table.refused());
-        assert_eq!(table.sums(&[1, 2, 3].repeat(10)).misses, 0);
+        let misses = table.sums(&[1, 2, 3].repeat(10)).misses;
+        assert!(misses < ORDER as u64, "{misses}: more than the thread's beginning, which was seen once");
     }
 
     #[test]

@@ -68,7 +68,11 @@ impl Surprisal {
 
     /// Mean surprisal in bits a call; `None` without a call.
     #[must_use]
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a mean of small numbers")]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "a mean of small numbers"
+    )]
     pub fn mean_bits(&self, calls: &[Symbol]) -> Option<f32> {
         let sum: f64 = (0..calls.len()).map(|at| self.bits(&calls[..at], calls[at])).sum();
         (!calls.is_empty()).then(|| (sum / calls.len() as f64) as f32)

@@ -44,7 +44,9 @@ pub(crate) type Corpus = BTreeMap<(String, String), Program>;
 pub(crate) fn parse(text: &str) -> Corpus {
     let mut corpus = Corpus::new();
     let mut names: BTreeMap<String, (Symbol, u16)> = BTreeMap::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with('#') && !line.is_empty()) {
+    for (number, line) in
+        text.lines().enumerate().filter(|(_, line)| !line.starts_with('#') && !line.is_empty())
+    {
         let fields: Vec<&str> = line.split('\t').collect();
         let [set, program, label, split, count, calls] = fields[..] else {
             eprintln!("line {}: {} fields instead of 6, left out", number + 1, fields.len());

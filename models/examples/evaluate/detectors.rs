@@ -1,7 +1,7 @@
 //! A program's traces to every detector's raw output on its calibration and test traces.
 //!
-//! A trace is scored as a process window is: VAE, distances and repertoire from its calls as a whole, surprisal and
-//! 6-gram novelty as means over its calls. Means and not maxima, because the product's window has no fixed number of
+//! A trace is scored as a process window is: VAE, distances, repertoire and pairs from its calls as a whole, surprisal
+//! and 6-gram novelty as means over its calls. Means and not maxima, because the product's window has no fixed number of
 //! calls and a maximum grows with their number. The LSTM sees the trace in windows of 100 calls, 50 apart, and gives
 //! its mean over those that have nine before them.
 
@@ -9,6 +9,7 @@ use models::bundle::{self, Keyring, Manifest, SigningKey};
 use models::detect::Detectors;
 use models::features::{self, Vector};
 use models::nearest::Prototypes;
+use models::pairs::PairSets;
 use models::program::ProgramId;
 use models::schema::{SCHEMA_ID, SEQUENCE};
 use models::sequence::{GramTable, ORDER, Symbol};
@@ -43,12 +44,14 @@ pub(crate) fn run(program: &Program) -> (Vec<Raw>, Raw) {
     let learned: Vec<&[Symbol]> = program.fit.iter().map(|trace| &trace.symbols[..]).collect();
     let long = Surprisal::fit(&learned, ORDER_MAX);
     let table = GramTable::build(&Surprisal::fit(&learned, ORDER - 1), &learned);
+    let pairs = PairSets::fit(&learned);
     let whole: Vec<Vector> = program.fit.iter().map(Trace::whole).collect();
     let prototypes = Prototypes::fit(&whole);
     let mut raws = vec![
         score("ngram", &mut |trace| table.sums(&trace.symbols).novelty()),
         score("table", &mut |trace| table.sums(&trace.symbols).bits()),
         score("surprisal", &mut |trace| long.mean_bits(&trace.symbols)),
+        score("pairs", &mut |trace| pairs.score(&trace.symbols)),
         score("nearest", &mut |trace| Some(prototypes.score(&trace.whole())?.nearest.score)),
         score("repertoire", &mut |trace| Some(prototypes.score(&trace.whole())?.repertoire.score)),
     ];
@@ -121,7 +124,8 @@ fn fit(windows: Vec<TrainingWindow>, options: TrainOptions) -> Result<Detectors,
         training: trained.facts,
     };
     let keys = Keyring([key.public()].into_iter().collect());
-    let bundle = bundle::open(&bundle::seal(manifest, trained.parts, &key), &keys).map_err(|e| e.to_string())?;
+    let bundle =
+        bundle::open(&bundle::seal(manifest, trained.parts, &key), &keys).map_err(|e| e.to_string())?;
     Detectors::load(&bundle).map_err(|e| e.to_string())
 }
 

@@ -114,9 +114,11 @@ fn row(names: [&str; 3], program: &Program, raws: &[&Raw], weighted: bool) -> Ro
         calibration.fuse(&outputs).unwrap_or(0.0)
     };
     let times = |count: u32| if weighted { count as usize } else { 1 };
-    let fused = program.calibrate.iter().enumerate().flat_map(|(at, trace)| {
-        std::iter::repeat_n(fuse(at, |raw| &raw.calibrate), times(trace.count))
-    });
+    let fused = program
+        .calibrate
+        .iter()
+        .enumerate()
+        .flat_map(|(at, trace)| std::iter::repeat_n(fuse(at, |raw| &raw.calibrate), times(trace.count)));
     let promised = calibration.clone().with_fused(fused);
     let scored: Vec<Scored> = program
         .test
@@ -191,4 +193,62 @@ fn json(rows: &[Row]) -> String {
         )
     };
     format!("{{\"rows\":[{}]}}", rows.iter().map(one).collect::<Vec<_>>().join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two programs with a loop of calls each; attacks run another loop. A third program is too small.
+    fn corpus() -> String {
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut text = "# set\tprogram\tlabel\tsplit\tcount\tsyscalls\n".to_owned();
+        let mut push = |program: &str, label: &str, split: &str, n: usize, calls: &[&str]| {
+            for _ in 0..n {
+                let length = random.usize(20..60);
+                let trace: Vec<&str> = (0..length)
+                    .map(|at| calls[if random.u8(..9) == 0 { 0 } else { at % calls.len() }])
+                    .collect();
+                text += &format!("tiny\t{program}\t{label}\t{split}\t2\t{}\n", trace.join(" "));
+            }
+        };
+        for (program, calls) in
+            [("web", ["accept4", "read", "write"]), ("\"old\"", ["socketcall", "stat64", "mmap2"])]
+        {
+            push(program, "normal", "fit", 50, &calls);
+            push(program, "normal", "calibrate", 20, &calls);
+            push(program, "normal", "test", 30, &calls);
+            push(program, "attack:Shell", "test", 10, &["fork", "execve", "odd_call", "wait4"]);
+        }
+        push("small", "normal", "fit", 1, &["read"]);
+        push("small", "attack:Shell", "test", 1, &["execve"]);
+        push("few", "normal", "fit", 6, &["read", "close"]);
+        push("few", "normal", "test", 3, &["read", "close"]);
+        push("few", "attack:Shell", "test", 2, &["fork", "execve"]);
+        text
+    }
+
+    #[test]
+    fn a_tiny_corpus_of_any_names_is_evaluated_from_end_to_end() {
+        let rows = evaluate(corpus::parse(&corpus()));
+        let of = |program: &str, config: &str| {
+            rows.iter().filter(|row| row.program == program && row.config == config).collect::<Vec<_>>()
+        };
+        for program in ["web", "\"old\"", "few"] {
+            let ours = of(program, "ours");
+            assert_eq!(ours.len(), 2, "unique and natural");
+            assert!(ours.iter().all(|row| row.auc > 0.99), "{program}: {}", ours[0].auc);
+            assert!(ours[0].interval.0 <= ours[0].auc && ours[0].auc <= ours[0].interval.1 + 1e-9);
+            assert_eq!(of(program, "original").len(), 2);
+        }
+        assert!(of("small", "ours").is_empty(), "a program with nothing to calibrate is skipped");
+        assert!(
+            of("few", "vae").is_empty() && !of("few", "surprisal").is_empty(),
+            "what needs more is left out"
+        );
+        assert!(of("web", "ours")[0].false_positives[1] <= 0.1);
+        let json = json(&rows);
+        assert!(json.starts_with("{\"rows\":[{\"set\":\"tiny\"") && json.contains(r#""program":"\"old\"""#));
+        assert_eq!(table(&rows).lines().count(), rows.len() + 1);
+    }
 }

@@ -59,7 +59,8 @@ pub(crate) fn detection(scored: &[Scored], rate: f64) -> f64 {
 pub(crate) fn share(scored: &[Scored], attack: bool, is: impl Fn(f64) -> bool) -> f64 {
     let class = || scored.iter().filter(|s| s.attack == attack);
     let hit: f64 = class().filter(|s| is(s.score)).map(|s| s.weight).sum();
-    hit / class().map(|s| s.weight).sum::<f64>()
+    // An empty sum is -0.
+    (hit / class().map(|s| s.weight).sum::<f64>()).abs()
 }
 
 fn sorted(scored: &[Scored]) -> Vec<Scored> {
@@ -76,7 +77,11 @@ fn area(sorted: &[Scored], times: &[u32]) -> f64 {
         let score = sorted[at].score;
         while at < sorted.len() && sorted[at].score == score {
             let weight = sorted[at].weight * f64::from(times[at]);
-            if sorted[at].attack { attack += weight } else { normal += weight }
+            if sorted[at].attack {
+                attack += weight
+            } else {
+                normal += weight
+            }
             at += 1;
         }
         sum += attack * (below + normal / 2.0);

@@ -25,8 +25,8 @@ use crate::nearest::Prototypes;
 use crate::schema::{FEATURES, SEQUENCE};
 use crate::wire::TrainingWindow;
 use lstm::Autoencoder;
-pub use reservoir::Reservoir;
 use random::Random;
+pub use reservoir::Reservoir;
 use vae::Vae;
 
 /// Fewer windows than this cannot be split three ways.

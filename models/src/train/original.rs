@@ -59,7 +59,9 @@ impl Original {
         let mut sequences = Vec::new();
         let mut start = 0;
         for run in runs {
-            sequences.extend((start..start + run.len()).collect::<Vec<_>>().windows(LENGTH).map(<[usize]>::to_vec));
+            sequences.extend(
+                (start..start + run.len()).collect::<Vec<_>>().windows(LENGTH).map(<[usize]>::to_vec),
+            );
             start += run.len();
         }
         let sequences: Vec<&Vec<usize>> = sequences.iter().collect();
