@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use models::bundle::{Manifest, Verified};
-use models::detect::{DetectError, Detectors, Output as Detected};
+use models::detect::{DetectError, Detectors};
 use models::event::{Event, EventKind, SyscallWindow};
 use models::features::{self, Vector};
 use models::policy::{Decision, Gate, Policy};
@@ -445,13 +445,8 @@ impl<L: Lookup> Pipeline<L> {
         if process.history.len() > SEQUENCE {
             process.history.pop_front();
         }
-        let vae = baseline.detectors.vae(&vector);
-        let lstm = sequence(&process.history).map(|rows| {
-            let rows: [&Vector; SEQUENCE] = std::array::from_fn(|at| &rows[at]);
-            baseline.detectors.lstm(&rows)
-        });
-        let spoken: Vec<(&'static str, Result<Detected, DetectError>)> =
-            [Some(("vae", vae)), lstm.map(|lstm| ("lstm", lstm))].into_iter().flatten().collect();
+        let history = sequence(&process.history).unwrap_or_default();
+        let spoken = baseline.detectors.all(&vector, &history.iter().collect::<Vec<_>>());
         let mut raw = Vec::new();
         for (name, output) in &spoken {
             match output {

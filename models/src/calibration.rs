@@ -1,19 +1,37 @@
 //! Raw detector outputs to one score from 0 to 100, by what held-out normal windows gave.
 //!
-//! Each detector's output becomes a robust z, `(ln s - median) / spread`, clipped to -3 to 40; the weighted mean
-//! of the detectors that had enough windows, plus the points of [`crate::novelty`], is the fused z. Its rank among
-//! the calibration windows is a conformal p-value (Vovk et al., *Algorithmic Learning in a Random World*, 2005).
-//! Beyond the largest calibration value the p-value continues as an exponential tail whose scale is the mean excess
-//! of the upper sixth, at least [`TAIL_FLOOR`]: an extrapolation, and named so in `docs/specification.md`.
+//! Each detector's output becomes a robust z, `(ln(s + offset) - median) / spread`, clipped to -3 to 40. Beyond 3 it
+//! counts as `3 + 2 (sqrt(z - 2) - 1)`, which has the same slope there: one detector may start the alarm, and it does
+//! not outvote all others ten times. The weighted mean of the detectors that spoke is the fused z. Its rank among the `n` calibration windows is a conformal p-value
+//! (Vovk et al., *Algorithmic Learning in a Random World*, 2005).
+//!
+//! Beyond the largest calibration value, by an excess `x`, the p-value goes on as
+//! `(1 + x / S)^-k / (n + 1)`, with `S` the sum of the `k` largest values' excesses over the one before them, the
+//! largest counted twice. For an exponential tail of unknown scale that is exact at every `n`: the `j`th spacing from
+//! the top of ordered exponentials is exponential with rate `j` (Renyi 1953), a new largest value makes each of the
+//! old ones one rank lower, so `x` and `S` are independent gammas of shapes 1 and `k`. For a lighter tail it errs
+//! towards silence. `exp(-x k / S)`, as if the scale were known, made four windows of evidence look like certainty.
+//!
+//! Categorical novelty has no part in that extrapolation. It adds decades to `-log10 p`, and a kind of trait that
+//! went on bringing news while the program was being learned cannot add more than that rate allows: [`News`].
 
 use serde::{Deserialize, Serialize};
 
-/// The smallest scale of the exponential tail, in units of z.
-pub const TAIL_FLOOR: f32 = 0.5;
+use crate::novelty::Kind;
+
+/// The smallest mean excess of the tail, in units of z.
+pub const TAIL_FLOOR: f32 = 0.25;
 
 const Z_MIN: f32 = -3.0;
 const Z_MAX: f32 = 40.0;
 const SPREAD_FLOOR: f32 = 0.15;
+/// Of a detector's mean output: what is added before the logarithm, so that a zero is small and not infinite.
+const OFFSET_SHARE: f32 = 0.1;
+const OFFSET_FLOOR: f32 = 1e-4;
+/// Largest values that give the tail its scale: a quarter of all, within these bounds.
+const TAIL_VALUES: [usize; 2] = [4, 64];
+/// Points of a kind that are worth one decade.
+const POINTS_PER_DECADE: f32 = 3.0;
 
 /// `-log10(p)` to score: (0, 0), (2, 40), (4, 70), (6, 90), (8, 100), straight lines between.
 const SCORE_KNOTS: [(f32, f32); 5] = [(0.0, 0.0), (2.0, 40.0), (4.0, 70.0), (6.0, 90.0), (8.0, 100.0)];
@@ -25,52 +43,145 @@ pub struct Calibration {
     pub detectors: Vec<DetectorCalibration>,
     /// Fused z of every calibration window, ascending.
     pub fused: Vec<f32>,
+    /// How often each kind of trait was new in the later part of learning.
+    pub news: News,
 }
 
-/// Median and spread of one detector's `ln(score)` on calibration windows.
+/// Median and spread of one detector's `ln(score + offset)` on calibration windows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DetectorCalibration {
-    /// `vae` or `lstm`.
+    /// The detector's name, e.g. `vae`.
     pub name: String,
     /// Weight in the fused z.
     pub weight: f32,
-    /// Median of `ln(score)`.
+    /// Added to the raw output before the logarithm.
+    pub offset: f32,
+    /// Median of `ln(score + offset)`.
     pub median: f32,
     /// 84 % quantile less the median, at least a floor.
     pub spread: f32,
 }
 
+/// A detector's weight in the fused z: 0 for an unknown name.
+///
+/// Chosen on a plateau of the development traces, where no weight moved the mean AUC by more than 0.005: which calls
+/// were made, which pairs of them, and how surprising their order is say most; frequencies say less across programs
+/// of other load. 6-gram novelty is what surprisal says, coarser, and stays for the kernel. The LSTM was near chance.
+#[must_use]
+pub fn weight(detector: &str) -> f32 {
+    match detector {
+        "surprisal" | "repertoire" | "pairs" => 2.0,
+        "vae" | "nearest" => 1.0,
+        "lstm" => 0.1,
+        _ => 0.0,
+    }
+}
+
 impl DetectorCalibration {
-    /// Learns median and spread from raw outputs on calibration windows; weight 0 when there are none.
+    /// Learns offset, median and spread from raw outputs on calibration windows; weight 0 when there are none.
     #[must_use]
     pub fn fit(name: &str, weight: f32, raw: &[f32]) -> Self {
-        let logs = sorted(raw.iter().map(|score| ln(*score)));
-        if logs.is_empty() {
-            return Self { name: name.to_owned(), weight: 0.0, median: 0.0, spread: 1.0 };
+        let finite = sorted(raw.iter().copied());
+        if finite.is_empty() {
+            return Self { name: name.to_owned(), weight: 0.0, offset: 0.0, median: 0.0, spread: 1.0 };
         }
+        #[allow(clippy::cast_precision_loss, reason = "a calibration holds thousands of values at most")]
+        let mean = finite.iter().sum::<f32>() / finite.len() as f32;
+        let offset = (OFFSET_SHARE * mean).max(OFFSET_FLOOR);
+        let logs: Vec<f32> = finite.iter().map(|score| ln(score + offset)).collect();
         let median = quantile(&logs, 0.5);
         let spread = (quantile(&logs, 0.84) - median).max(SPREAD_FLOOR);
-        Self { name: name.to_owned(), weight, median, spread }
+        Self { name: name.to_owned(), weight, offset, median, spread }
     }
 
     /// Robust z of a raw output.
     #[must_use]
     pub fn z(&self, raw: f32) -> f32 {
-        ((ln(raw) - self.median) / self.spread).clamp(Z_MIN, Z_MAX)
+        ((ln(raw + self.offset) - self.median) / self.spread).clamp(Z_MIN, Z_MAX)
+    }
+}
+
+/// How often windows brought a trait of a kind that no earlier window had.
+///
+/// Kind `K` starts with the rate `r = 10^-d`, `d` its points over three: what we hold of such a thing on a program
+/// that never did it. Learning then counts `c` windows of `n` with news of this kind, and the rate becomes
+/// `max(r, (c + r) / (n + 1))`, the mean under a prior worth one window and never below what the prior said (the
+/// missing mass of Good, Biometrika 1953). A program that opened a new sensitive file in one learning window of 80
+/// therefore gives 1.9 decades for the next one, not 4.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct News {
+    /// Windows looked at.
+    pub windows: u32,
+    /// Kind and number of windows with news of it; kinds without any are absent.
+    pub counts: Vec<(u8, u32)>,
+}
+
+impl News {
+    /// Counts over windows in time order; what the first `settled` of them show is not news.
+    #[must_use]
+    pub fn count<'a>(windows: impl IntoIterator<Item = &'a [u64]>, settled: usize) -> Self {
+        let mut seen = std::collections::BTreeSet::new();
+        let mut news = Self::default();
+        for (at, traits) in windows.into_iter().enumerate() {
+            let fresh = traits.iter().filter(|id| seen.insert(**id)).filter_map(|id| Kind::of(*id));
+            let mut kinds: Vec<u8> = fresh.map(|kind| kind as u8).collect();
+            if at < settled {
+                continue;
+            }
+            news.windows += 1;
+            kinds.sort_unstable();
+            kinds.dedup();
+            for kind in kinds {
+                match news.counts.iter_mut().find(|(known, _)| *known == kind) {
+                    Some((_, count)) => *count += 1,
+                    None => news.counts.push((kind, 1)),
+                }
+            }
+        }
+        news
+    }
+
+    /// Decades of evidence in the kinds of a window's new traits, one entry per trait.
+    ///
+    /// Several new traits of one kind are hardly independent: the second, fourth and eighth add half as much each.
+    #[must_use]
+    pub fn decades(&self, fresh: &[Kind]) -> f32 {
+        let mut total = 0.0;
+        for (at, kind) in fresh.iter().enumerate() {
+            if fresh[..at].contains(kind) {
+                continue;
+            }
+            #[allow(clippy::cast_precision_loss, reason = "a window holds 128 traits at most")]
+            let count = fresh.iter().filter(|other| *other == kind).count() as f32;
+            total += self.decades_of(*kind) * (1.0 + 0.5 * count.log2());
+        }
+        total
+    }
+
+    fn decades_of(&self, kind: Kind) -> f32 {
+        let before = kind.points() / POINTS_PER_DECADE;
+        let count = self.counts.iter().find(|(known, _)| *known == kind as u8).map_or(0, |(_, count)| *count);
+        if count == 0 {
+            return before;
+        }
+        let rate = (f64::from(count) + 10_f64.powf(-f64::from(before))) / (f64::from(self.windows) + 1.0);
+        #[allow(clippy::cast_possible_truncation, reason = "a small number")]
+        let seen = -rate.min(1.0).log10() as f32;
+        before.min(seen)
     }
 }
 
 impl Calibration {
-    /// Weighted mean of the detectors that gave an output, plus `novelty` points.
+    /// Weighted mean of the detectors that gave an output; `None` when none with a weight did.
     #[must_use]
-    pub fn fuse(&self, raw: &[(&str, f32)], novelty: f32) -> f32 {
+    pub fn fuse(&self, raw: &[(&str, f32)]) -> Option<f32> {
         let known = raw.iter().filter_map(|(name, score)| {
             self.detectors.iter().find(|detector| detector.name == *name).map(|detector| (detector, *score))
         });
         let (sum, weight) = known.fold((0.0, 0.0), |(sum, weight), (detector, score)| {
-            (sum + detector.weight * detector.z(score), weight + detector.weight)
+            (sum + detector.weight * compress(detector.z(score)), weight + detector.weight)
         });
-        if weight > 0.0 { sum / weight + novelty } else { novelty }
+        (weight > 0.0).then(|| sum / weight)
     }
 
     /// Keeps the fused z of calibration windows.
@@ -91,15 +202,16 @@ impl Calibration {
             #[allow(clippy::cast_precision_loss, reason = "as above")]
             return (at_least + 1) as f64 / n;
         }
-        let excess = f64::from(fused - largest) / f64::from(self.tail_scale());
-        (-excess).exp() / n
+        let (k, sum) = self.tail();
+        (1.0 + f64::from(fused - largest) / sum).powi(-k) / n
     }
 
-    /// The score of a fused z, 0 to 100.
+    /// The score of a fused z and of the `decades` of categorical evidence beside it, 0 to 100.
     #[must_use]
-    pub fn score(&self, fused: f32) -> f32 {
+    pub fn score(&self, fused: Option<f32>, decades: f32) -> f32 {
+        let p = fused.map_or(1.0, |fused| self.p_value(fused));
         #[allow(clippy::cast_possible_truncation, reason = "-log10(p) is a small number")]
-        let surprise = -self.p_value(fused).max(f64::MIN_POSITIVE).log10() as f32;
+        let surprise = -p.max(f64::MIN_POSITIVE).log10() as f32 + decades;
         let above = SCORE_KNOTS.iter().position(|(x, _)| surprise < *x);
         match above {
             None => 100.0,
@@ -111,13 +223,21 @@ impl Calibration {
         }
     }
 
-    fn tail_scale(&self) -> f32 {
-        let threshold = quantile(&self.fused, 0.84);
-        let tail: Vec<f32> = self.fused.iter().filter(|z| **z > threshold).map(|z| z - threshold).collect();
-        #[allow(clippy::cast_precision_loss, reason = "as above")]
-        let mean = tail.iter().sum::<f32>() / tail.len().max(1) as f32;
-        mean.max(TAIL_FLOOR)
+    /// How many of the largest values shape the tail, and the sum `S` of their excesses; see the module.
+    fn tail(&self) -> (i32, f64) {
+        let n = self.fused.len();
+        let k = (n / 4).clamp(TAIL_VALUES[0], TAIL_VALUES[1]).min(n.saturating_sub(1)).max(1);
+        let threshold = self.fused[n.saturating_sub(k + 1)];
+        let top = &self.fused[n.saturating_sub(k)..];
+        let sum: f64 = top.iter().chain(top.last()).map(|z| f64::from(z - threshold)).sum();
+        let k = i32::try_from(k).expect("bounded by TAIL_VALUES");
+        (k, sum.max(f64::from(k) * f64::from(TAIL_FLOOR)))
     }
+}
+
+/// Slower than itself beyond 3.
+fn compress(z: f32) -> f32 {
+    if z <= 3.0 { z } else { 3.0 + 2.0 * ((z - 2.0).sqrt() - 1.0) }
 }
 
 fn ln(score: f32) -> f32 {
@@ -145,6 +265,7 @@ fn quantile(sorted: &[f32], share: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::novelty::trait_id;
 
     fn calibration() -> Calibration {
         Calibration::default().with_fused((0..99_u8).map(|n| f32::from(n) / 33.0 - 1.5))
@@ -161,7 +282,7 @@ mod tests {
     #[test]
     fn odder_is_never_less_severe() {
         let calibration = calibration();
-        let scores: Vec<f32> = (-30_i8..100).map(|z| calibration.score(f32::from(z) / 3.0)).collect();
+        let scores: Vec<f32> = (-30_i8..100).map(|z| calibration.score(Some(f32::from(z)), 0.0)).collect();
         assert!(scores.windows(2).all(|pair| pair[0] <= pair[1]), "{scores:?}");
         assert_eq!((scores[0], *scores.last().unwrap()), (0.0, 100.0));
     }
@@ -169,7 +290,68 @@ mod tests {
     #[test]
     fn one_in_a_hundred_is_where_medium_starts() {
         let many = Calibration::default().with_fused((0..9999_u16).map(f32::from));
-        assert!((many.score(9900.0) - 40.0).abs() < 0.5, "{}", many.score(9900.0));
+        let score = many.score(Some(9900.0), 0.0);
+        assert!((score - 40.0).abs() < 0.5, "{score}");
+    }
+
+    /// A source of standard normals that needs no dependency: xorshift and Box-Muller.
+    fn normals(seed: u64) -> impl FnMut() -> f32 {
+        let mut state = seed;
+        move || {
+            let mut uniform = || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                ((state >> 40) as f32 + 0.5) / (1_u32 << 24) as f32
+            };
+            let radius = (-2.0 * uniform().ln()).sqrt();
+            radius * (core::f32::consts::TAU * uniform()).cos()
+        }
+    }
+
+    /// The share of exchangeable normals whose p-value is at most `target`, over many calibrations of size `n`.
+    fn obtained(n: usize, target: f64, draw: &mut impl FnMut() -> f32) -> f64 {
+        let (rounds, tests) = (4000, 25);
+        let mut hits = 0_u32;
+        for _ in 0..rounds {
+            let calibration = Calibration::default().with_fused((0..n).map(|_| draw()));
+            hits += (0..tests).filter(|_| calibration.p_value(draw()) <= target).count() as u32;
+        }
+        f64::from(hits) / f64::from(rounds * tests as u32)
+    }
+
+    #[test]
+    fn the_false_positive_rate_promised_is_the_rate_obtained_also_with_sixteen_windows() {
+        let mut normal = normals(0x5eed);
+        for (n, target, least) in [
+            (16, 0.05, 0.6),
+            (16, 0.01, 0.4),
+            (48, 0.05, 0.75),
+            (48, 0.01, 0.4),
+            (200, 0.05, 0.85),
+            (200, 0.01, 0.6),
+        ] {
+            let rate = obtained(n, target, &mut normal) / target;
+            assert!((least..=1.1).contains(&rate), "n = {n}, target {target}: {rate} of what was promised");
+        }
+    }
+
+    #[test]
+    fn exponential_tails_are_met_exactly_at_every_size() {
+        let mut normal = normals(77);
+        let mut exponential = move || 0.5 * (normal().powi(2) + normal().powi(2));
+        for n in [16, 48] {
+            let rate = obtained(n, 0.01, &mut exponential) / 0.01;
+            assert!((0.85..=1.15).contains(&rate), "n = {n}: {rate}");
+        }
+    }
+
+    #[test]
+    fn an_uneasy_window_after_sixteen_is_no_alert() {
+        // From a quiet gateway: detectors at z 4.3 and 0.9 had scored 42 with 16 calibration windows.
+        let sixteen = [-1.5, -1.1, -0.9, -0.7, -0.5, -0.3, -0.1, 0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5];
+        let score = Calibration::default().with_fused(sixteen).score(Some(f32::midpoint(4.3, 0.9)), 0.0);
+        assert!(score < 40.0, "{score}");
     }
 
     #[test]
@@ -178,14 +360,45 @@ mod tests {
         for name in ["vae", "lstm"] {
             calibration.detectors.push(DetectorCalibration::fit(name, 0.5, &[1.0, 1.0, 2.0]));
         }
-        let both = calibration.fuse(&[("vae", 8.0), ("lstm", 8.0)], 0.0);
-        assert!(both > 2.0);
-        assert_eq!(both, calibration.fuse(&[("vae", 8.0)], 0.0));
-        assert_eq!(calibration.fuse(&[], 4.0), 4.0);
+        let both = calibration.fuse(&[("vae", 8.0), ("lstm", 8.0)]);
+        assert!(both > Some(2.0));
+        assert_eq!(both, calibration.fuse(&[("vae", 8.0)]));
+        assert_eq!(calibration.fuse(&[("other", 8.0)]), None);
+    }
+
+    #[test]
+    fn a_detector_that_was_always_zero_gives_a_bounded_z_to_a_little() {
+        let detector = DetectorCalibration::fit("ngram", 1.0, &[0.0; 20]);
+        assert_eq!(detector.z(0.0), 0.0);
+        assert!(detector.z(0.2) > detector.z(0.01) && detector.z(0.01) > 2.0);
     }
 
     #[test]
     fn without_calibration_nothing_is_odd() {
-        assert_eq!(Calibration::default().score(1000.0), 0.0);
+        assert_eq!(Calibration::default().score(Some(1000.0), 0.0), 0.0);
+    }
+
+    #[test]
+    fn a_kind_that_kept_bringing_news_is_weak_evidence() {
+        let quiet = vec![trait_id(Kind::Sensitive, "/etc/shadow")];
+        let steady = vec![quiet.clone(); 80];
+        let news = |windows: &[Vec<u64>]| News::count(windows.iter().map(Vec::as_slice), 48);
+        assert_eq!(news(&steady), News { windows: 32, counts: vec![] });
+        assert_eq!(news(&steady).decades(&[Kind::Sensitive]), 4.0);
+        let mut busy = steady;
+        for (at, window) in busy.iter_mut().enumerate().skip(50).take(3) {
+            window.push(trait_id(Kind::Sensitive, &at.to_string()));
+        }
+        let decades = news(&busy).decades(&[Kind::Sensitive]);
+        assert!((decades - (33.0_f32 / 3.0).log10()).abs() < 0.01, "{decades}");
+        assert_eq!(news(&busy).decades(&[Kind::Shell]), Kind::Shell.points() / POINTS_PER_DECADE);
+    }
+
+    #[test]
+    fn many_new_traits_of_one_kind_are_not_many_times_the_evidence() {
+        let news = News::default();
+        let one = news.decades(&[Kind::Port]);
+        assert!((news.decades(&[Kind::Port; 4]) - 2.0 * one).abs() < 1e-6);
+        assert!(news.decades(&[Kind::Shell, Kind::Exec]) > news.decades(&[Kind::Shell]));
     }
 }

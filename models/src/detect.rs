@@ -6,12 +6,16 @@ use tract_onnx::prelude::*;
 
 use crate::bundle::Verified;
 use crate::features::Vector;
+use crate::nearest::Prototypes;
+pub use crate::nearest::{Distances, Output};
 use crate::schema::{FEATURES, SEQUENCE};
 
 /// Names of the graphs in a bundle.
 pub const VAE_PART: &str = "vae.onnx";
-/// See [`VAE_PART`].
+/// Absent when no process lived for [`SEQUENCE`] windows while it was learned.
 pub const LSTM_PART: &str = "lstm.onnx";
+/// [`Prototypes`], absent from bundles of an earlier version.
+pub const PROTOTYPES_PART: &str = "prototypes.bin";
 
 /// Why a bundle's graphs cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,31 +41,30 @@ pub enum DetectError {
     },
 }
 
-/// One scorer's answer.
-#[derive(Clone, Debug)]
-pub struct Output {
-    /// Mean weighted squared residual.
-    pub score: f32,
-    /// Each feature's share of it, not normalised.
-    pub contributions: Vec<f32>,
-}
-
-/// The two graphs of a bundle, loaded.
+/// The detectors of a bundle, loaded.
 pub struct Detectors {
     vae: Graph,
-    lstm: Graph,
+    lstm: Option<Graph>,
+    prototypes: Prototypes,
 }
 
 impl Detectors {
-    /// Loads the graphs of a checked bundle.
+    /// Loads the detectors of a checked bundle.
     ///
     /// # Errors
-    /// When a graph is missing or does not load.
+    /// When the VAE is missing or a part does not load.
     pub fn load(bundle: &Verified) -> Result<Self, DetectError> {
-        let part = |name| bundle.part(name).ok_or(DetectError::Missing(name));
+        let lstm = bundle.part(LSTM_PART).map(|part| Graph::load(LSTM_PART, part, &[SEQUENCE, 1, FEATURES]));
+        let prototypes =
+            bundle.part(PROTOTYPES_PART).map_or(Some(Prototypes::default()), Prototypes::from_bytes);
+        let vae = bundle.part(VAE_PART).ok_or(DetectError::Missing(VAE_PART))?;
         Ok(Self {
-            vae: Graph::load(VAE_PART, part(VAE_PART)?, &[1, FEATURES])?,
-            lstm: Graph::load(LSTM_PART, part(LSTM_PART)?, &[SEQUENCE, 1, FEATURES])?,
+            vae: Graph::load(VAE_PART, vae, &[1, FEATURES])?,
+            lstm: lstm.transpose()?,
+            prototypes: prototypes.ok_or_else(|| DetectError::Load {
+                part: PROTOTYPES_PART,
+                reason: "not prototypes of this schema".to_owned(),
+            })?,
         })
     }
 
@@ -73,13 +76,42 @@ impl Detectors {
         self.vae.run(vector, &[1, FEATURES])
     }
 
-    /// Scores the last of [`SEQUENCE`] windows, oldest first.
+    /// Scores the last of [`SEQUENCE`] windows, oldest first; `None` when this baseline has no such model.
     ///
     /// # Errors
     /// When tract cannot run the graph.
-    pub fn lstm(&self, sequence: &[&Vector; SEQUENCE]) -> Result<Output, DetectError> {
+    pub fn lstm(&self, sequence: &[&Vector; SEQUENCE]) -> Result<Option<Output>, DetectError> {
+        let Some(graph) = &self.lstm else { return Ok(None) };
         let flat: Vec<f32> = sequence.iter().flat_map(|vector| vector.iter().copied()).collect();
-        self.lstm.run(&flat, &[SEQUENCE, 1, FEATURES])
+        graph.run(&flat, &[SEQUENCE, 1, FEATURES]).map(Some)
+    }
+
+    /// Distances of one window from the learned ones; `None` when this baseline has no prototypes.
+    #[must_use]
+    pub fn distances(&self, vector: &Vector) -> Option<Distances> {
+        self.prototypes.score(vector)
+    }
+
+    /// Every detector's name and output on a window, with the windows of its process up to it, oldest first.
+    ///
+    /// One that has no model or too few windows is absent; one that fails does not silence the others.
+    pub fn all(
+        &self,
+        vector: &Vector,
+        history: &[&Vector],
+    ) -> Vec<(&'static str, Result<Output, DetectError>)> {
+        let mut out = vec![("vae", self.vae(vector))];
+        let last = history.len().checked_sub(SEQUENCE).and_then(|from| history[from..].try_into().ok());
+        if let Some(sequence) = last
+            && let Some(lstm) = self.lstm(sequence).transpose()
+        {
+            out.push(("lstm", lstm));
+        }
+        if let Some(distances) = self.distances(vector) {
+            out.push(("nearest", Ok(distances.nearest)));
+            out.push(("repertoire", Ok(distances.repertoire)));
+        }
+        out
     }
 }
 

@@ -1,7 +1,7 @@
 //! The pure core of BehaveGuard: no I/O, no clock, no threads.
 //!
 //! [`event`] and [`window`] hold what happened, [`features`] turns a window into 427 values, `detect` runs a
-//! baseline's graphs, [`calibration`] turns their outputs into a score, [`verdict`] explains it, [`policy`] decides
+//! baseline's models, [`calibration`] turns their outputs into a score, [`verdict`] explains it, [`policy`] decides
 //! what is sent, [`wire`] and [`bundle`] are the bytes that travel. `train` makes the baselines.
 #![forbid(unsafe_code)]
 
@@ -12,10 +12,14 @@ pub mod chain;
 pub mod detect;
 pub mod event;
 pub mod features;
+pub mod nearest;
 pub mod novelty;
+pub mod pairs;
 pub mod policy;
 pub mod program;
 pub mod schema;
+pub mod sequence;
+pub mod surprisal;
 pub mod syscalls;
 #[cfg(feature = "train")]
 pub mod train;

@@ -5,7 +5,7 @@
 
 use crate::schema::Layer;
 
-/// The kinds of traits, worth points (in units of robust z) when new.
+/// The kinds of traits, worth points when new (three are a decade of evidence; see [`crate::calibration::News`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
@@ -135,17 +135,6 @@ pub fn trait_id(kind: Kind, value: &str) -> u64 {
     (kind as u64) << 56 | (hash ^ hash >> 56) & (u64::MAX >> 8)
 }
 
-/// Points of all traits that `learned` (sorted) does not hold.
-#[must_use]
-pub fn points(traits: &[u64], learned: &[u64]) -> f32 {
-    traits
-        .iter()
-        .filter(|id| learned.binary_search(id).is_err())
-        .filter_map(|id| Kind::of(*id))
-        .map(Kind::points)
-        .sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,13 +145,5 @@ mod tests {
             assert_eq!(Kind::of(trait_id(kind, "/bin/sh")), Some(kind));
         }
         assert_eq!(Kind::of(200 << 56), None);
-    }
-
-    #[test]
-    fn only_what_was_not_learned_counts() {
-        let shell = trait_id(Kind::Shell, "/bin/sh");
-        let port = trait_id(Kind::Port, "443");
-        assert_eq!(points(&[shell, port], &[port]), Kind::Shell.points());
-        assert_eq!(points(&[shell, port], &[shell.min(port), shell.max(port)]), 0.0);
     }
 }

@@ -61,6 +61,59 @@ pub fn slot(name: &str) -> Option<u16> {
     NAMES.iter().position(|&n| n == name).and_then(|slot| u16::try_from(slot).ok())
 }
 
+/// The slot of a call by any name that Linux has given it: ours, that of a newer call ([`NEWER`]), or an older or
+/// 32-bit one. `None` for a name that means nothing here.
+///
+/// ```
+/// use models::syscalls::{slot, slot_of_any};
+/// assert_eq!(slot_of_any("stat64"), slot("stat"));
+/// assert_eq!(slot_of_any("clock_gettime64"), slot("clock_gettime"));
+/// ```
+#[must_use]
+pub fn slot_of_any(name: &str) -> Option<u16> {
+    let newer = || NEWER.iter().find(|(_, newer, _)| *newer == name).map(|(_, _, relative)| *relative);
+    let alias = || ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, relative)| *relative);
+    slot(name).or_else(|| slot(newer().or_else(alias)?)).or_else(|| {
+        let stripped = ["_time64", "64", "32"].into_iter().find_map(|suffix| name.strip_suffix(suffix))?;
+        slot(stripped)
+    })
+}
+
+/// Names of 32-bit and abandoned calls that a suffix does not explain, with the call that does the same work.
+const ALIASES: &[(&str, &str)] = &[
+    ("_llseek", "lseek"),
+    ("_newselect", "select"),
+    ("arm_fadvise64_64", "fadvise64"),
+    ("fadvise64_64", "fadvise64"),
+    ("fcntl64", "fcntl"),
+    ("mmap2", "mmap"),
+    ("fstatat64", "newfstatat"),
+    ("nice", "setpriority"),
+    ("oldfstat", "fstat"),
+    ("oldlstat", "lstat"),
+    ("oldolduname", "uname"),
+    ("oldstat", "stat"),
+    ("olduname", "uname"),
+    ("pread", "pread64"),
+    ("pwrite", "pwrite64"),
+    ("readdir", "getdents"),
+    ("recv", "recvfrom"),
+    ("send", "sendto"),
+    ("sendfile64", "sendfile"),
+    ("sigaction", "rt_sigaction"),
+    ("signal", "rt_sigaction"),
+    ("sigpending", "rt_sigpending"),
+    ("sigprocmask", "rt_sigprocmask"),
+    ("sigreturn", "rt_sigreturn"),
+    ("sigsuspend", "rt_sigsuspend"),
+    ("socketcall", "socket"),
+    ("stime", "settimeofday"),
+    ("sync_file_range2", "sync_file_range"),
+    ("ugetrlimit", "getrlimit"),
+    ("umount", "umount2"),
+    ("waitpid", "wait4"),
+];
+
 /// The number of the call `name` on `arch`; `None` where it does not exist or is newer than the schema.
 #[must_use]
 pub fn native(arch: Arch, name: &str) -> Option<u16> {
@@ -230,5 +283,16 @@ mod tests {
     fn numbers_without_a_call_are_unmapped() {
         assert_eq!(slot_table(Arch::X86_64)[400], UNMAPPED);
         assert_eq!(slot_table(Arch::Aarch64)[300], UNMAPPED);
+    }
+
+    #[test]
+    fn every_alias_is_new_and_leads_to_a_slot() {
+        for &(alias, relative) in ALIASES {
+            assert!(slot(alias).is_none() && slot(relative).is_some(), "{alias}");
+        }
+        for (name, same) in [("getuid32", "getuid"), ("futex_time64", "futex"), ("openat2", "openat")] {
+            assert_eq!(slot_of_any(name), slot(same), "{name}");
+        }
+        assert_eq!(slot_of_any("no_such_call"), None);
     }
 }

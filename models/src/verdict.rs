@@ -27,7 +27,7 @@ pub struct Raw<'a> {
 pub struct Verdict {
     /// 0 to 100.
     pub score: f32,
-    /// Robust z of every detector that spoke.
+    /// Robust z of every detector that spoke, and last `novelty` with its decades of evidence.
     pub detectors: Vec<DetectorScore>,
     /// Most telling first.
     pub reasons: Vec<Reason>,
@@ -49,10 +49,11 @@ pub fn judge(window: &Window, vector: Option<&Vector>, raw: &[Raw<'_>], baseline
         .filter_map(|id| Kind::of(id).map(|kind| (id, kind)))
         .collect();
     fresh.sort_by(|a, b| b.1.points().total_cmp(&a.1.points()));
-    let points: f32 = fresh.iter().map(|(_, kind)| kind.points()).sum();
     let calibration = &baseline.calibration;
+    let kinds: Vec<Kind> = fresh.iter().map(|(_, kind)| *kind).collect();
+    let decades = calibration.news.decades(&kinds);
     let outputs: Vec<(&str, f32)> = raw.iter().map(|raw| (raw.name, raw.score)).collect();
-    let score = calibration.score(calibration.fuse(&outputs, points));
+    let score = calibration.score(calibration.fuse(&outputs), decades);
 
     let mut detectors: Vec<DetectorScore> = raw
         .iter()
@@ -61,7 +62,7 @@ pub fn judge(window: &Window, vector: Option<&Vector>, raw: &[Raw<'_>], baseline
             Some(DetectorScore { name: raw.name.to_owned(), z: detector.z(raw.score) })
         })
         .collect();
-    detectors.push(DetectorScore { name: "novelty".to_owned(), z: points });
+    detectors.push(DetectorScore { name: "novelty".to_owned(), z: decades });
 
     let mut techniques = Vec::new();
     let mut reasons = Vec::new();
@@ -180,6 +181,14 @@ mod tests {
         assert!(verdict.score >= 70.0, "{}", verdict.score);
         assert_eq!(verdict.techniques, ["T1003.008"]);
         assert!(verdict.summary.contains("/etc/shadow"), "{}", verdict.summary);
+    }
+
+    #[test]
+    fn a_first_shell_is_medium_by_itself() {
+        let mut window = Window::new(1, 0);
+        window.program_started("/bin/sh");
+        let verdict = judge(&window, None, &[], &baseline());
+        assert!(verdict.score >= 40.0 && verdict.techniques == ["T1059"], "{verdict:?}");
     }
 
     #[test]

@@ -2,10 +2,15 @@
 
 mod demo;
 mod ebpf;
+mod eval;
 mod suite;
 mod tools;
 
-use std::{error::Error, path::Path, process::ExitCode};
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -28,6 +33,11 @@ enum Task {
     Test {
         /// Only tests whose names contain this.
         filter: Option<String>,
+    },
+    /// Scores a corpus of traces with the original design, with ours and with each detector alone.
+    Eval {
+        /// Lines of `set program label split count syscalls`, separated by tabs; may be compressed with gzip.
+        file: PathBuf,
     },
     /// Rebuilds the committed eBPF object.
     Ebpf {
@@ -61,6 +71,7 @@ fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
                 ExitCode::FAILURE
             });
         }
+        Task::Eval { file } => eval::run(root, &file)?,
         Task::Ebpf { check } => ebpf::rebuild(root, check)?,
     }
     Ok(ExitCode::SUCCESS)

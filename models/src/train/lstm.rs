@@ -7,6 +7,7 @@ use ndarray::{Array2, Axis, Slice};
 
 use super::adam::Adam;
 use super::random::Random;
+use super::stop::Stop;
 use crate::schema::FEATURES;
 
 /// Hidden units of encoder and decoder.
@@ -15,6 +16,7 @@ const BATCH: usize = 32;
 const RATE: f32 = 3e-3;
 
 /// One LSTM layer.
+#[derive(Clone)]
 pub(super) struct Layer {
     /// inputs x 4 hidden.
     pub(super) wx: Array2<f32>,
@@ -99,6 +101,7 @@ impl Layer {
 }
 
 /// Encoder, decoder and the dense layer.
+#[derive(Clone)]
 pub(super) struct Autoencoder {
     pub(super) encoder: Layer,
     pub(super) decoder: Layer,
@@ -116,10 +119,11 @@ impl Autoencoder {
         }
     }
 
-    /// Fits to sequences that end at the given rows.
+    /// Fits to sequences of rows until the last windows of `held` (time-major, may be empty) come out no better.
     pub(super) fn fit(
         rows: &Array2<f32>,
-        sequences: &[Vec<usize>],
+        sequences: &[&Vec<usize>],
+        held: &[Array2<f32>],
         steps: usize,
         random: &mut Random,
         tick: &mut dyn FnMut(usize),
@@ -129,14 +133,21 @@ impl Autoencoder {
             model.bo = mean.insert_axis(Axis(0));
         }
         let mut adam = Adam::new(RATE, &model.parameters());
+        let mut stop = Stop::default();
         for step in 0..steps {
             let chosen = random.batch(BATCH, sequences.len());
-            let chosen: Vec<&Vec<usize>> = chosen.iter().map(|at| &sequences[*at]).collect();
+            let chosen: Vec<&Vec<usize>> = chosen.iter().map(|at| sequences[*at]).collect();
             let (_, gradients) = model.gradients(&gather(rows, &chosen));
             adam.update(model.parameters(), &gradients);
             tick(step);
+            if let Some(last) = held.last().filter(|_| super::stop::looks_at(step)) {
+                let error = (model.reconstruct_last(held) - last).mapv(|r| r * r).sum();
+                if stop.after(error, &model) {
+                    break;
+                }
+            }
         }
-        model
+        stop.best().unwrap_or(model)
     }
 
     /// The last window of each sequence, reconstructed.

@@ -1,12 +1,17 @@
 //! Normal windows to the parts of a bundle: both models, their graphs, calibration and learned traits.
 //!
-//! Windows are split in time: 60 % fit the weights, the next 20 % give each feature's residual variance, the last
-//! 20 % calibrate. Nothing is shared between the three but the LSTM's look back across the border.
+//! Windows are split in time: 60 % fit the weights, the next 20 % say when to stop and give each feature's residual
+//! variance, the last 20 % calibrate. Nothing of the last part is seen before but by the LSTM's look back across the
+//! border. Memory is bounded by [`WINDOWS_MAX`] rows of 427 values, 34 MB twice over; a caller with more windows
+//! thins them by a [`Reservoir`], which keeps every window of a long learning time with the same chance.
 
 mod adam;
 mod lstm;
 mod onnx;
+pub mod original;
 mod random;
+mod reservoir;
+mod stop;
 mod vae;
 
 use std::collections::BTreeSet;
@@ -14,13 +19,14 @@ use std::collections::BTreeSet;
 use ndarray::{Array2, Axis, Slice};
 
 use crate::bundle::TrainingFacts;
-use crate::calibration::{Calibration, DetectorCalibration};
-use crate::features;
-use crate::novelty;
+use crate::calibration::{Calibration, DetectorCalibration, News, weight};
+use crate::features::{self, Vector};
+use crate::nearest::Prototypes;
 use crate::schema::{FEATURES, SEQUENCE};
 use crate::wire::TrainingWindow;
 use lstm::Autoencoder;
 use random::Random;
+pub use reservoir::Reservoir;
 use vae::Vae;
 
 /// Fewer windows than this cannot be split three ways.
@@ -37,15 +43,17 @@ pub struct TrainOptions {
     pub seed: u64,
     /// Written into the facts.
     pub now_unix_s: u64,
-    /// Batches of 32 windows for the VAE.
+    /// Batches of 32 windows for the VAE, at most.
     pub vae_steps: usize,
-    /// Batches of 32 sequences for the LSTM.
+    /// Batches of 32 sequences for the LSTM, at most.
     pub lstm_steps: usize,
+    /// How many windows fit, and how many say when to stop; the rest calibrates. 60 % and 20 % when absent.
+    pub split: Option<[usize; 2]>,
 }
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { seed: 0x5eed, now_unix_s: 0, vae_steps: 3000, lstm_steps: 600 }
+        Self { seed: 0x5eed, now_unix_s: 0, vae_steps: 3000, lstm_steps: 600, split: None }
     }
 }
 
@@ -83,6 +91,12 @@ pub enum TrainError {
     /// An index or a value is outside the schema.
     #[error("window {0} holds a value outside the schema; the device runs another version")]
     BadWindow(usize),
+    /// [`TrainOptions::split`] leaves a part without windows.
+    #[error("{found} windows cannot be split as asked: every part needs one")]
+    Split {
+        /// Usable windows.
+        found: usize,
+    },
     /// Training did not converge.
     #[error("training `{0}` gave numbers that are not finite")]
     Diverged(&'static str),
@@ -104,7 +118,11 @@ pub fn fit(
     let raw = rows(windows)?;
     let roots = raw.mapv(f32::sqrt);
     let n = windows.len();
-    let (fit_end, variance_end) = (n * 6 / 10, n * 8 / 10);
+    let [fit_n, variance_n] = options.split.unwrap_or([n * 6 / 10, n * 8 / 10 - n * 6 / 10]);
+    let (fit_end, variance_end) = (fit_n, fit_n + variance_n);
+    if fit_n == 0 || variance_n == 0 || variance_end >= n {
+        return Err(TrainError::Split { found: n });
+    }
     let mut random = Random::new(options.seed);
 
     let mut tick = |model, done: usize, steps: usize, base: f32| {
@@ -115,28 +133,30 @@ pub fn fit(
     };
     let part = |from: usize, to: usize| roots.slice_axis(Axis(0), Slice::from(from..to)).to_owned();
     let fit_rows = part(0, fit_end);
-    let vae = Vae::fit(&fit_rows, options.vae_steps, &mut random, &mut |step| {
+    let held = part(fit_end, variance_end);
+    let vae = Vae::fit(&fit_rows, &held, options.vae_steps, &mut random, &mut |step| {
         tick("vae", step, options.vae_steps, 0.0);
     });
     let sequences = sequences(windows);
     let ending = |from: usize, to: usize| -> Vec<&Vec<usize>> {
         sequences.iter().filter(|s| s.last().is_some_and(|last| (from..to).contains(last))).collect()
     };
-    let fit_sequences: Vec<Vec<usize>> = ending(0, fit_end).into_iter().cloned().collect();
-    if fit_sequences.is_empty() {
-        return Err(TrainError::TooFew { found: fit_end });
-    }
-    let auto = Autoencoder::fit(&fit_rows, &fit_sequences, options.lstm_steps, &mut random, &mut |step| {
-        tick("lstm", step, options.lstm_steps, 0.5);
+    let fit_sequences = ending(0, fit_end);
+    let variance_sequences = ending(fit_end, variance_end);
+    // A program whose processes never live for ten windows is learned without the LSTM.
+    let auto = (!fit_sequences.is_empty()).then(|| {
+        let held = lstm::gather(&roots, &variance_sequences);
+        Autoencoder::fit(&fit_rows, &fit_sequences, &held, options.lstm_steps, &mut random, &mut |step| {
+            tick("lstm", step, options.lstm_steps, 0.5);
+        })
     });
 
     let vae_residuals = |rows: &Array2<f32>| vae.reconstruct(rows) - rows;
     let lstm_residuals = |sequences: &[&Vec<usize>]| -> Option<Array2<f32>> {
         let xs = lstm::gather(&roots, sequences);
-        Some(auto.reconstruct_last(&xs) - xs.last()?)
+        Some(auto.as_ref()?.reconstruct_last(&xs) - xs.last()?)
     };
     let vae_inverse = inverse_variance(&vae_residuals(&part(fit_end, variance_end)));
-    let variance_sequences = ending(fit_end, variance_end);
     let lstm_inverse = match lstm_residuals(&variance_sequences) {
         Some(residuals) => inverse_variance(&residuals),
         None => vae_inverse.clone(),
@@ -151,18 +171,27 @@ pub fn fit(
             return Err(TrainError::Diverged(name));
         }
     }
+    // Fit on what does not calibrate, kept in the bundle as it was calibrated.
+    let vectors: Vec<Vector> = windows.iter().filter_map(|w| features::from_sparse(&w.vector)).collect();
+    let prototypes = Prototypes::fit(&vectors[..variance_end]);
+    let distances = vectors[variance_end..].iter().filter_map(|vector| prototypes.score(vector));
+    let (nearest, repertoire) = distances.map(|d| (d.nearest.score, d.repertoire.score)).unzip();
     let calibration = calibrate(&Held {
         windows,
         from: variance_end,
+        nearest,
+        repertoire,
         vae: &vae_scores,
         lstm: &lstm_scores,
         lstm_ends: calibration_sequences.iter().filter_map(|s| s.last().copied()).collect(),
     });
+    let mut parts = vec![("vae.onnx".to_owned(), onnx::vae(&vae, &vae_inverse))];
+    if let Some(auto) = &auto {
+        parts.push(("lstm.onnx".to_owned(), onnx::lstm(auto, &lstm_inverse, SEQUENCE)));
+    }
+    parts.push(("prototypes.bin".to_owned(), prototypes.to_bytes()));
     Ok(Trained {
-        parts: vec![
-            ("vae.onnx".to_owned(), onnx::vae(&vae, &vae_inverse)),
-            ("lstm.onnx".to_owned(), onnx::lstm(&auto, &lstm_inverse, SEQUENCE)),
-        ],
+        parts,
         calibration,
         traits: traits(windows),
         facts: facts(&raw, [fit_end, variance_end - fit_end, n - variance_end], options),
@@ -203,6 +232,8 @@ fn scores(residuals: &Array2<f32>, inverse: &Array2<f32>) -> Vec<f32> {
 struct Held<'a> {
     windows: &'a [TrainingWindow],
     from: usize,
+    nearest: Vec<f32>,
+    repertoire: Vec<f32>,
     vae: &'a [f32],
     lstm: &'a [f32],
     lstm_ends: Vec<usize>,
@@ -211,23 +242,30 @@ struct Held<'a> {
 fn calibrate(held: &Held<'_>) -> Calibration {
     let calibration = Calibration {
         detectors: vec![
-            DetectorCalibration::fit("vae", 1.0, held.vae),
-            DetectorCalibration::fit("lstm", if held.lstm.len() < 5 { 0.0 } else { 1.0 }, held.lstm),
+            DetectorCalibration::fit("vae", weight("vae"), held.vae),
+            DetectorCalibration::fit(
+                "lstm",
+                if held.lstm.len() < 5 { 0.0 } else { weight("lstm") },
+                held.lstm,
+            ),
+            DetectorCalibration::fit("nearest", weight("nearest"), &held.nearest),
+            DetectorCalibration::fit("repertoire", weight("repertoire"), &held.repertoire),
         ],
         fused: Vec::new(),
+        news: News::count(held.windows.iter().map(|window| &window.traits[..]), held.windows.len() * 6 / 10),
     };
-    let earlier = traits(&held.windows[..held.from]);
     let fused: Vec<f32> = held
         .vae
         .iter()
         .enumerate()
-        .map(|(at, vae)| {
+        .filter_map(|(at, vae)| {
             let window = held.from + at;
-            let mut raw = vec![("vae", *vae)];
+            let (nearest, repertoire) = (held.nearest[at], held.repertoire[at]);
+            let mut raw = vec![("vae", *vae), ("nearest", nearest), ("repertoire", repertoire)];
             if let Some(sequence) = held.lstm_ends.iter().position(|end| *end == window) {
                 raw.push(("lstm", held.lstm[sequence]));
             }
-            calibration.fuse(&raw, novelty::points(&held.windows[window].traits, &earlier))
+            calibration.fuse(&raw)
         })
         .collect();
     calibration.with_fused(fused)
@@ -281,7 +319,7 @@ mod tests {
                     unix_ms: at as u64,
                     run: 1,
                     vector: vec![(0, share), (1, 1.0 - share), (425, 0.2)],
-                    traits: vec![novelty::trait_id(novelty::Kind::Syscall, "read")],
+                    traits: vec![crate::novelty::trait_id(crate::novelty::Kind::Syscall, "read")],
                 }
             })
             .collect()
@@ -325,6 +363,26 @@ mod tests {
         assert!(sequences.iter().all(|s| windows[s[0]].run == windows[s[9]].run));
     }
 
+    #[test]
+    fn a_program_of_short_lived_processes_is_learned_without_the_sequence_model() {
+        let mut windows = normal_windows(60);
+        for (at, window) in windows.iter_mut().enumerate() {
+            window.run = at as u64 / 3;
+        }
+        let trained = fit(&windows, &quick(), &mut |_| {}).unwrap();
+        let names: Vec<&str> = trained.parts.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["vae.onnx", "prototypes.bin"]);
+        let weights: Vec<f32> = trained.calibration.detectors.iter().map(|d| d.weight).collect();
+        assert_eq!(weights, ["vae", "", "nearest", "repertoire"].map(weight));
+    }
+
+    #[test]
+    fn a_split_without_calibration_is_refused() {
+        let options = TrainOptions { split: Some([30, 10]), ..quick() };
+        let refused = fit(&normal_windows(40), &options, &mut |_| {}).unwrap_err();
+        assert_eq!(refused, TrainError::Split { found: 40 });
+    }
+
     #[cfg(feature = "infer")]
     #[test]
     fn tract_agrees_with_the_trainer_and_an_odd_window_scores_higher() {
@@ -352,9 +410,13 @@ mod tests {
         let vectors: Vec<_> = (50..60).map(vector).collect();
         let sequence = core::array::from_fn(|at| &vectors[at]);
         let vae = detectors.vae(&vectors[9]).unwrap();
-        let lstm = detectors.lstm(&sequence).unwrap();
+        let lstm = detectors.lstm(&sequence).unwrap().unwrap();
+        let all = detectors.all(&vectors[9], &sequence);
+        let outputs: Vec<(&str, f32)> =
+            all.iter().map(|(name, output)| (*name, output.as_ref().unwrap().score)).collect();
+        assert_eq!(outputs.len(), 4);
         // The calibration's largest and smallest raw scores enclose what tract gives for a calibration window.
-        let fused = trained.calibration.fuse(&[("vae", vae.score), ("lstm", lstm.score)], 0.0);
+        let fused = trained.calibration.fuse(&outputs).unwrap();
         let nearest = trained.calibration.fused.iter().map(|z| (z - fused).abs()).fold(f32::MAX, f32::min);
         assert!(nearest < 1e-2, "tract gives {fused}, the trainer had {:?}", trained.calibration.fused);
         let mut odd = vectors[9];

@@ -4,6 +4,7 @@ use ndarray::{Array2, Axis, Zip};
 
 use super::adam::Adam;
 use super::random::Random;
+use super::stop::Stop;
 use crate::schema::FEATURES;
 
 /// Hidden units.
@@ -16,6 +17,7 @@ const BATCH: usize = 32;
 const RATE: f32 = 2e-3;
 
 /// The weights; biases are matrices of one row.
+#[derive(Clone)]
 pub(super) struct Vae {
     pub(super) w1: Array2<f32>,
     pub(super) b1: Array2<f32>,
@@ -46,10 +48,22 @@ impl Vae {
         }
     }
 
-    /// Fits to rows (square roots of the features).
+    /// Fits to rows (square roots of the features) until `held` is reconstructed no better.
     pub(super) fn fit(
         rows: &Array2<f32>,
+        held: &Array2<f32>,
         steps: usize,
+        random: &mut Random,
+        tick: &mut dyn FnMut(usize),
+    ) -> Self {
+        Self::fit_with(rows, held, (KL_WEIGHT, steps), random, tick)
+    }
+
+    /// As [`Self::fit`] with another weight of the latent's divergence.
+    pub(super) fn fit_with(
+        rows: &Array2<f32>,
+        held: &Array2<f32>,
+        (kl_weight, steps): (f32, usize),
         random: &mut Random,
         tick: &mut dyn FnMut(usize),
     ) -> Self {
@@ -58,20 +72,36 @@ impl Vae {
             vae.b4 = mean.insert_axis(Axis(0));
         }
         let mut adam = Adam::new(RATE, &vae.parameters());
+        let mut stop = Stop::default();
         for step in 0..steps {
             let x = rows.select(Axis(0), &random.batch(BATCH, rows.nrows()));
             let noise = random.normals(BATCH, LATENT);
-            let (_, gradients) = vae.gradients(&x, &noise);
+            let (_, gradients) = vae.gradients(&x, &noise, kl_weight);
             adam.update(vae.parameters(), &gradients);
             tick(step);
+            if super::stop::looks_at(step) {
+                let error = (vae.reconstruct(held) - held).mapv(|r| r * r).sum();
+                if stop.after(error, &vae) {
+                    break;
+                }
+            }
         }
-        vae
+        stop.best().unwrap_or(vae)
     }
 
     /// Reconstruction from the latent mean: scoring never samples.
     pub(super) fn reconstruct(&self, x: &Array2<f32>) -> Array2<f32> {
         let h = (x.dot(&self.w1) + &self.b1).mapv_into(f32::tanh);
         let z = h.dot(&self.wm) + &self.bm;
+        let g = (z.dot(&self.w3) + &self.b3).mapv_into(f32::tanh);
+        g.dot(&self.w4) + &self.b4
+    }
+
+    /// Reconstruction from a latent drawn with `noise`, as the original design scores.
+    pub(super) fn sample(&self, x: &Array2<f32>, noise: &Array2<f32>) -> Array2<f32> {
+        let h = (x.dot(&self.w1) + &self.b1).mapv_into(f32::tanh);
+        let spread = (h.dot(&self.wv) + &self.bv).mapv_into(|v| (v.clamp(-10.0, 4.0) / 2.0).exp());
+        let z = h.dot(&self.wm) + &self.bm + spread * noise;
         let g = (z.dot(&self.w3) + &self.b3).mapv_into(f32::tanh);
         g.dot(&self.w4) + &self.b4
     }
@@ -92,7 +122,7 @@ impl Vae {
     }
 
     /// Loss and gradients in the order of [`Self::parameters`].
-    fn gradients(&self, x: &Array2<f32>, noise: &Array2<f32>) -> (f32, Vec<Array2<f32>>) {
+    fn gradients(&self, x: &Array2<f32>, noise: &Array2<f32>, kl_weight: f32) -> (f32, Vec<Array2<f32>>) {
         #[allow(clippy::cast_precision_loss, reason = "batches are small")]
         let n = x.nrows() as f32;
         let h = (x.dot(&self.w1) + &self.b1).mapv_into(f32::tanh);
@@ -104,13 +134,13 @@ impl Vae {
         let y = g.dot(&self.w4) + &self.b4;
         let residual = &y - x;
         let kl: f32 = Zip::from(&mu).and(&lv).fold(0.0, |sum, m, v| sum - 0.5 * (1.0 + v - m * m - v.exp()));
-        let loss = (residual.mapv(|r| r * r).sum() + KL_WEIGHT * kl) / n;
+        let loss = (residual.mapv(|r| r * r).sum() + kl_weight * kl) / n;
 
         let dy = residual * (2.0 / n);
         let dg = dy.dot(&self.w4.t()) * g.mapv(|v| 1.0 - v * v);
         let dz = dg.dot(&self.w3.t());
-        let dmu = &dz + &(&mu * (KL_WEIGHT / n));
-        let dlv = &dz * noise * &spread * 0.5 + lv.mapv(|v| KL_WEIGHT * 0.5 * (v.exp() - 1.0) / n);
+        let dmu = &dz + &(&mu * (kl_weight / n));
+        let dlv = &dz * noise * &spread * 0.5 + lv.mapv(|v| kl_weight * 0.5 * (v.exp() - 1.0) / n);
         let dh = (dmu.dot(&self.wm.t()) + dlv.dot(&self.wv.t())) * h.mapv(|v| 1.0 - v * v);
         let sum = |d: &Array2<f32>| d.sum_axis(Axis(0)).insert_axis(Axis(0));
         let gradients = vec![
@@ -139,10 +169,10 @@ mod tests {
         let mut vae = Vae::new(6, 5, 3, &mut random);
         let x = random.normals(4, 6).mapv(f32::abs);
         let noise = random.normals(4, 3);
-        let (_, gradients) = vae.gradients(&x, &noise);
+        let (_, gradients) = vae.gradients(&x, &noise, KL_WEIGHT);
         super::super::check_gradients(&gradients, |which, at, delta| {
             vae.parameters()[which][at] += delta;
-            let loss = vae.gradients(&x, &noise).0;
+            let loss = vae.gradients(&x, &noise, KL_WEIGHT).0;
             vae.parameters()[which][at] -= delta;
             loss
         });
@@ -155,7 +185,7 @@ mod tests {
         let rows = Array2::from_shape_fn((60, FEATURES), |(row, column)| {
             if column < 8 { 0.5 + 0.3 * sign[[row, 0]].signum() } else { 0.0 }
         });
-        let vae = Vae::fit(&rows, 400, &mut random, &mut |_| {});
+        let vae = Vae::fit(&rows, &rows, 400, &mut random, &mut |_| {});
         let error = (vae.reconstruct(&rows) - &rows).mapv(|r| r * r).sum();
         let spread = rows.var_axis(Axis(0), 0.0).sum() * 60.0;
         assert!(error < 0.1 * spread, "{error} against {spread}");

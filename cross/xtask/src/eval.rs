@@ -1,0 +1,69 @@
+//! `cargo xtask eval FILE`: how well the detectors tell attacks from normal traces, on a corpus of recorded calls.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use crate::tools::{self, Need, ToolError};
+
+/// To read a compressed corpus.
+const GZIP: &[Need] = &[Need { file: "gzip", packages: &["gzip"], why: "reads a compressed corpus" }];
+
+/// What a gzip file begins with (RFC 1952).
+const MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// Builds the evaluation and gives it the corpus, which may be compressed.
+///
+/// The development profile already builds the models and what they call with full optimisation, so a tree that was
+/// tested has nothing left to compile but the evaluation itself.
+///
+/// # Errors
+///
+/// When the file cannot be read, or the build or the evaluation fails.
+pub(crate) fn run(root: &Path, file: &Path) -> Result<(), ToolError> {
+    let failed = |error| ToolError::Start(format!("reading {}", file.display()), error);
+    let compressed = is_gzip(File::open(file).map_err(failed)?).map_err(failed)?;
+    tools::install(tools::BUILD)?;
+    let example =
+        ["-p", "models", "--example", "evaluate", "--features", "infer,train", "--locked", "--quiet"];
+    tools::run(tools::cargo(root).arg("build").args(example))?;
+    let mut evaluate = tools::cargo(root);
+    evaluate.arg("run").args(example);
+    if !compressed {
+        return tools::run(evaluate.stdin(File::open(file).map_err(failed)?));
+    }
+    tools::install(GZIP)?;
+    let mut gzip = Command::new("gzip");
+    gzip.args(["--decompress", "--stdout"]).stdin(File::open(file).map_err(failed)?).stdout(Stdio::piped());
+    let text = tools::words(&gzip);
+    let mut child = gzip.spawn().map_err(|e| ToolError::Start(text.clone(), e))?;
+    let output = child.stdout.take().expect("stdout is piped");
+    let evaluated = tools::run(evaluate.stdin(output));
+    let status = child.wait().map_err(|e| ToolError::Start(text.clone(), e))?;
+    evaluated?;
+    if status.success() { Ok(()) } else { Err(ToolError::Failed(text, status)) }
+}
+
+fn is_gzip(mut file: impl io::Read) -> io::Result<bool> {
+    let mut head = [0; 2];
+    match file.by_ref().read_exact(&mut head) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        other => other.map(|()| head == MAGIC),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compression_is_told_by_the_first_bytes_not_by_the_name() {
+        for (bytes, gzip) in [(&b"\x1f\x8b\x08"[..], true), (b"# set", false), (b"", false), (b"\x1f", false)]
+        {
+            assert_eq!(is_gzip(bytes).unwrap(), gzip, "{bytes:?}");
+        }
+    }
+}

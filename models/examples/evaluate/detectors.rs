@@ -1,0 +1,142 @@
+//! A program's traces to every detector's raw output on its calibration and test traces.
+//!
+//! A trace is scored as a process window is: VAE, distances, repertoire and pairs from its calls as a whole, surprisal
+//! and 6-gram novelty as means over its calls. Means and not maxima, because the product's window has no fixed number of
+//! calls and a maximum grows with their number. The LSTM sees the trace in windows of 100 calls, 50 apart, and gives
+//! its mean over those that have nine before them.
+
+use models::bundle::{self, Keyring, Manifest, SigningKey};
+use models::detect::Detectors;
+use models::features::{self, Vector};
+use models::nearest::Prototypes;
+use models::pairs::PairSets;
+use models::program::ProgramId;
+use models::schema::{SCHEMA_ID, SEQUENCE};
+use models::sequence::{GramTable, ORDER, Symbol};
+use models::surprisal::{ORDER_MAX, Surprisal};
+use models::train::original::Original;
+use models::train::{self, TrainOptions};
+use models::wire::TrainingWindow;
+
+use crate::corpus::{Program, Trace};
+
+/// Short windows that train the LSTM at most, of learning and of calibration traces.
+const SHORT_MAX: [usize; 2] = [12_000, 4_000];
+const SEED: u64 = 0x5eed;
+
+/// One detector's raw outputs; `None` where it had nothing to say.
+pub(crate) struct Raw {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// On the calibration traces.
+    pub(crate) calibrate: Vec<Option<f32>>,
+    /// On the test traces.
+    pub(crate) test: Vec<Option<f32>>,
+}
+
+/// Runs all detectors of the product, and those that are only compared.
+pub(crate) fn run(program: &Program) -> (Vec<Raw>, Raw) {
+    let score = |name: &'static str, f: &mut dyn FnMut(&Trace) -> Option<f32>| Raw {
+        name,
+        calibrate: program.calibrate.iter().map(&mut *f).collect(),
+        test: program.test.iter().map(&mut *f).collect(),
+    };
+    let learned: Vec<&[Symbol]> = program.fit.iter().map(|trace| &trace.symbols[..]).collect();
+    let long = Surprisal::fit(&learned, ORDER_MAX);
+    let table = GramTable::build(&Surprisal::fit(&learned, ORDER - 1), &learned);
+    let pairs = PairSets::fit(&learned);
+    let whole: Vec<Vector> = program.fit.iter().map(Trace::whole).collect();
+    let prototypes = Prototypes::fit(&whole);
+    let mut raws = vec![
+        score("ngram", &mut |trace| table.sums(&trace.symbols).novelty()),
+        score("table", &mut |trace| table.sums(&trace.symbols).bits()),
+        score("surprisal", &mut |trace| long.mean_bits(&trace.symbols)),
+        score("pairs", &mut |trace| pairs.score(&trace.symbols)),
+        score("nearest", &mut |trace| Some(prototypes.score(&trace.whole())?.nearest.score)),
+        score("repertoire", &mut |trace| Some(prototypes.score(&trace.whole())?.repertoire.score)),
+    ];
+    match fit_whole(program) {
+        Ok(detectors) => {
+            raws.push(score("vae", &mut |trace| detectors.vae(&trace.whole()).ok().map(|out| out.score)));
+        }
+        Err(reason) => eprintln!("  no VAE: {reason}"),
+    }
+    match fit_short(program) {
+        Ok(detectors) => raws.push(score("lstm", &mut |trace| sequences(&detectors, trace))),
+        Err(reason) => eprintln!("  no LSTM: {reason}"),
+    }
+    let runs: Vec<Vec<Vector>> = program.fit.iter().map(Trace::windows).collect();
+    let mut original = Original::fit(&runs, SEED);
+    let original = score("original", &mut |trace| {
+        let scores = original.as_mut()?.scores(&trace.windows());
+        Some(scores.iter().sum::<f32>() / scores.len() as f32)
+    });
+    (raws, original)
+}
+
+fn fit_whole(program: &Program) -> Result<Detectors, String> {
+    let traces = program.fit.iter().chain(&program.calibrate);
+    let windows = traces.enumerate().map(|(run, trace)| window(run, &trace.whole())).collect();
+    let n = program.fit.len();
+    fit(windows, TrainOptions { split: Some([n - n / 5, n / 5]), lstm_steps: 0, ..options() })
+}
+
+fn fit_short(program: &Program) -> Result<Detectors, String> {
+    let mut windows = Vec::new();
+    let mut ends = [0; 2];
+    for (part, (traces, most)) in [&program.fit, &program.calibrate].into_iter().zip(SHORT_MAX).enumerate() {
+        let most = windows.len() + most;
+        for trace in traces {
+            let run = windows.len();
+            windows.extend(trace.windows().iter().map(|vector| window(run, vector)));
+            if windows.len() >= most {
+                windows.truncate(most);
+                break;
+            }
+        }
+        ends[part] = windows.len();
+    }
+    let held = ends[0] / 5;
+    fit(windows, TrainOptions { split: Some([ends[0] - held, held]), vae_steps: 50, ..options() })
+}
+
+fn options() -> TrainOptions {
+    TrainOptions { seed: SEED, ..TrainOptions::default() }
+}
+
+fn window(run: usize, vector: &Vector) -> TrainingWindow {
+    TrainingWindow { unix_ms: 0, run: run as u64, vector: features::to_sparse(vector), traits: vec![] }
+}
+
+/// Trains, seals, opens and loads, as fleet and device do between them.
+fn fit(windows: Vec<TrainingWindow>, options: TrainOptions) -> Result<Detectors, String> {
+    let trained = train::fit(&windows, &options, &mut |_| {}).map_err(|e| e.to_string())?;
+    let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).ok_or("no signing key")?;
+    let manifest = Manifest {
+        schema: SCHEMA_ID,
+        program: ProgramId { unit: "-".into(), exe: "/eval".into(), script: None },
+        generation: 1,
+        not_before_unix_s: 0,
+        expires_unix_s: u64::MAX,
+        parts: vec![],
+        calibration: trained.calibration,
+        traits: trained.traits,
+        training: trained.facts,
+    };
+    let keys = Keyring([key.public()].into_iter().collect());
+    let bundle =
+        bundle::open(&bundle::seal(manifest, trained.parts, &key), &keys).map_err(|e| e.to_string())?;
+    Detectors::load(&bundle).map_err(|e| e.to_string())
+}
+
+fn sequences(detectors: &Detectors, trace: &Trace) -> Option<f32> {
+    let windows = trace.windows();
+    let scores: Vec<f32> = windows
+        .windows(SEQUENCE)
+        .filter_map(|run| {
+            let run: [&Vector; SEQUENCE] = core::array::from_fn(|at| &run[at]);
+            detectors.lstm(&run).ok()?.map(|out| out.score)
+        })
+        .collect();
+    (!scores.is_empty()).then(|| scores.iter().sum::<f32>() / scores.len() as f32)
+}
