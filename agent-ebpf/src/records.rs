@@ -5,6 +5,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use crate::counters::{ACTS, Class, Field, counter};
+
 /// Bytes of a thread name, with its final NUL.
 pub const COMM_LEN: usize = 16;
 /// Bytes of a path, with its final NUL.
@@ -36,6 +38,12 @@ pub const SLOT_CREAT: u16 = 85;
 pub const SLOT_OPENAT: u16 = 257;
 /// Number of `openat2(2)`, the same on every architecture; it shares the slot of `openat`.
 pub const NR_OPENAT2: u64 = 437;
+/// The first number from which every architecture counts alike. Newer calls are reported by it, older ones by slot.
+pub const NR_SHARED: u64 = 424;
+/// Bytes of a message that a [`Dns`] record carries: header, the longest name, type and class, TCP's length.
+pub const DNS_LEN: usize = 288;
+/// In [`Epoch::modes`]: sent and received bytes are counted from the arguments of calls, for want of better.
+pub const MODE_COUNT_CALLS: u32 = 1;
 
 /// Names of maps and globals, as the object file spells them.
 pub mod names {
@@ -55,7 +63,15 @@ pub mod names {
     pub const CALLS_RAW: &str = "CALLS_RAW";
     /// Global `u32`: the agent's own process, which is not watched.
     pub const OWN_TGID: &str = "OWN_TGID";
-    /// Global `[u32; 4]`: offsets of the first four call arguments in the saved registers.
+    /// Array of one [`crate::watched::Watched`].
+    pub const WATCHED: &str = "WATCHED";
+    /// LRU hash: [`super::SocketKey`] to [`super::Peer`], sockets connected to port 53.
+    pub const DNS_SOCKETS: &str = "DNS_SOCKETS";
+    /// Global `[u32; 18]`: offsets of struct fields; see [`super::Field`].
+    pub const FIELDS: &str = "FIELDS";
+    /// Global `u32`: records that one process may report per epoch in each class of rare acts.
+    pub const ACT_CAP: &str = "ACT_CAP";
+    /// Global `[u32; 6]`: offsets of the call arguments in the saved registers.
     pub const ARG_OFFSETS: &str = "ARG_OFFSETS";
     /// Global `[u16; 512]`: native call number to schema slot.
     pub const SLOTS: &str = "SLOTS";
@@ -90,6 +106,19 @@ pub const KIND_CONNECT: u32 = 5;
 /// [`Header::kind`] of a [`Flush`].
 pub const KIND_FLUSH: u32 = 6;
 
+/// [`Header::kind`] of an [`Inject`].
+pub const KIND_INJECT: u32 = 7;
+/// [`Header::kind`] of an [`Escape`].
+pub const KIND_ESCAPE: u32 = 8;
+/// [`Header::kind`] of a [`Tamper`].
+pub const KIND_TAMPER: u32 = 9;
+/// [`Header::kind`] of a [`Dns`].
+pub const KIND_DNS: u32 = 10;
+/// [`Header::kind`] of a [`Act`] by which a process asks for user id 0.
+pub const KIND_PRIVILEGE: u32 = 11;
+/// [`Header::kind`] of a [`Act`] by which code enters the kernel.
+pub const KIND_KERNEL_LOAD: u32 = 12;
+
 /// The beginning of every record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -114,6 +143,10 @@ pub struct Header {
 pub struct Exec {
     /// Who.
     pub header: Header,
+    /// 1 when the file has no name any more (memory, or deleted), 0 when it has, 2 when the kernel could not tell.
+    pub unlinked: u32,
+    /// Zero.
+    pub _pad: u32,
     /// NUL-terminated; bytes after the NUL mean nothing.
     pub filename: [u8; PATH_LEN],
 }
@@ -162,6 +195,115 @@ pub struct Connect {
     pub addr: [u8; 16],
 }
 
+/// A process wrote into another one, or asked to control it.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Inject {
+    /// Who.
+    pub header: Header,
+    /// Slot of the call, or its number from [`NR_SHARED`] on.
+    pub call: u32,
+    /// The other process, as the caller numbers it: inside a pid namespace that is not the initial number.
+    pub victim: u32,
+    /// The request of `ptrace`, else zero.
+    pub request: u64,
+}
+
+/// A process changed what it sees of the system, or reached for what lies outside its container.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Escape {
+    /// Who.
+    pub header: Header,
+    /// Slot of the call, or its number from [`NR_SHARED`] on.
+    pub call: u32,
+    /// The file descriptor that the call takes, or -1.
+    pub fd: i32,
+    /// Flags of the call.
+    pub flags: u64,
+    /// Target of a mount, new root, or the file written to. NUL-terminated.
+    pub path: [u8; PATH_LEN],
+    /// Source of a mount. NUL-terminated.
+    pub source: [u8; PATH_LEN],
+}
+
+/// A process removed, emptied, renamed or redated a file.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Tamper {
+    /// Who.
+    pub header: Header,
+    /// Slot of the call, or its number from [`NR_SHARED`] on.
+    pub call: u32,
+    /// Directory of a relative path, or the file itself when `path` is empty.
+    pub dfd: i32,
+    /// Flags of an open, else zero.
+    pub flags: u32,
+    /// One of the `PLACE_` constants.
+    pub place: u32,
+    /// NUL-terminated. Empty when the call names the file by descriptor.
+    pub path: [u8; PATH_LEN],
+}
+
+/// [`Tamper::place`]: the kernel could not tell whether the file lies in a watched directory.
+pub const PLACE_UNKNOWN: u32 = 0;
+/// [`Tamper::place`]: it does.
+pub const PLACE_WATCHED: u32 = 1;
+
+/// A process sent a message to port 53.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Dns {
+    /// Who.
+    pub header: Header,
+    /// `AF_INET` (2) or `AF_INET6` (10).
+    pub family: u32,
+    /// Bytes of the whole message.
+    pub len: u32,
+    /// Bytes of `message` that are part of it.
+    pub taken: u32,
+    /// Zero.
+    pub _pad: u32,
+    /// Network order; IPv4 uses the first four bytes and the others are zero.
+    pub addr: [u8; 16],
+    /// The beginning of the message.
+    pub message: [u8; DNS_LEN],
+}
+
+/// A call that says everything by its number and one argument.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Act {
+    /// Who.
+    pub header: Header,
+    /// Slot of the call, or its number from [`NR_SHARED`] on.
+    pub call: u32,
+    /// The command of `bpf`, the descriptor of `finit_module`, else zero.
+    pub argument: u32,
+}
+
+/// A socket of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SocketKey {
+    /// Process.
+    pub tgid: u32,
+    /// Its descriptor.
+    pub fd: u32,
+}
+
+/// Whom a socket talks to.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Peer {
+    /// `AF_INET` (2) or `AF_INET6` (10).
+    pub family: u32,
+    /// Host order.
+    pub port: u32,
+    /// Network order; IPv4 uses the first four bytes and the others are zero.
+    pub addr: [u8; 16],
+}
+
 /// Identifies a window entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -182,6 +324,16 @@ pub struct Window {
     pub last_ns: u64,
     /// One bit per [`ACTIVE_BUCKET_NS`] since the epoch's start.
     pub active: [u64; 8],
+    /// Bytes sent over IPv4 and IPv6.
+    pub bytes_sent: u64,
+    /// Bytes received over IPv4 and IPv6.
+    pub bytes_recv: u64,
+    /// One bit per `io_uring` operation submitted; operations above 63 share the last bit.
+    pub uring_ops: u64,
+    /// Operations submitted to `io_uring`.
+    pub uring: u32,
+    /// Records of rare acts, for their caps; see [`Class::act`].
+    pub n_acts: [u32; ACTS],
     /// Calls per schema slot.
     pub calls: [u32; SYSCALL_SLOTS],
     /// Calls without a slot.
@@ -200,6 +352,11 @@ impl Window {
         first_ns: 0,
         last_ns: 0,
         active: [0; 8],
+        bytes_sent: 0,
+        bytes_recv: 0,
+        uring_ops: 0,
+        uring: 0,
+        n_acts: [0; ACTS],
         calls: [0; SYSCALL_SLOTS],
         unmapped: 0,
         bigrams: [0; BIGRAMS],
@@ -227,75 +384,22 @@ pub struct Flush {
 pub struct Epoch {
     /// The open epoch. Counts up from 1.
     pub current: u32,
-    /// Zero.
-    pub _pad: u32,
+    /// `MODE_` bits.
+    pub modes: u32,
     /// Starts of the even and the odd epoch, `CLOCK_BOOTTIME` nanoseconds.
     pub start_ns: [u64; 2],
 }
 
 const _: () = assert!(size_of::<Header>() == 40);
-const _: () = assert!(size_of::<Exec>() == 296);
+const _: () = assert!(size_of::<Exec>() == 304);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);
-const _: () = assert!(size_of::<Window>() == 1632);
-const _: () = assert!(size_of::<Flush>() == 1680);
+const _: () = assert!(size_of::<Window>() == 1688);
+const _: () = assert!(size_of::<Flush>() == 1736);
 const _: () = assert!(size_of::<Epoch>() == 24);
-
-/// What is counted; one group of four counters each. `seen = submitted + dropped + throttled`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Class {
-    /// System calls. Only `dropped` is counted here (the window map was full): the windows hold the rest.
-    Syscall = 0,
-    /// Program replacements.
-    Exec = 1,
-    /// New processes.
-    Fork = 2,
-    /// Processes that left.
-    Exit = 3,
-    /// File opens.
-    Open = 4,
-    /// Connections.
-    Connect = 5,
-    /// Windows of processes that left. `throttled` ones stay in the map for the next drain, so nothing is lost.
-    Flush = 6,
-}
-
-impl Class {
-    /// Every class, in the order of its counters.
-    pub const ALL: [Self; 7] =
-        [Self::Syscall, Self::Exec, Self::Fork, Self::Exit, Self::Open, Self::Connect, Self::Flush];
-
-    /// The name used in metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Syscall => "syscall",
-            Self::Exec => "exec",
-            Self::Fork => "fork",
-            Self::Exit => "exit",
-            Self::Open => "open",
-            Self::Connect => "connect",
-            Self::Flush => "flush",
-        }
-    }
-}
-
-/// Places in the counter array: a [`Class`] times four plus one of the first four, or one of the others.
-pub mod counter {
-    /// Records that a hook began.
-    pub const SEEN: u32 = 0;
-    /// Records that entered a ring.
-    pub const SUBMITTED: u32 = 1;
-    /// Records that found a ring or map full.
-    pub const DROPPED: u32 = 2;
-    /// Records beyond a cap.
-    pub const THROTTLED: u32 = 3;
-    /// Threads that lost their cell in the table of previous calls to another one.
-    pub const COLLISIONS: u32 = 28;
-    /// Paths or addresses that were not in memory at the hook.
-    pub const UNREADABLE: u32 = 29;
-    /// Counters in all.
-    pub const LEN: u32 = 32;
-}
+const _: () = assert!(size_of::<Inject>() == 56);
+const _: () = assert!(size_of::<Escape>() == 568);
+const _: () = assert!(size_of::<Tamper>() == 312);
+const _: () = assert!(size_of::<Dns>() == 360);
+const _: () = assert!(size_of::<Act>() == 48);

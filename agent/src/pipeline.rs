@@ -242,7 +242,8 @@ impl<L: Lookup> Pipeline<L> {
     fn event(&mut self, now: Now, event: &Event, out: &mut Vec<Output>) {
         match &event.kind {
             EventKind::Fork { child } => self.forked(event, *child),
-            EventKind::Exec { path } => self.started(now, event, path, out),
+            EventKind::Exec { path, fileless } => self.started(now, event, path, *fileless, out),
+            EventKind::Inject { call, victim } => self.injected(now, event, *call, *victim, out),
             EventKind::Exit => {
                 if let Some(process) = self.processes.get_mut(&event.tgid) {
                     process.exited = true;
@@ -296,19 +297,35 @@ impl<L: Lookup> Pipeline<L> {
     }
 
     /// A program was started: evidence about who started it, and a new identity for the process.
-    fn started(&mut self, now: Now, event: &Event, path: &str, out: &mut Vec<Output>) {
+    fn started(&mut self, now: Now, event: &Event, path: &str, fileless: bool, out: &mut Vec<Output>) {
         let forked_by = self.processes.get(&event.tgid).and_then(|process| process.forked_by);
         let starter = forked_by.unwrap_or(event.tgid);
         let opened_ns = self.opened_ns;
         if let Some(process) = self.processes.get_mut(&starter).filter(|process| process.key.is_some()) {
             let window = process.window.get_or_insert_with(|| Box::new(Window::new(starter, opened_ns)));
             window.program_started(path);
+            let decisive = fileless.then(|| window.fileless_program_started(path));
+            if let (Some(id), Some(_)) = (decisive, forked_by) {
+                self.decide(now, starter, id, out);
+            }
             if forked_by.is_none() {
                 // It replaced itself: what it did so far belongs to the program that it was.
                 self.judge_at_once(now, event.tgid, out);
             }
         }
         self.processes.remove(&event.tgid);
+    }
+
+    /// Evidence about the other process: something was written into it.
+    fn injected(&mut self, now: Now, event: &Event, call: u16, victim: u32, out: &mut Vec<Output>) {
+        if !self.follow(victim, u32::MAX) {
+            return;
+        }
+        let opened_ns = self.opened_ns;
+        let Some(process) = self.processes.get_mut(&victim) else { return };
+        let window = process.window.get_or_insert_with(|| Box::new(Window::new(victim, opened_ns)));
+        let id = window.injected(event.tgid, &event.comm, call);
+        self.decide(now, victim, id, out);
     }
 
     /// Makes sure that the process is in the table; `false` when it is not followed.
@@ -584,7 +601,7 @@ mod tests {
         }
 
         fn exec(&mut self, tgid: u32, path: &str) -> Vec<Output> {
-            self.event(tgid, EventKind::Exec { path: PathText::try_from(path).unwrap() })
+            self.event(tgid, EventKind::Exec { path: PathText::try_from(path).unwrap(), fileless: false })
         }
 
         fn close(&mut self, tgids: &[u32]) -> Vec<Output> {
@@ -686,6 +703,28 @@ mod tests {
         bench.event(GATEWAY, EventKind::Fork { child: 201 });
         let found = alerts(bench.open(201, "/etc/shadow", true));
         assert_eq!((found.len(), found[0].pid), (1, 201));
+    }
+
+    #[test]
+    fn the_victim_of_an_injection_is_told_and_so_is_who_did_it() {
+        let mut bench = Bench::new(|_| {});
+        bench.learn();
+        bench.pipeline.lookup.0.insert(300, found("/usr/bin/gw"));
+        let found = alerts(bench.event(300, EventKind::Inject { call: 101, victim: GATEWAY }));
+        assert_eq!(found.iter().map(|alert| alert.pid).collect::<Vec<_>>(), [GATEWAY, 300]);
+        assert!(found[0].summary.contains("process 300 (gw) by ptrace"), "{}", found[0].summary);
+        assert!(found.iter().all(|alert| alert.techniques == ["T1055"]), "{found:?}");
+    }
+
+    #[test]
+    fn a_program_without_a_file_is_told_at_once() {
+        let mut bench = Bench::new(|_| {});
+        bench.learn();
+        bench.event(GATEWAY, EventKind::Fork { child: 200 });
+        let path = PathText::try_from("/proc/self/fd/3").unwrap();
+        let found = alerts(bench.event(200, EventKind::Exec { path, fileless: true }));
+        let [alert] = &found[..] else { panic!("{found:?}") };
+        assert!(alert.pid == GATEWAY && alert.techniques.contains(&"T1620".to_owned()), "{alert:?}");
     }
 
     #[test]

@@ -477,6 +477,8 @@ impl Service {
                 all.push(("kernel_collisions".into(), counters.collisions));
                 all.push(("kernel_unreadable".into(), counters.unreadable));
                 all.push(("kernel_decode_errors".into(), counters.decode_errors));
+                all.push(("kernel_elsewhere".into(), counters.elsewhere));
+                all.push(("kernel_unresolved".into(), counters.unresolved));
             }
             Err(error) => log::warn!("reading the kernel's counters: {error}"),
         }
@@ -509,6 +511,13 @@ fn layer_of(class: &str) -> &'static str {
         (Class::Open, "file"),
         (Class::Connect, "network"),
         (Class::Flush, "syscall"),
+        (Class::Injection, "injection"),
+        (Class::Escape, "container_escape"),
+        (Class::AntiForensic, "anti_forensic"),
+        (Class::Unplaced, "anti_forensic"),
+        (Class::Dns, "dns"),
+        (Class::Privilege, "privilege"),
+        (Class::KernelLoad, "kernel_load"),
     ];
     layers.iter().find(|(known, _)| known.name() == class).map_or("syscall", |(_, layer)| layer)
 }

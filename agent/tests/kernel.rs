@@ -92,12 +92,13 @@ fn every_process_backend_sees_its_event() {
         assert_eq!(backend(&probe, "process_fork"), fork);
         assert_eq!(backend(&probe, "process_exit"), exit);
         let failed: usize = probe.layers().iter().map(|l| l.failed.len()).sum();
-        assert_eq!(failed, off.len());
+        assert_eq!(failed, off.len(), "{:?}", probe.layers());
         let pid = run("/bin/true", &[]);
         let events = events(&mut probe);
         let own = std::process::id();
-        let execs =
-            |e: &&Event| e.tgid == pid && matches!(&e.kind, EventKind::Exec { path } if path == "/bin/true");
+        let execs = |e: &&Event| {
+            e.tgid == pid && matches!(&e.kind, EventKind::Exec { path, .. } if path == "/bin/true")
+        };
         let forks = |e: &&Event| e.tgid == own && e.kind == EventKind::Fork { child: pid };
         assert_eq!(events.iter().filter(execs).count(), 1, "{exec}");
         assert_eq!(events.iter().filter(forks).count(), 1, "{fork}");

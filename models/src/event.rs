@@ -5,6 +5,7 @@ use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::schema::{BIGRAMS, SYSCALL_SLOTS};
+use crate::syscalls;
 
 /// The longest path an event carries, in bytes; longer ones keep their first bytes.
 pub const PATH_MAX: usize = 256;
@@ -39,6 +40,8 @@ pub enum EventKind {
     Exec {
         /// The path as the kernel saw it.
         path: PathText,
+        /// The program's file has no name: it lies in memory only, or was deleted.
+        fileless: bool,
     },
     /// It made a child process; threads are not reported.
     Fork {
@@ -63,8 +66,100 @@ pub enum EventKind {
         /// The port given, host order.
         port: u16,
     },
+    /// It took hold of another process, or wrote into its memory.
+    Inject {
+        /// By which call; see [`call_name`].
+        call: u16,
+        /// The other process.
+        victim: u32,
+    },
+    /// It made or entered a namespace.
+    Namespace {
+        /// By which call; see [`call_name`].
+        call: u16,
+        /// `CLONE_NEW*` bits; zero when the call did not tell.
+        flags: u64,
+    },
+    /// It mounted something.
+    Mount {
+        /// By which call; see [`call_name`].
+        call: u16,
+        /// What was mounted, as given.
+        source: PathText,
+        /// Where, as given.
+        target: PathText,
+    },
+    /// It asked for another root directory.
+    PivotRoot {
+        /// The new root, as given.
+        path: PathText,
+    },
+    /// It opened a control group's release agent for writing.
+    ReleaseAgent {
+        /// The path as given.
+        path: PathText,
+    },
+    /// It removed, emptied, renamed or redated a file in a watched directory.
+    Tamper {
+        /// What it did.
+        how: Tampering,
+        /// The file.
+        path: PathText,
+    },
+    /// It sent a message to port 53.
+    Dns {
+        /// To whom.
+        addr: IpAddr,
+        /// Bytes of the whole message.
+        bytes: u32,
+        /// The question in it; `None` when it holds none.
+        question: Option<DnsQuestion>,
+    },
+    /// It asked for user id 0 without having it.
+    Privilege {
+        /// By which call; see [`call_name`].
+        call: u16,
+    },
+    /// It put code into the kernel.
+    KernelLoad {
+        /// By which call; see [`call_name`].
+        call: u16,
+    },
     /// It left while its window was open: what the kernel had counted so far.
     Flush(Box<SyscallWindow>),
+}
+
+/// What happened to a file that should keep traces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tampering {
+    /// It was removed.
+    Removed,
+    /// It was emptied or cut.
+    Emptied,
+    /// It was moved away.
+    Renamed,
+    /// Its times were set.
+    Redated,
+}
+
+/// The question of a DNS query.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DnsQuestion {
+    /// The last two labels of the name.
+    pub domain: PathText,
+    /// Bytes of the name.
+    pub name_len: u16,
+    /// Shannon entropy of the labels before the last two, bits per character.
+    pub entropy: f32,
+    /// It went over TCP.
+    pub tcp: bool,
+}
+
+/// The name of a call in an event: a schema slot, or the number of one that is newer than the schema.
+#[must_use]
+pub fn call_name(call: u16) -> &'static str {
+    let newer = syscalls::NEWER.iter().find(|(number, _, _)| *number == call);
+    newer.map_or_else(|| syscalls::name(usize::from(call)), |(_, name, _)| name)
 }
 
 /// One process's system calls in one epoch, as counted in the kernel, in schema slots.
@@ -86,6 +181,14 @@ pub struct SyscallWindow {
     pub bigrams: Vec<u32>,
     /// One bit per 100 ms in which the process made a call, counted from the epoch's start.
     pub active: [u64; 8],
+    /// Bytes sent over IPv4 and IPv6.
+    pub bytes_sent: u64,
+    /// Bytes received over IPv4 and IPv6.
+    pub bytes_recv: u64,
+    /// Operations submitted to `io_uring`.
+    pub uring: u32,
+    /// One bit per kind of operation submitted to `io_uring`; kinds above 63 share the last bit.
+    pub uring_ops: u64,
 }
 
 impl SyscallWindow {
@@ -101,7 +204,20 @@ impl SyscallWindow {
             unmapped: 0,
             bigrams: vec![0; BIGRAMS],
             active: [0; 8],
+            bytes_sent: 0,
+            bytes_recv: 0,
+            uring: 0,
+            uring_ops: 0,
         }
+    }
+
+    /// Connections that the process waited for or took.
+    #[must_use]
+    pub fn accepts(&self) -> u32 {
+        ["accept", "accept4"]
+            .iter()
+            .filter_map(|name| syscalls::slot(name))
+            .fold(0, |sum, slot| self.calls[usize::from(slot)].saturating_add(sum))
     }
 
     /// All calls of the window, mapped or not.
@@ -128,5 +244,9 @@ impl SyscallWindow {
             *mine |= theirs;
         }
         self.unmapped = self.unmapped.saturating_add(other.unmapped);
+        self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
+        self.bytes_recv = self.bytes_recv.saturating_add(other.bytes_recv);
+        self.uring = self.uring.saturating_add(other.uring);
+        self.uring_ops |= other.uring_ops;
     }
 }

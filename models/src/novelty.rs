@@ -27,9 +27,33 @@ pub enum Kind {
     Tor = 8,
     /// A system tool of the watch list was run.
     Lolbin = 9,
+    /// Another process was written into.
+    Injection = 10,
+    /// This process was written into.
+    Injected = 11,
+    /// A namespace was made or entered.
+    Namespace = 12,
+    /// Something was mounted.
+    Mount = 13,
+    /// The root directory or a release agent was changed.
+    Breakout = 14,
+    /// A file in a watched directory was removed, emptied or moved away.
+    LogTamper = 15,
+    /// Times of a file in a watched directory were set.
+    Redate = 16,
+    /// A kernel module or another kernel was loaded.
+    Module = 17,
+    /// An eBPF program was loaded or attached.
+    Bpf = 18,
+    /// A program was started whose file has no name.
+    Fileless = 19,
+    /// A DNS query was large enough to carry data.
+    DnsTunnel = 20,
+    /// Files or connections were used through `io_uring`.
+    IoUring = 21,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 21] = [
     Kind::Shell,
     Kind::Exec,
     Kind::Sensitive,
@@ -39,6 +63,18 @@ const KINDS: [Kind; 9] = [
     Kind::Root,
     Kind::Tor,
     Kind::Lolbin,
+    Kind::Injection,
+    Kind::Injected,
+    Kind::Namespace,
+    Kind::Mount,
+    Kind::Breakout,
+    Kind::LogTamper,
+    Kind::Redate,
+    Kind::Module,
+    Kind::Bpf,
+    Kind::Fileless,
+    Kind::DnsTunnel,
+    Kind::IoUring,
 ];
 
 impl Kind {
@@ -52,9 +88,15 @@ impl Kind {
     #[must_use]
     pub fn points(self) -> f32 {
         match self {
-            Self::Sensitive => 12.0,
-            Self::Root | Self::Tor => 10.0,
-            Self::Shell => 8.0,
+            Self::Sensitive
+            | Self::Injection
+            | Self::Injected
+            | Self::Breakout
+            | Self::Module
+            | Self::Fileless => 12.0,
+            Self::Root | Self::Tor | Self::Namespace | Self::Mount | Self::LogTamper | Self::Bpf => 10.0,
+            Self::Shell | Self::Redate | Self::DnsTunnel => 8.0,
+            Self::IoUring => 6.0,
             Self::Exec | Self::Port | Self::SystemWrite | Self::Lolbin => 4.0,
             Self::Syscall => 1.0,
         }
@@ -63,18 +105,39 @@ impl Kind {
     /// A verdict on this does not wait for the window's end.
     #[must_use]
     pub fn is_decisive(self) -> bool {
-        matches!(self, Self::Sensitive | Self::Root | Self::Tor)
+        matches!(
+            self,
+            Self::Sensitive
+                | Self::Root
+                | Self::Tor
+                | Self::Injection
+                | Self::Injected
+                | Self::Namespace
+                | Self::Mount
+                | Self::Breakout
+                | Self::LogTamper
+                | Self::Redate
+                | Self::Module
+                | Self::Bpf
+                | Self::Fileless
+        )
     }
 
     /// Which layer sees it.
     #[must_use]
     pub fn layer(self) -> Layer {
         match self {
-            Self::Shell | Self::Exec | Self::Root => Layer::Process,
+            Self::Shell | Self::Exec | Self::Root | Self::Module | Self::Bpf | Self::Fileless => {
+                Layer::Process
+            }
             Self::Sensitive | Self::SystemWrite => Layer::File,
             Self::Port | Self::Tor => Layer::Network,
-            Self::Syscall => Layer::Syscall,
+            Self::Syscall | Self::IoUring => Layer::Syscall,
             Self::Lolbin => Layer::Lolbin,
+            Self::Injection | Self::Injected => Layer::Injection,
+            Self::Namespace | Self::Mount | Self::Breakout => Layer::Escape,
+            Self::LogTamper | Self::Redate => Layer::AntiForensic,
+            Self::DnsTunnel => Layer::Dns,
         }
     }
 
@@ -90,6 +153,15 @@ impl Kind {
             Self::Root => "T1068",
             Self::Tor => "T1090.003",
             Self::Lolbin => "T1218",
+            Self::Injection | Self::Injected => "T1055",
+            Self::Namespace | Self::Mount | Self::Breakout => "T1611",
+            Self::LogTamper => "T1070.002",
+            Self::Redate => "T1070.006",
+            Self::Module => "T1547.006",
+            Self::Bpf => "T1014",
+            Self::Fileless => "T1620",
+            Self::DnsTunnel => "T1071.004",
+            Self::IoUring => "T1106",
         }
     }
 
@@ -106,6 +178,18 @@ impl Kind {
             Self::Root => "first_root",
             Self::Tor => "first_tor_port",
             Self::Lolbin => "first_lolbin",
+            Self::Injection => "first_injection",
+            Self::Injected => "first_injected",
+            Self::Namespace => "first_namespace_change",
+            Self::Mount => "first_mount",
+            Self::Breakout => "first_breakout",
+            Self::LogTamper => "first_log_tampering",
+            Self::Redate => "first_time_change",
+            Self::Module => "first_kernel_module",
+            Self::Bpf => "first_bpf",
+            Self::Fileless => "first_fileless_program",
+            Self::DnsTunnel => "first_large_dns_query",
+            Self::IoUring => "first_io_uring",
         }
     }
 
@@ -122,6 +206,26 @@ impl Kind {
             Self::Root => format!("gained root ({value}); it never did before"),
             Self::Tor => format!("connected to the Tor port {value}; it never did before"),
             Self::Lolbin => format!("ran the system tool {value}; it never did before"),
+            Self::Injection => format!("took hold of or wrote into {value}; it never did before"),
+            Self::Injected => {
+                format!("was taken hold of or written into by {value}; that never happened before")
+            }
+            Self::Namespace => format!("changed its namespaces by {value}; it never did before"),
+            Self::Mount => format!("mounted {value}; it never did before"),
+            Self::Breakout => format!("reached out of its root: {value}; it never did before"),
+            Self::LogTamper => format!("{value}; it never touched logs this way before"),
+            Self::Redate => format!("set the times of {value} by hand; it never did before"),
+            Self::Module => format!("loaded code into the kernel by {value}; it never did before"),
+            Self::Bpf => format!("loaded or attached an eBPF program ({value}); it never did before"),
+            Self::Fileless => format!(
+                "started a program that lies in memory only or was deleted ({value}); it never did before"
+            ),
+            Self::DnsTunnel => {
+                format!("sent a DNS query large enough to carry data: {value}; it never did before")
+            }
+            Self::IoUring => {
+                format!("gave work to io_uring, where calls are not seen ({value}); it never did before")
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use heapless::index_set::FnvIndexSet;
 
-use crate::event::{Event, EventKind, SyscallWindow};
+use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, call_name};
 use crate::novelty::{Kind, trait_id};
 use crate::schema::{LOLBINS, TOR_PORTS};
 use crate::syscalls;
@@ -43,7 +43,10 @@ pub struct Window {
 
 /// Sums and flags of a window.
 #[derive(Clone, Debug, Default, PartialEq)]
-#[allow(missing_docs, reason = "each is the raw value of the feature of the same name in `schema`")]
+#[allow(
+    missing_docs,
+    reason = "each is the raw value of the feature of nearly the same name in `schema`, or evidence"
+)]
 pub struct Sums {
     pub connections: u32,
     pub bytes_sent: u64,
@@ -60,6 +63,8 @@ pub struct Sums {
     pub paths: u32,
     pub log_deletions: u32,
     pub time_changes: u32,
+    pub accepts: u32,
+    pub uring: u32,
     pub children: u32,
     pub shell: bool,
     pub root_gained: bool,
@@ -76,6 +81,33 @@ const PROGRAM_DIRS: [&str; 6] =
 const SHELLS: [&str; 9] = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox", "tcsh"];
 const O_ACCMODE: u32 = 3;
 const EPHEMERAL_PORT: u16 = 32768;
+/// A DNS query above this size may carry data: an ordinary one has some 30 to 60 bytes.
+const DNS_LARGE: u32 = 100;
+/// Kinds of `io_uring` operations worth naming: number and name.
+const OPERATIONS: [(u32, &str); 11] = [
+    (1, "readv"),
+    (2, "writev"),
+    (9, "sendmsg"),
+    (16, "connect"),
+    (18, "openat"),
+    (22, "read"),
+    (23, "write"),
+    (26, "send"),
+    (28, "openat2"),
+    (35, "renameat"),
+    (36, "unlinkat"),
+];
+/// `CLONE_NEW*` bits and their names.
+const NAMESPACES: [(u64, &str); 8] = [
+    (0x80, "time"),
+    (0x0002_0000, "mount"),
+    (0x0200_0000, "cgroup"),
+    (0x0400_0000, "uts"),
+    (0x0800_0000, "ipc"),
+    (0x1000_0000, "user"),
+    (0x2000_0000, "pid"),
+    (0x4000_0000, "net"),
+];
 
 impl Window {
     /// An empty window.
@@ -115,6 +147,38 @@ impl Window {
                 self.add_syscalls(part);
                 None
             }
+            EventKind::Inject { call, victim } => {
+                let (value, text) = (call_name(*call), format!("process {victim} by {}", call_name(*call)));
+                Some(self.note(Kind::Injection, value, &text))
+            }
+            EventKind::Namespace { call, flags } => {
+                self.sums.namespace_changes += 1;
+                let text = format!("{}({})", call_name(*call), namespaces(*flags));
+                Some(self.note(Kind::Namespace, &text, &text))
+            }
+            EventKind::Mount { call, source, target } => {
+                let text = format!("{} on {} by {}", shown(source), shown(target), call_name(*call));
+                Some(self.note(Kind::Mount, target, &text))
+            }
+            EventKind::PivotRoot { path } => {
+                self.sums.pivot_root = true;
+                Some(self.note(Kind::Breakout, "pivot_root", &format!("pivot_root to {}", shown(path))))
+            }
+            EventKind::ReleaseAgent { path } => {
+                Some(self.note(Kind::Breakout, "release_agent", &format!("{path} opened for writing")))
+            }
+            EventKind::Tamper { how, path } => Some(self.tamper(*how, path)),
+            EventKind::Dns { addr, bytes, question } => self.dns(*addr, *bytes, question.as_ref()),
+            EventKind::Privilege { call } => {
+                self.sums.root_gained = true;
+                let text = format!("asked for it by {} as user id {}", call_name(*call), event.uid);
+                Some(self.note(Kind::Root, "root", &text))
+            }
+            EventKind::KernelLoad { call } => {
+                let name = call_name(*call);
+                let kind = if name == "bpf" { Kind::Bpf } else { Kind::Module };
+                Some(self.note(kind, name, name))
+            }
             EventKind::Exec { .. } | EventKind::Exit => None,
         }
     }
@@ -137,6 +201,18 @@ impl Window {
         }
     }
 
+    /// A program without a file was started by this process or by a child it had just forked.
+    pub fn fileless_program_started(&mut self, path: &str) -> u64 {
+        self.note(Kind::Fileless, "fileless", path)
+    }
+
+    /// Another process, `by`, took hold of this one or wrote into it.
+    pub fn injected(&mut self, by: u32, comm: &str, call: u16) -> u64 {
+        self.sums.injected = true;
+        let text = format!("process {by} ({comm}) by {}", call_name(call));
+        self.note(Kind::Injected, comm, &text)
+    }
+
     /// The process runs as root now and did not before.
     pub fn root_gained(&mut self, from_uid: u32) -> u64 {
         self.sums.root_gained = true;
@@ -146,6 +222,14 @@ impl Window {
     /// Adds counts that the kernel drained or flushed.
     pub fn add_syscalls(&mut self, part: &SyscallWindow) {
         self.syscalls.merge(part);
+        self.sums.bytes_sent = self.syscalls.bytes_sent;
+        self.sums.bytes_recv = self.syscalls.bytes_recv;
+        self.sums.accepts = self.syscalls.accepts();
+        self.sums.uring = self.syscalls.uring;
+        if part.uring > 0 {
+            let text = format!("{} operations: {}", part.uring, operations(part.uring_ops));
+            self.note(Kind::IoUring, "io_uring", &text);
+        }
         for (slot, _) in part.calls.iter().enumerate().filter(|(_, n)| **n > 0) {
             let name = syscalls::name(slot);
             self.note(Kind::Syscall, name, name);
@@ -202,6 +286,36 @@ impl Window {
         })
     }
 
+    fn tamper(&mut self, how: Tampering, path: &str) -> u64 {
+        let dir = path.rsplit_once('/').map_or("/", |(dir, _)| dir);
+        if how == Tampering::Redated {
+            self.sums.time_changes += 1;
+            return self.note(Kind::Redate, dir, path);
+        }
+        self.sums.log_deletions += 1;
+        let (class, verb) = match how {
+            Tampering::Removed => ("removed", "removed"),
+            Tampering::Emptied => ("emptied", "emptied or cut"),
+            Tampering::Renamed | Tampering::Redated => ("renamed", "moved away"),
+        };
+        self.note(Kind::LogTamper, &format!("{class} {dir}"), &format!("{verb} {path}"))
+    }
+
+    fn dns(&mut self, addr: IpAddr, bytes: u32, question: Option<&DnsQuestion>) -> Option<u64> {
+        let question = question?;
+        self.sums.dns_queries += 1;
+        self.sums.dns_bytes += u64::from(bytes);
+        self.sums.dns_bytes_max = self.sums.dns_bytes_max.max(bytes);
+        if bytes > DNS_LARGE {
+            let text = format!(
+                "{bytes} bytes about {} to {addr}, name of {} bytes with {:.1} bits a character",
+                question.domain, question.name_len, question.entropy
+            );
+            self.note(Kind::DnsTunnel, &question.domain, &text);
+        }
+        None
+    }
+
     fn note(&mut self, kind: Kind, value: &str, text: &str) -> u64 {
         let id = trait_id(kind, value);
         match self.traits.insert(id) {
@@ -221,6 +335,22 @@ impl Window {
         }
         id
     }
+}
+
+fn shown(path: &str) -> &str {
+    if path.is_empty() { "something" } else { path }
+}
+
+fn namespaces(flags: u64) -> String {
+    let names: Vec<_> =
+        NAMESPACES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect();
+    names.join(", ")
+}
+
+fn operations(bits: u64) -> String {
+    let names: Vec<_> =
+        OPERATIONS.iter().filter(|(bit, _)| bits >> bit & 1 == 1).map(|(_, name)| *name).collect();
+    if names.is_empty() { "of other kinds".to_owned() } else { names.join(", ") }
 }
 
 /// Shannon entropy of a path's bytes, bits per byte.
@@ -306,5 +436,64 @@ mod tests {
         let sums = &window.sums;
         assert!(sums.tor_port && sums.rfc1918);
         assert_eq!((sums.connections, sums.children, sums.files_written), (1, 1, 1));
+    }
+
+    #[test]
+    fn rare_acts_are_decisive_and_fill_their_features() {
+        let mut window = Window::new(1, 0);
+        let text = |s: &str| PathText::try_from(s).unwrap();
+        for kind in [
+            EventKind::Inject { call: 101, victim: 9 },
+            EventKind::Namespace { call: 272, flags: 0x0002_0000 },
+            EventKind::Mount { call: 428, source: text("/dev/sda1"), target: text("/mnt") },
+            EventKind::PivotRoot { path: text("/mnt") },
+            EventKind::ReleaseAgent { path: text("/sys/fs/cgroup/rdma/release_agent") },
+            EventKind::Tamper { how: Tampering::Removed, path: text("/var/log/syslog") },
+            EventKind::Tamper { how: Tampering::Redated, path: text("/var/log/syslog") },
+            EventKind::Privilege { call: 105 },
+            EventKind::KernelLoad { call: 313 },
+            EventKind::KernelLoad { call: 321 },
+        ] {
+            let id = window.add(&event(kind.clone())).unwrap_or_else(|| panic!("{kind:?} is decisive"));
+            assert!(Kind::of(id).unwrap().is_decisive(), "{kind:?}");
+        }
+        let sums = &window.sums;
+        assert!(sums.pivot_root && sums.root_gained && !sums.injected);
+        assert_eq!((sums.namespace_changes, sums.log_deletions, sums.time_changes), (1, 1, 1));
+        window.injected(7, "gdb", 101);
+        assert!(window.sums.injected);
+        let said: Vec<&str> = window.texts.iter().map(|(_, text)| text.as_str()).collect();
+        assert!(said.contains(&"unshare(mount)") && said.contains(&"process 9 by ptrace"), "{said:?}");
+        assert!(said.contains(&"/dev/sda1 on /mnt by open_tree"), "{said:?}");
+    }
+
+    #[test]
+    fn only_questions_count_as_queries_and_only_large_ones_as_evidence() {
+        let mut window = Window::new(1, 0);
+        let ask = |bytes, domain: &str| {
+            let domain = PathText::try_from(domain).unwrap();
+            let question = DnsQuestion { domain, name_len: 20, entropy: 4.0, tcp: false };
+            event(EventKind::Dns { addr: "9.9.9.9".parse().unwrap(), bytes, question: Some(question) })
+        };
+        window.add(&event(EventKind::Dns { addr: "9.9.9.9".parse().unwrap(), bytes: 500, question: None }));
+        window.add(&ask(40, "example.org"));
+        assert_eq!(window.traits(), []);
+        window.add(&ask(180, "example.net"));
+        assert_eq!(window.traits(), [trait_id(Kind::DnsTunnel, "example.net")]);
+        let sums = &window.sums;
+        assert_eq!((sums.dns_queries, sums.dns_bytes, sums.dns_bytes_max), (2, 220, 180));
+    }
+
+    #[test]
+    fn what_the_kernel_counted_reaches_the_sums_once() {
+        let mut window = Window::new(1, 0);
+        let mut part = SyscallWindow::empty(1, 1);
+        (part.bytes_sent, part.uring, part.uring_ops) = (1000, 3, 1 << 18);
+        part.calls[43] = 2;
+        window.add_syscalls(&part);
+        window.add_syscalls(&part);
+        assert_eq!((window.sums.bytes_sent, window.sums.accepts, window.sums.uring), (2000, 4, 6));
+        let id = trait_id(Kind::IoUring, "io_uring");
+        assert_eq!(window.text(id), Some("3 operations: openat"));
     }
 }

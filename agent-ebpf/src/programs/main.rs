@@ -4,11 +4,17 @@
 #![allow(internal_features, reason = "32-bit atomic addition has no stable name on this target")]
 #![feature(core_intrinsics)]
 
+mod dns;
+mod escape;
 mod file;
+mod injection;
 mod network;
+mod privilege;
 mod process;
 mod shared;
 mod syscall;
+mod traces;
+mod uring;
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

@@ -1,48 +1,131 @@
-//! The network layer: whom a process asks to connect to.
+//! The network layer: whom a process asks to connect to, and how many bytes it sends and receives.
 
-use agent_ebpf::records::{Class, Connect, KIND_CONNECT, Window, counter};
+use agent_ebpf::records::{
+    Class, Connect, Field, KIND_CONNECT, MODE_COUNT_CALLS, Peer, SocketKey, Window, counter,
+};
 use aya_ebpf::{
-    helpers::bpf_probe_read_user,
-    macros::{btf_tracepoint, raw_tracepoint, tracepoint},
-    programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
 };
 
-use crate::shared::{Registers, URGENT_CAP, caller, count, count_at, send_urgent};
+use crate::{
+    call_layer,
+    shared::{
+        Caller, DNS_SOCKETS, EPOCH, URGENT_CAP, add_u64, caller, count, count_at, field, open_epoch,
+        read_user, send_urgent, slot,
+    },
+};
 
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
-/// Where a classic tracepoint of `connect` keeps its second argument.
-const TP_ADDRESS: usize = 24;
+pub(crate) const AF_INET: u16 = 2;
+pub(crate) const AF_INET6: u16 = 10;
+pub(crate) const DNS_PORT: u32 = 53;
+const SLOT_RECVMSG: u16 = 47;
 
-#[btf_tracepoint(function = "sys_enter")]
-fn connect_btf(ctx: BtfTracePointContext) -> i32 {
-    connect(Registers(ctx.arg(0)).arg(1));
+call_layer!(connect_btf, connect_raw, connect_tp, connect);
+call_layer!(recv_btf, recv_raw, recv_tp, recv);
+
+#[btf_tracepoint(function = "sock_send_length")]
+fn sent_btf(ctx: BtfTracePointContext) -> i32 {
+    moved(ctx.arg(0), ctx.arg(1), sent_of);
     0
 }
 
-#[raw_tracepoint(tracepoint = "sys_enter")]
-fn connect_raw(ctx: RawTracePointContext) -> i32 {
-    connect(Registers(ctx.arg(0)).arg(1));
+#[raw_tracepoint(tracepoint = "sock_send_length")]
+fn sent_raw(ctx: RawTracePointContext) -> i32 {
+    moved(ctx.arg(0), ctx.arg(1), sent_of);
     0
 }
 
-#[tracepoint(category = "syscalls", name = "sys_enter_connect")]
-fn connect_tp(ctx: TracePointContext) -> u32 {
-    // SAFETY: the address is a 64-bit field of the tracepoint.
-    if let Ok(address) = unsafe { ctx.read_at::<u64>(TP_ADDRESS) } {
-        connect(address);
+#[btf_tracepoint(function = "sock_recv_length")]
+fn received_btf(ctx: BtfTracePointContext) -> i32 {
+    moved(ctx.arg(0), ctx.arg(1), received_of);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sock_recv_length")]
+fn received_raw(ctx: RawTracePointContext) -> i32 {
+    moved(ctx.arg(0), ctx.arg(1), received_of);
+    0
+}
+
+/// A socket moved so many bytes, or failed with a negative number.
+#[inline(always)]
+fn moved(sock: u64, result: i32, counted: fn(*mut Window) -> *mut u64) {
+    if result <= 0 {
+        return;
     }
-    0
+    let Some(caller) = caller() else { return };
+    // Without type information every socket counts, those of the machine's own kind too.
+    if let Some(family) = field::<u16>(sock, Field::SockFamily) {
+        if family != AF_INET && family != AF_INET6 {
+            return;
+        }
+    }
+    count_bytes(caller, result as u64, counted);
+}
+
+/// Adds to a sum of this process's window.
+#[inline(always)]
+fn count_bytes(caller: Caller, n: u64, counted: fn(*mut Window) -> *mut u64) {
+    let Some((epoch, _)) = open_epoch() else { return };
+    if let Some(window) = caller.window(epoch) {
+        add_u64(counted(window), n);
+    }
 }
 
 #[inline(always)]
-fn connect(address: u64) {
+fn sent_of(window: *mut Window) -> *mut u64 {
+    // SAFETY: `window` points into a map value.
+    unsafe { &raw mut (*window).bytes_sent }
+}
+
+#[inline(always)]
+fn received_of(window: *mut Window) -> *mut u64 {
+    // SAFETY: `window` points into a map value.
+    unsafe { &raw mut (*window).bytes_recv }
+}
+
+/// Counts what a call wants to send, when nothing better counts it.
+#[inline(always)]
+pub(crate) fn count_sent(caller: Caller, n: u64) {
+    let Some(epoch) = EPOCH.get_ptr(0) else { return };
+    // SAFETY: `epoch` points to the array's only element.
+    let modes = unsafe { core::ptr::read_volatile(&raw const (*epoch).modes) };
+    if modes & MODE_COUNT_CALLS != 0 {
+        count_bytes(caller, n, sent_of);
+    }
+}
+
+/// Counts the room that a receiving call offers. Attached only when nothing better counts.
+#[inline(always)]
+fn recv(nr: u64, arg: impl Fn(usize) -> u64) {
     let Some(caller) = caller() else { return };
-    // SAFETY: the helper checks the address. `sockaddr_in` is family, port, address in 2 + 2 + 4 bytes.
-    let Ok(start) = (unsafe { bpf_probe_read_user(address as *const [u8; 8]) }) else {
-        return count_at(counter::UNREADABLE);
+    let room = match slot(nr) {
+        SLOT_RECVMSG => message(arg(1)).map_or(0, |m| m.1),
+        _ => arg(2),
+    };
+    count_bytes(caller, room & 0x7fff_ffff, received_of);
+}
+
+/// Address and length of the first piece of a `msghdr`.
+#[inline(always)]
+pub(crate) fn message(header: u64) -> Option<(u64, u64)> {
+    // The pieces' address stands after the peer's address (8), its length and a gap (8).
+    let pieces = read_user::<u64>(header + 16)?;
+    let [base, len] = read_user::<[u64; 2]>(pieces)?;
+    Some((base, len))
+}
+
+/// Family, port and address of a `sockaddr`; `None` when it is no IP address or not in memory, which is counted.
+#[inline(always)]
+pub(crate) fn peer(address: u64) -> Option<Peer> {
+    // `sockaddr_in` is family, port, address in 2 + 2 + 4 bytes.
+    let Some(start) = read_user::<[u8; 8]>(address) else {
+        count_at(counter::UNREADABLE);
+        return None;
     };
     let family = u16::from_ne_bytes([start[0], start[1]]);
+    let port = u32::from(u16::from_be_bytes([start[2], start[3]]));
     let mut addr = [0; 16];
     match family {
         AF_INET => {
@@ -52,21 +135,37 @@ fn connect(address: u64) {
             addr[3] = start[7];
         }
         AF_INET6 => {
-            // SAFETY: as above. `sockaddr_in6` keeps its address after 2 + 2 + 4 bytes.
-            match unsafe { bpf_probe_read_user((address + 8) as *const [u8; 16]) } {
-                Ok(read) => addr = read,
-                Err(_) => return count_at(counter::UNREADABLE),
-            }
+            // `sockaddr_in6` keeps its address after 2 + 2 + 4 bytes.
+            let Some(read) = read_user::<[u8; 16]>(address + 8) else {
+                count_at(counter::UNREADABLE);
+                return None;
+            };
+            addr = read;
         }
-        _ => return,
+        _ => return None,
+    }
+    Some(Peer { family: u32::from(family), port, addr })
+}
+
+#[inline(always)]
+fn connect(_: u64, arg: impl Fn(usize) -> u64) {
+    let Some(caller) = caller() else { return };
+    let socket = SocketKey { tgid: caller.tgid, fd: arg(0) as u32 };
+    let Some(peer) = peer(arg(1)) else {
+        let _ = DNS_SOCKETS.remove(socket);
+        return;
+    };
+    if peer.port == DNS_PORT {
+        let _ = DNS_SOCKETS.insert(socket, &peer, 0);
+    } else {
+        let _ = DNS_SOCKETS.remove(socket);
     }
     count(Class::Connect, counter::SEEN);
     if !caller.within_cap(URGENT_CAP.load(), urgent) {
         return count(Class::Connect, counter::THROTTLED);
     }
-    let port = u32::from(u16::from_be_bytes([start[2], start[3]]));
-    let record = Connect { header: caller.header(KIND_CONNECT), family: u32::from(family), port, addr };
-    send_urgent(Class::Connect, &record);
+    let header = caller.header(KIND_CONNECT);
+    send_urgent(Class::Connect, &Connect { header, family: peer.family, port: peer.port, addr: peer.addr });
 }
 
 #[inline(always)]

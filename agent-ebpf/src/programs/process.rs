@@ -3,8 +3,8 @@
 use core::{mem::offset_of, ptr};
 
 use agent_ebpf::records::{
-    Class, Exec, Flush, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, OFFSET_UNKNOWN, PATH_LEN,
-    THREAD_CELLS, Window, WindowKey, counter,
+    Class, Exec, Field, Flush, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, OFFSET_UNKNOWN,
+    PATH_LEN, THREAD_CELLS, Window, WindowKey, counter,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -20,7 +20,7 @@ use aya_ebpf::{
 
 use crate::shared::{
     BPRM_FILENAME, BULK, Caller, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, THREADS, URGENT, WINDOWS,
-    bulk_flags, caller, count, count_at, open_epoch, read_kernel, send_urgent,
+    bulk_flags, caller, count, count_at, field, open_epoch, read_kernel, send_urgent,
 };
 
 const CLONE_THREAD: u64 = 0x0001_0000;
@@ -46,7 +46,7 @@ fn exec_raw(ctx: RawTracePointContext) -> i32 {
 fn exec_tp(ctx: TracePointContext) -> u32 {
     // SAFETY: the field is a 32-bit location: offset in the lower half, length in the upper one.
     if let Ok(location) = unsafe { ctx.read_at::<u32>(EXEC_FILENAME_LOC) } {
-        exec(ctx.as_ptr() as u64 + u64::from(location & 0xffff));
+        exec(ctx.as_ptr() as u64 + u64::from(location & 0xffff), None);
     }
     0
 }
@@ -97,12 +97,20 @@ fn exit_tp(_: TracePointContext) -> u32 {
 #[inline(always)]
 fn exec_of_bprm(bprm: u64) {
     if let Some(filename) = read_kernel(bprm + u64::from(BPRM_FILENAME.load())) {
-        exec(filename);
+        exec(filename, links(bprm));
     }
 }
 
+/// How many names the new program's file has; `None` when the kernel's type information does not tell.
 #[inline(always)]
-fn exec(filename: u64) {
+fn links(bprm: u64) -> Option<u32> {
+    let file: u64 = field(bprm, Field::BprmFile)?;
+    let inode: u64 = field(file, Field::FileInode)?;
+    field(inode, Field::InodeNlink)
+}
+
+#[inline(always)]
+fn exec(filename: u64, links: Option<u32>) {
     let Some(caller) = caller() else { return };
     count(Class::Exec, counter::SEEN);
     let Some(mut entry) = URGENT.reserve::<Exec>(0) else {
@@ -112,6 +120,12 @@ fn exec(filename: u64) {
     // SAFETY: `record` points to a reserved entry of its size; the helper ends the text with a NUL or fails.
     unsafe {
         (&raw mut (*record).header).write(caller.header(KIND_EXEC));
+        (*record).unlinked = match links {
+            Some(0) => 1,
+            Some(_) => 0,
+            None => 2,
+        };
+        (*record)._pad = 0;
         let text = &raw mut (*record).filename;
         if raw_read_kernel_str(text.cast(), PATH_LEN as u32, filename as *const _) < 0 {
             *text.cast::<u8>() = 0;

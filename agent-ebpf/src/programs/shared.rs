@@ -2,19 +2,22 @@
 
 use core::ptr;
 
-use agent_ebpf::records::{
-    COMM_LEN, Class, Epoch, Header, NATIVE_CALLS, OFFSET_UNKNOWN, THREAD_CELLS, UNMAPPED, Window, WindowKey,
-    counter,
+use agent_ebpf::{
+    records::{
+        COMM_LEN, Class, Epoch, Field, Header, NATIVE_CALLS, NR_SHARED, OFFSET_UNKNOWN, PATH_LEN, Peer,
+        SocketKey, THREAD_CELLS, UNMAPPED, Window, WindowKey, counter,
+    },
+    watched::Watched,
 };
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
-        bpf_probe_read_kernel,
+        bpf_probe_read_kernel, bpf_probe_read_user, generated::bpf_probe_read_user_str as raw_read_user_str,
     },
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 
 #[map]
@@ -35,10 +38,19 @@ pub(crate) static CALLS_BTF: ProgramArray = ProgramArray::with_max_entries(NATIV
 #[map]
 pub(crate) static CALLS_RAW: ProgramArray = ProgramArray::with_max_entries(NATIVE_CALLS as u32, 0);
 
+#[map]
+pub(crate) static WATCHED: Array<Watched> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static DNS_SOCKETS: LruHashMap<SocketKey, Peer> = LruHashMap::with_max_entries(1024, 0);
+
 #[unsafe(no_mangle)]
 static OWN_TGID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static ARG_OFFSETS: [Global<u32>; 4] = [const { Global::new(OFFSET_UNKNOWN) }; 4];
+static ARG_OFFSETS: [Global<u32>; 6] = [const { Global::new(OFFSET_UNKNOWN) }; 6];
+#[unsafe(no_mangle)]
+static FIELDS: [Global<u32>; Field::ALL.len()] = [const { Global::new(OFFSET_UNKNOWN) }; Field::ALL.len()];
+#[unsafe(no_mangle)]
+static ACT_CAP: Global<u32> = Global::new(256);
 #[unsafe(no_mangle)]
 static SLOTS: [Global<u16>; NATIVE_CALLS] = [const { Global::new(UNMAPPED) }; NATIVE_CALLS];
 #[unsafe(no_mangle)]
@@ -97,6 +109,25 @@ impl Caller {
         WINDOWS.get_ptr_mut(key)
     }
 
+    /// Counts a rare act and takes one from its class's cap; false when that is used up.
+    #[inline(always)]
+    pub(crate) fn may_act(self, class: Class) -> bool {
+        count(class, counter::SEEN);
+        let Some((epoch, _)) = open_epoch() else { return true };
+        // As for `within_cap`.
+        let Some(window) = self.window(epoch) else { return true };
+        let Some(place) = class.act() else { return true };
+        // SAFETY: `window` points into a map value; a class is a constant, and a test holds its place below the end.
+        let counted = unsafe { (&raw mut (*window).n_acts).cast::<u32>().add(place) };
+        // SAFETY: as above.
+        if unsafe { ptr::read_volatile(counted) } >= ACT_CAP.load() {
+            count(class, counter::THROTTLED);
+            return false;
+        }
+        add(counted);
+        true
+    }
+
     /// Takes one from a cap of this process in the open epoch; false when it is used up.
     #[inline(always)]
     pub(crate) fn within_cap(self, cap: u32, counted: fn(*mut Window) -> *mut u32) -> bool {
@@ -136,7 +167,7 @@ pub(crate) fn slot(nr: u64) -> u16 {
     if nr < NATIVE_CALLS as u64 { SLOTS[nr as usize].load() } else { UNMAPPED }
 }
 
-/// The first four arguments of a system call, from the registers saved on entry.
+/// The arguments of a system call, from the registers saved on entry.
 #[derive(Clone, Copy)]
 pub(crate) struct Registers(pub(crate) u64);
 
@@ -147,6 +178,81 @@ impl Registers {
     }
 }
 
+/// A layer's three programs: tail-called behind either dispatcher, and on the classic tracepoints of its calls. The
+/// function gets the native number and a way to read arguments.
+#[macro_export]
+macro_rules! call_layer {
+    ($btf:ident, $raw:ident, $classic:ident, $run:path) => {
+        #[aya_ebpf::macros::btf_tracepoint(function = "sys_enter")]
+        fn $btf(ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
+            let registers = $crate::shared::Registers(ctx.arg(0));
+            $run(ctx.arg(1), |i| registers.arg(i));
+            0
+        }
+
+        #[aya_ebpf::macros::raw_tracepoint(tracepoint = "sys_enter")]
+        fn $raw(ctx: aya_ebpf::programs::RawTracePointContext) -> i32 {
+            let registers = $crate::shared::Registers(ctx.arg(0));
+            $run(ctx.arg(1), |i| registers.arg(i));
+            0
+        }
+
+        #[aya_ebpf::macros::tracepoint]
+        fn $classic(ctx: aya_ebpf::programs::TracePointContext) -> u32 {
+            // Where a classic tracepoint of a system call keeps its number and its arguments.
+            const NR: usize = 8;
+            const ARGS: usize = 16;
+            // SAFETY: the number is a 32-bit field of every system call's tracepoint, arguments are 64-bit fields.
+            if let Ok(nr) = unsafe { ctx.read_at::<u32>(NR) } {
+                // SAFETY: as above.
+                $run(u64::from(nr), |i| unsafe { ctx.read_at::<u64>(ARGS + 8 * i) }.unwrap_or(0));
+            }
+            0
+        }
+    };
+}
+
+/// How records name a call: by its slot, or by its number where all architectures agree on it.
+#[inline(always)]
+pub(crate) fn call_of(nr: u64) -> u32 {
+    if nr >= NR_SHARED { nr as u32 } else { u32::from(slot(nr)) }
+}
+
+/// The offset of a struct field, where the kernel's type information told it.
+#[inline(always)]
+pub(crate) fn offset(field: Field) -> Option<u64> {
+    let offset = FIELDS[field as usize].load();
+    (offset != OFFSET_UNKNOWN).then_some(u64::from(offset))
+}
+
+/// The value of a struct's field in kernel memory.
+#[inline(always)]
+pub(crate) fn field<T>(structure: u64, field: Field) -> Option<T> {
+    read_kernel(structure + offset(field)?)
+}
+
+/// Copies a path from the process. Returns its length without the NUL; an unreadable one becomes empty and is counted.
+#[inline(always)]
+pub(crate) fn read_path(to: *mut [u8; PATH_LEN], from: u64) -> usize {
+    // SAFETY: `to` points to a whole path in a map value. The helper checks `from`, and ends the text with a NUL or
+    // fails.
+    let len = unsafe { raw_read_user_str(to.cast(), PATH_LEN as u32, from as *const _) };
+    if len > 0 && len <= PATH_LEN as i64 {
+        return len as usize - 1;
+    }
+    // SAFETY: as above.
+    unsafe { *to.cast::<u8>() = 0 };
+    count_at(counter::UNREADABLE);
+    0
+}
+
+/// A value from the process's memory, checked by the kernel.
+#[inline(always)]
+pub(crate) fn read_user<T>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address and fails on a bad one; every `T` used here is made of plain integers.
+    unsafe { bpf_probe_read_user(address as *const T) }.ok()
+}
+
 /// A value from kernel memory, checked by the kernel.
 #[inline(always)]
 pub(crate) fn read_kernel<T>(address: u64) -> Option<T> {
@@ -154,13 +260,28 @@ pub(crate) fn read_kernel<T>(address: u64) -> Option<T> {
     unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
 }
 
+/// Adds to 64 bits, whichever CPU does the same at the same time.
+#[inline(always)]
+pub(crate) fn add_u64(counted: *mut u64, n: u64) {
+    // SAFETY: `counted` points into a map value, aligned to eight bytes, that stays valid while the program runs.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(counted, n);
+    }
+}
+
 /// Adds one, whichever CPU does the same at the same time.
 #[inline(always)]
 pub(crate) fn add(counted: *mut u32) {
+    add_n(counted, 1);
+}
+
+/// Adds to 32 bits, whichever CPU does the same at the same time.
+#[inline(always)]
+pub(crate) fn add_n(counted: *mut u32, n: u32) {
     // The target has no `AtomicU32`, though the machine has the instruction.
     // SAFETY: `counted` points into a map value, aligned to four bytes, that stays valid while the program runs.
     unsafe {
-        core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::Relaxed }>(counted, 1);
+        core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::Relaxed }>(counted, n);
     }
 }
 

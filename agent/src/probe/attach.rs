@@ -12,6 +12,10 @@ use models::{
     wire::LayerState,
 };
 
+use super::layers::{
+    Backend, CALL_LAYERS, CLASSIC, CallLayer, HOOK_LAYERS, Hook, NETWORK_BYTES, Needs, TAIL_CALL,
+};
+
 /// What the kernel's type information told.
 #[derive(Clone, Copy)]
 pub(super) struct Known {
@@ -20,127 +24,6 @@ pub(super) struct Known {
     /// Offset of `linux_binprm.filename`.
     pub(super) filename: bool,
 }
-
-#[derive(Clone, Copy)]
-enum Needs {
-    Nothing,
-    Task,
-    Filename,
-}
-
-#[derive(Clone, Copy)]
-enum Hook {
-    Btf(&'static str),
-    Raw(&'static str),
-    Classic(&'static str, &'static str),
-}
-
-struct Backend {
-    name: &'static str,
-    program: &'static str,
-    hook: Hook,
-    needs: Needs,
-}
-
-const fn backend(name: &'static str, program: &'static str, hook: Hook, needs: Needs) -> Backend {
-    Backend { name, program, hook, needs }
-}
-
-const LAYERS: &[(&str, &[Backend])] = &[
-    (
-        "syscall",
-        &[
-            backend("tp_btf/sys_enter", "sys_enter_btf", Hook::Btf("sys_enter"), Needs::Nothing),
-            backend("raw_tp/sys_enter", "sys_enter_raw", Hook::Raw("sys_enter"), Needs::Nothing),
-        ],
-    ),
-    (
-        "process_exec",
-        &[
-            backend(
-                "tp_btf/sched_process_exec",
-                "exec_btf",
-                Hook::Btf("sched_process_exec"),
-                Needs::Filename,
-            ),
-            backend(
-                "raw_tp/sched_process_exec",
-                "exec_raw",
-                Hook::Raw("sched_process_exec"),
-                Needs::Filename,
-            ),
-            backend(
-                "tracepoint/sched_process_exec",
-                "exec_tp",
-                Hook::Classic("sched", "sched_process_exec"),
-                Needs::Nothing,
-            ),
-        ],
-    ),
-    (
-        "process_fork",
-        &[
-            backend("tp_btf/task_newtask", "fork_newtask_btf", Hook::Btf("task_newtask"), Needs::Task),
-            backend(
-                "tp_btf/sched_process_fork",
-                "fork_sched_btf",
-                Hook::Btf("sched_process_fork"),
-                Needs::Task,
-            ),
-            backend(
-                "tracepoint/task_newtask",
-                "fork_tp",
-                Hook::Classic("task", "task_newtask"),
-                Needs::Nothing,
-            ),
-        ],
-    ),
-    (
-        "process_exit",
-        &[
-            backend("tp_btf/sched_process_exit", "exit_btf", Hook::Btf("sched_process_exit"), Needs::Nothing),
-            backend("raw_tp/sched_process_exit", "exit_raw", Hook::Raw("sched_process_exit"), Needs::Nothing),
-            backend(
-                "tracepoint/sched_process_exit",
-                "exit_tp",
-                Hook::Classic("sched", "sched_process_exit"),
-                Needs::Nothing,
-            ),
-        ],
-    ),
-];
-
-/// A layer that wants the arguments of some system calls.
-struct CallLayer {
-    name: &'static str,
-    calls: &'static [&'static str],
-    also: &'static [(u16, &'static str)],
-    btf: &'static str,
-    raw: &'static str,
-    classic: &'static str,
-}
-
-const CALL_LAYERS: &[CallLayer] = &[
-    CallLayer {
-        name: "file",
-        calls: &["open", "openat", "creat"],
-        also: &[(437, "openat2")],
-        btf: "open_btf",
-        raw: "open_raw",
-        classic: "open_tp",
-    },
-    CallLayer {
-        name: "network",
-        calls: &["connect"],
-        also: &[],
-        btf: "connect_btf",
-        raw: "connect_raw",
-        classic: "connect_tp",
-    },
-];
-
-const TAIL_CALL: &str = "tail_call";
-const CLASSIC: &str = "tracepoint/syscalls";
 
 /// Attaches every layer.
 pub(super) fn all(
@@ -151,30 +34,39 @@ pub(super) fn all(
     forced_off: &[String],
 ) -> Vec<LayerState> {
     let mut layers = Vec::new();
-    for (name, backends) in LAYERS {
-        let mut state = LayerState { layer: (*name).to_owned(), ..LayerState::default() };
-        for backend in *backends {
-            let tried =
-                allowed(forced_off, name, backend.name).and_then(|()| attach(programs, backend, btf, known));
-            if note(&mut state, backend.name, tried) {
-                break;
-            }
-        }
+    let first_of = |state: &mut LayerState, programs: &mut Ebpf, backends: &[Backend]| {
+        backends.iter().any(|backend| {
+            let tried = allowed(forced_off, &state.layer, backend.name)
+                .and_then(|()| attach(programs, backend, btf, known));
+            note(state, backend.name, tried)
+        })
+    };
+    for layer in HOOK_LAYERS {
+        let mut state = LayerState { layer: layer.name.to_owned(), ..LayerState::default() };
+        first_of(&mut state, programs, layer.backends);
         layers.push(state);
     }
     let dispatcher = layers[0].backend.clone();
     for layer in CALL_LAYERS {
         let mut state = LayerState { layer: layer.name.to_owned(), ..LayerState::default() };
-        let tried = allowed(forced_off, layer.name, TAIL_CALL)
-            .and_then(|()| tail_call(programs, layer, btf, arch, &dispatcher));
-        if !note(&mut state, TAIL_CALL, tried) {
-            let tried =
-                allowed(forced_off, layer.name, CLASSIC).and_then(|()| classic(programs, layer, arch));
-            note(&mut state, CLASSIC, tried);
+        if !first_of(&mut state, programs, layer.better) {
+            let tried = allowed(forced_off, layer.name, TAIL_CALL)
+                .and_then(|()| tail_call(programs, layer, btf, arch, &dispatcher));
+            if !note(&mut state, TAIL_CALL, tried) {
+                let tried =
+                    allowed(forced_off, layer.name, CLASSIC).and_then(|()| classic(programs, layer, arch));
+                note(&mut state, CLASSIC, tried);
+            }
         }
         layers.push(state);
     }
     layers
+}
+
+/// Whether bytes are counted from the arguments of calls.
+pub(super) fn counts_calls(layers: &[LayerState]) -> bool {
+    let bytes = layers.iter().find(|layer| layer.layer == NETWORK_BYTES);
+    bytes.is_some_and(|layer| layer.backend == TAIL_CALL || layer.backend == CLASSIC)
 }
 
 fn allowed(forced_off: &[String], layer: &str, backend: &str) -> Result<(), String> {
@@ -204,9 +96,24 @@ fn attach(programs: &mut Ebpf, backend: &Backend, btf: Option<&Btf>, known: Know
         }
         _ => {}
     }
-    load(programs, backend.program, backend.hook, btf)?;
-    let program = programs.program_mut(backend.program).ok_or(MISSING)?;
-    match (program, backend.hook) {
+    let tried = backend.programs.iter().try_for_each(|(name, hook)| attach_one(programs, name, *hook, btf));
+    if tried.is_err() {
+        for (name, _) in backend.programs {
+            // Half of a backend must not count beside the next one. A program that was not loaded cannot be unloaded.
+            let _ = match programs.program_mut(name) {
+                Some(Program::BtfTracePoint(p)) => p.unload(),
+                Some(Program::RawTracePoint(p)) => p.unload(),
+                Some(Program::TracePoint(p)) => p.unload(),
+                _ => Ok(()),
+            };
+        }
+    }
+    tried
+}
+
+fn attach_one(programs: &mut Ebpf, name: &str, hook: Hook, btf: Option<&Btf>) -> Result<(), String> {
+    load(programs, name, hook, btf)?;
+    match (programs.program_mut(name).ok_or(MISSING)?, hook) {
         (Program::BtfTracePoint(p), _) => p.attach().map(drop),
         (Program::RawTracePoint(p), Hook::Raw(name)) => p.attach(name).map(drop),
         (Program::TracePoint(p), Hook::Classic(category, name)) => p.attach(category, name).map(drop),

@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use agent_ebpf::dns;
 use agent_ebpf::records::{
-    Connect, Exec, Flush, Fork, Header, KIND_CONNECT, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_OPEN,
-    Open, Window, WindowKey,
+    Act, Class, Connect, Dns, Escape, Exec, Flush, Fork, Header, Inject, KIND_CONNECT, KIND_DNS, KIND_ESCAPE,
+    KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_INJECT, KIND_KERNEL_LOAD, KIND_OPEN, KIND_PRIVILEGE,
+    KIND_TAMPER, Open, PLACE_WATCHED, Tamper, Window, WindowKey,
 };
-use models::event::{Comm, Event, EventKind, PathText, SyscallWindow};
+use models::event::{Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering};
 use zerocopy::FromBytes;
 
 /// Why a record is not an event.
@@ -23,6 +25,14 @@ pub enum DecodeError {
     /// Another build wrote it.
     #[error("unknown record kind {0}")]
     Kind(u32),
+    /// A call that its kind of record is not made for.
+    #[error("a record of kind {kind} cannot be about call {call}")]
+    Call {
+        /// The kind in its header.
+        kind: u32,
+        /// As recorded.
+        call: u32,
+    },
     /// Neither IPv4 nor IPv6, or a port beyond 65535.
     #[error("a connection with family {family} and port {port}")]
     Address {
@@ -33,40 +43,105 @@ pub enum DecodeError {
     },
 }
 
+/// One record: the event, its class, and what is still to be found out about its path.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) event: Event,
+    pub(super) class: Class,
+    pub(super) unplaced: Option<Unplaced>,
+}
+
+/// A path that the record does not give in full.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unplaced {
+    /// Directory that it starts from, or the file itself when it is empty.
+    pub(super) dfd: i32,
+    /// The kernel found it in a watched directory; else the agent must say.
+    pub(super) watched: bool,
+}
+
 /// Turns one record into an event.
 ///
 /// # Errors
 ///
 /// When the bytes are not a record of this build.
 pub fn decode(record: &[u8]) -> Result<Event, DecodeError> {
+    read(record).map(|record| record.event)
+}
+
+pub(super) fn read(record: &[u8]) -> Result<Record, DecodeError> {
     let (header, _) =
         Header::read_from_prefix(record).map_err(|_| DecodeError::Length { kind: 0, len: record.len() })?;
-    let kind = match header.kind {
-        KIND_EXEC => EventKind::Exec { path: path_text(&whole::<Exec>(&header, record)?.filename) },
-        KIND_FORK => EventKind::Fork { child: whole::<Fork>(&header, record)?.child },
+    let mut unplaced = None;
+    let (class, kind) = match header.kind {
+        KIND_EXEC => {
+            let exec = whole::<Exec>(&header, record)?;
+            let path = path_text(&exec.filename);
+            // Where the kernel could not look at the file, its path must do.
+            let fileless = exec.unlinked == 1 || exec.unlinked != 0 && is_descriptor(&path);
+            (Class::Exec, EventKind::Exec { path, fileless })
+        }
+        KIND_FORK => (Class::Fork, EventKind::Fork { child: whole::<Fork>(&header, record)?.child }),
         KIND_EXIT => {
             whole::<Header>(&header, record)?;
-            EventKind::Exit
+            (Class::Exit, EventKind::Exit)
         }
         KIND_OPEN => {
             let open = whole::<Open>(&header, record)?;
-            EventKind::Open { path: path_text(&open.path), flags: open.flags, sensitive: open.sensitive != 0 }
+            let (flags, sensitive) = (open.flags, open.sensitive != 0);
+            (Class::Open, EventKind::Open { path: path_text(&open.path), flags, sensitive })
         }
-        KIND_CONNECT => connect(&whole(&header, record)?)?,
+        KIND_CONNECT => {
+            let connect = whole::<Connect>(&header, record)?;
+            let addr = address(connect.family, connect.port, &connect.addr)?;
+            let wrong = DecodeError::Address { family: connect.family, port: connect.port };
+            let port = u16::try_from(connect.port).map_err(|_| wrong)?;
+            (Class::Connect, EventKind::Connect { addr, port })
+        }
         KIND_FLUSH => {
             let flush = whole::<Flush>(&header, record)?;
-            EventKind::Flush(Box::new(window(flush.key, &flush.window)))
+            (Class::Flush, EventKind::Flush(Box::new(window(flush.key, &flush.window))))
+        }
+        KIND_INJECT => {
+            let inject = whole::<Inject>(&header, record)?;
+            let call = call(&header, inject.call)?;
+            (Class::Injection, EventKind::Inject { call, victim: inject.victim })
+        }
+        KIND_ESCAPE => (Class::Escape, escape(&header, &whole(&header, record)?)?),
+        KIND_TAMPER => {
+            let tamper = whole::<Tamper>(&header, record)?;
+            let (watched, path) = (tamper.place == PLACE_WATCHED, path_text(&tamper.path));
+            if !path.starts_with('/') {
+                unplaced = Some(Unplaced { dfd: tamper.dfd, watched });
+            }
+            let class = if watched { Class::AntiForensic } else { Class::Unplaced };
+            (class, EventKind::Tamper { how: tampering(&header, tamper.call)?, path })
+        }
+        KIND_DNS => {
+            let sent = whole::<Dns>(&header, record)?;
+            let addr = address(sent.family, 53, &sent.addr)?;
+            let question =
+                sent.message.get(..sent.taken as usize).and_then(dns::question).map(|found| DnsQuestion {
+                    domain: found.domain().try_into().unwrap_or_default(),
+                    name_len: u16::try_from(found.name().len()).unwrap_or(u16::MAX),
+                    entropy: found.entropy,
+                    tcp: found.over_tcp,
+                });
+            (Class::Dns, EventKind::Dns { addr, bytes: sent.len, question })
+        }
+        KIND_PRIVILEGE => {
+            let call = call(&header, whole::<Act>(&header, record)?.call)?;
+            (Class::Privilege, EventKind::Privilege { call })
+        }
+        KIND_KERNEL_LOAD => {
+            let call = call(&header, whole::<Act>(&header, record)?.call)?;
+            (Class::KernelLoad, EventKind::KernelLoad { call })
         }
         other => return Err(DecodeError::Kind(other)),
     };
-    Ok(Event {
-        boot_ns: header.boot_ns,
-        tgid: header.tgid,
-        tid: header.tid,
-        uid: header.uid,
-        comm: comm_text(&header.comm),
-        kind,
-    })
+    let (comm, boot_ns) = (comm_text(&header.comm), header.boot_ns);
+    let event = Event { boot_ns, tgid: header.tgid, tid: header.tid, uid: header.uid, comm, kind };
+    Ok(Record { event, class, unplaced })
 }
 
 /// A window entry as the pipeline knows it.
@@ -81,6 +156,10 @@ pub fn window(key: WindowKey, window: &Window) -> SyscallWindow {
         unmapped: window.unmapped,
         bigrams: window.bigrams.to_vec(),
         active: window.active,
+        bytes_sent: window.bytes_sent,
+        bytes_recv: window.bytes_recv,
+        uring: window.uring,
+        uring_ops: window.uring_ops,
     }
 }
 
@@ -88,16 +167,52 @@ fn whole<T: FromBytes>(header: &Header, record: &[u8]) -> Result<T, DecodeError>
     T::read_from_bytes(record).map_err(|_| DecodeError::Length { kind: header.kind, len: record.len() })
 }
 
-fn connect(record: &Connect) -> Result<EventKind, DecodeError> {
-    let wrong = DecodeError::Address { family: record.family, port: record.port };
-    let port = u16::try_from(record.port).map_err(|_| wrong)?;
-    let [a, b, c, d, ..] = record.addr;
-    let addr = match i32::try_from(record.family) {
-        Ok(libc::AF_INET) => IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
-        Ok(libc::AF_INET6) => IpAddr::V6(Ipv6Addr::from(record.addr)),
-        _ => return Err(wrong),
-    };
-    Ok(EventKind::Connect { addr, port })
+fn call(header: &Header, call: u32) -> Result<u16, DecodeError> {
+    u16::try_from(call).map_err(|_| DecodeError::Call { kind: header.kind, call })
+}
+
+fn escape(header: &Header, record: &Escape) -> Result<EventKind, DecodeError> {
+    let number = call(header, record.call)?;
+    let path = path_text(&record.path);
+    Ok(match models::event::call_name(number) {
+        "setns" | "unshare" | "clone" | "clone3" => {
+            EventKind::Namespace { call: number, flags: record.flags }
+        }
+        "pivot_root" => EventKind::PivotRoot { path },
+        "open" | "creat" | "openat" | "openat2" => EventKind::ReleaseAgent { path },
+        "mount" | "open_tree" | "move_mount" | "fsopen" | "fsmount" => {
+            EventKind::Mount { call: number, source: path_text(&record.source), target: path }
+        }
+        _ => return Err(DecodeError::Call { kind: header.kind, call: record.call }),
+    })
+}
+
+fn tampering(header: &Header, number: u32) -> Result<Tampering, DecodeError> {
+    Ok(match models::event::call_name(call(header, number)?) {
+        "unlink" | "unlinkat" => Tampering::Removed,
+        "truncate" | "ftruncate" | "open" | "creat" | "openat" | "openat2" => Tampering::Emptied,
+        "rename" | "renameat" | "renameat2" => Tampering::Renamed,
+        "utime" | "utimes" | "futimesat" | "utimensat" => Tampering::Redated,
+        _ => return Err(DecodeError::Call { kind: header.kind, call: number }),
+    })
+}
+
+/// `/proc/<pid>/fd/<n>`, `/proc/<pid>/exe` and `/dev/fd/<n>`: what a program without a file is started by.
+fn is_descriptor(path: &str) -> bool {
+    path.starts_with("/dev/fd/")
+        || path
+            .strip_prefix("/proc/")
+            .and_then(|rest| rest.split_once('/'))
+            .is_some_and(|(_, rest)| rest.starts_with("fd/") || rest == "exe")
+}
+
+fn address(family: u32, port: u32, addr: &[u8; 16]) -> Result<IpAddr, DecodeError> {
+    let [a, b, c, d, ..] = *addr;
+    match i32::try_from(family) {
+        Ok(libc::AF_INET) => Ok(IpAddr::V4(Ipv4Addr::new(a, b, c, d))),
+        Ok(libc::AF_INET6) => Ok(IpAddr::V6(Ipv6Addr::from(*addr))),
+        _ => Err(DecodeError::Address { family, port }),
+    }
 }
 
 fn path_text(bytes: &[u8]) -> PathText {
@@ -136,7 +251,7 @@ mod tests {
         let connect = |family, addr| Connect { header: header(KIND_CONNECT), family, port: 443, addr };
         let key = WindowKey { tgid: 7, epoch: 3 };
         vec![
-            Exec { header: header(KIND_EXEC), filename: path }.as_bytes().to_vec(),
+            Exec { header: header(KIND_EXEC), unlinked: 1, _pad: 0, filename: path }.as_bytes().to_vec(),
             Fork { header: header(KIND_FORK), child: 11, _pad: 0 }.as_bytes().to_vec(),
             header(KIND_EXIT).as_bytes().to_vec(),
             Open { header: header(KIND_OPEN), dfd: -100, flags: 1, sensitive: 1, _pad: 0, path }
@@ -145,6 +260,26 @@ mod tests {
             connect(2, [127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).as_bytes().to_vec(),
             connect(10, [1; 16]).as_bytes().to_vec(),
             Flush { header: header(KIND_FLUSH), key, window: Window::EMPTY }.as_bytes().to_vec(),
+            Inject { header: header(KIND_INJECT), call: 310, victim: 12, request: 0 }.as_bytes().to_vec(),
+            Escape { header: header(KIND_ESCAPE), call: 429, fd: -1, flags: 0, path, source: [0; 256] }
+                .as_bytes()
+                .to_vec(),
+            Tamper { header: header(KIND_TAMPER), call: 263, dfd: 3, flags: 0, place: 1, path }
+                .as_bytes()
+                .to_vec(),
+            Dns {
+                header: header(KIND_DNS),
+                family: 2,
+                len: 400,
+                taken: 288,
+                _pad: 0,
+                addr: [9; 16],
+                message: [0; 288],
+            }
+            .as_bytes()
+            .to_vec(),
+            Act { header: header(KIND_PRIVILEGE), call: 105, argument: 0 }.as_bytes().to_vec(),
+            Act { header: header(KIND_KERNEL_LOAD), call: 321, argument: 5 }.as_bytes().to_vec(),
         ]
     }
 
@@ -153,12 +288,20 @@ mod tests {
         let events: Vec<_> = samples().iter().map(|s| decode(s).unwrap()).collect();
         assert!(events.iter().all(|e| (e.boot_ns, e.tgid, e.tid, e.uid) == (5, 7, 8, 9)));
         assert_eq!(events[0].comm, "cat\u{fffd}");
-        assert!(matches!(&events[0].kind, EventKind::Exec { path } if path == "/etc/shadow"));
+        assert!(matches!(&events[0].kind, EventKind::Exec { path, fileless: true } if path == "/etc/shadow"));
         assert_eq!(events[1].kind, EventKind::Fork { child: 11 });
         assert_eq!(events[2].kind, EventKind::Exit);
         assert!(matches!(&events[3].kind, EventKind::Open { sensitive: true, flags: 1, .. }));
         assert_eq!(events[4].kind, EventKind::Connect { addr: Ipv4Addr::LOCALHOST.into(), port: 443 });
         assert!(matches!(&events[6].kind, EventKind::Flush(w) if w.tgid == 7 && w.epoch == 3));
+        assert_eq!(events[7].kind, EventKind::Inject { call: 310, victim: 12 });
+        assert!(
+            matches!(&events[8].kind, EventKind::Mount { call: 429, target, .. } if target == "/etc/shadow")
+        );
+        assert!(matches!(&events[9].kind, EventKind::Tamper { how: Tampering::Removed, .. }));
+        assert!(matches!(&events[10].kind, EventKind::Dns { bytes: 400, question: None, .. }));
+        assert_eq!(events[11].kind, EventKind::Privilege { call: 105 });
+        assert_eq!(events[12].kind, EventKind::KernelLoad { call: 321 });
     }
 
     #[test]
@@ -171,6 +314,25 @@ mod tests {
             longer.push(0);
             assert!(matches!(decode(&longer), Err(DecodeError::Length { .. })));
         }
+    }
+
+    #[test]
+    fn without_a_look_at_the_file_its_path_decides() {
+        for (path, fileless) in
+            [("/proc/self/fd/3", true), ("/dev/fd/9", true), ("/proc/7/exe", true), ("/usr/bin/fd", false)]
+        {
+            let mut filename = [0; 256];
+            filename[..path.len()].copy_from_slice(path.as_bytes());
+            let record = Exec { header: header(KIND_EXEC), unlinked: 2, _pad: 0, filename };
+            let expected = EventKind::Exec { path: path.try_into().unwrap(), fileless };
+            assert_eq!(decode(record.as_bytes()).unwrap().kind, expected);
+        }
+    }
+
+    #[test]
+    fn a_record_about_a_call_of_another_layer_is_an_error() {
+        let odd = Tamper { header: header(KIND_TAMPER), call: 1, dfd: 0, flags: 0, place: 1, path: [0; 256] };
+        assert_eq!(decode(odd.as_bytes()), Err(DecodeError::Call { kind: KIND_TAMPER, call: 1 }));
     }
 
     #[test]

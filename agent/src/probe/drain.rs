@@ -33,9 +33,15 @@ impl Drain {
         max_keys: usize,
     ) -> Result<Self, MapError> {
         let mut drain =
-            Self { epoch, windows, state: Epoch { current: 0, _pad: 0, start_ns: [0; 2] }, max_keys };
+            Self { epoch, windows, state: Epoch { current: 0, modes: 0, start_ns: [0; 2] }, max_keys };
         drain.flip()?;
         Ok(drain)
+    }
+
+    /// Tells the programs how to count from now on.
+    pub(super) fn set_modes(&mut self, modes: u32) -> Result<(), MapError> {
+        self.state.modes = modes;
+        self.write()
     }
 
     /// The open epoch and its start.

@@ -4,13 +4,20 @@ mod attach;
 mod btf;
 mod decode;
 mod drain;
+mod layers;
+mod memory;
+mod resolve;
 
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd},
+    os::unix::fs::MetadataExt as _,
 };
 
-use agent_ebpf::records::{Class, OFFSET_UNKNOWN, counter, names};
+use agent_ebpf::{
+    records::{Class, Field, MODE_COUNT_CALLS, OFFSET_UNKNOWN, counter, names},
+    watched::{Prefix, WATCHED_MAX, Watched, device},
+};
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness, include_bytes_aligned,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
@@ -22,6 +29,7 @@ use models::{
 };
 
 pub use decode::{DecodeError, decode, window};
+pub use memory::MapMemory;
 
 /// The committed object; `cargo xtask ebpf` rebuilds it.
 static OBJECT: &[u8] =
@@ -44,6 +52,10 @@ pub struct ProbeOptions {
     pub bulk_cap: u32,
     /// Connections and sensitive opens that one process may report per epoch.
     pub urgent_cap: u32,
+    /// Records that one process may report per epoch in each class of rare acts.
+    pub act_cap: u32,
+    /// Directories whose files nobody should remove, empty or redate: absolute, at most 8, each below 64 bytes.
+    pub watched: Vec<String>,
     /// Backends that are not tried, as `layer:backend`, e.g. `syscall:tp_btf/sys_enter`.
     pub forced_off: Vec<String>,
     /// Act as on a kernel without type information.
@@ -61,6 +73,8 @@ impl ProbeOptions {
             bulk_bytes: 1024 * 1024,
             bulk_cap: 256,
             urgent_cap: 512,
+            act_cap: 256,
+            watched: vec!["/var/log".to_owned(), "/run/log".to_owned()],
             forced_off: Vec::new(),
             without_btf: false,
         }
@@ -81,6 +95,9 @@ pub enum ProbeError {
     /// Something else went wrong with the object.
     #[error("loading the kernel programs' maps")]
     Load(#[source] Box<EbpfError>),
+    /// A directory of [`ProbeOptions::watched`] cannot be watched.
+    #[error("cannot watch `{0}`: at most {WATCHED_MAX} absolute directories below 64 bytes")]
+    Watched(String),
     /// The embedded object is not of this build.
     #[error("the embedded object has no map `{0}`")]
     MissingMap(&'static str),
@@ -135,6 +152,10 @@ pub struct Counters {
     pub unreadable: u64,
     /// Records that could not be decoded.
     pub decode_errors: u64,
+    /// Files touched that turned out to lie in no watched directory.
+    pub elsewhere: u64,
+    /// Files touched by a process that left before the agent could ask which they were.
+    pub unresolved: u64,
 }
 
 impl Counters {
@@ -155,6 +176,9 @@ pub struct Probe {
     counters: PerCpuArray<MapData, u64>,
     received: [u64; Class::ALL.len()],
     decode_errors: u64,
+    elsewhere: u64,
+    unresolved: u64,
+    watched: Vec<String>,
 }
 
 impl Probe {
@@ -170,9 +194,11 @@ impl Probe {
         lift_memory_lock();
         let raw_btf = if options.without_btf { None } else { fs::read(VMLINUX_BTF).ok() };
         let btf = raw_btf.as_deref().and_then(|raw| Btf::parse(raw, Endianness::default()).ok());
+        let types = raw_btf.as_deref().and_then(btf::Types::parse);
         let offset = |structure, field| {
-            raw_btf.as_deref().and_then(|raw| btf::offset_of(raw, structure, field)).unwrap_or(OFFSET_UNKNOWN)
+            types.as_ref().and_then(|types| types.offset_of(structure, field)).unwrap_or(OFFSET_UNKNOWN)
         };
+        let fields: Vec<u32> = Field::ALL.iter().map(|f| offset(f.names().0, f.names().1)).collect();
         let (task_pid, task_tgid) = (offset("task_struct", "pid"), offset("task_struct", "tgid"));
         let (signal, live) = (offset("task_struct", "signal"), offset("signal_struct", "live"));
         let filename = offset("linux_binprm", "filename");
@@ -189,6 +215,8 @@ impl Probe {
             .override_global(names::TASK_SIGNAL, &signal, true)
             .override_global(names::SIGNAL_LIVE, &live, true)
             .override_global(names::BPRM_FILENAME, &filename, true)
+            .override_global(names::FIELDS, fields.as_slice(), true)
+            .override_global(names::ACT_CAP, &options.act_cap, true)
             .override_global(names::BULK_CAP, &options.bulk_cap, true)
             .override_global(names::URGENT_CAP, &options.urgent_cap, true)
             .override_global(names::BULK_WAKE_BYTES, &wake_bytes, true)
@@ -196,11 +224,12 @@ impl Probe {
             .map_max_entries(names::URGENT, options.urgent_bytes)
             .map_max_entries(names::BULK, options.bulk_bytes);
         let mut programs = loader.load(OBJECT).map_err(refusal)?;
+        watch(&mut programs, &options.watched)?;
         let epoch = Array::try_from(take(&mut programs, names::EPOCH)?).map_err(in_map(names::EPOCH))?;
         let windows =
             HashMap::try_from(take(&mut programs, names::WINDOWS)?).map_err(in_map(names::WINDOWS))?;
         let max_keys = options.windows as usize * 4;
-        let drain = drain::Drain::new(epoch, windows, max_keys).map_err(in_map(names::EPOCH))?;
+        let mut drain = drain::Drain::new(epoch, windows, max_keys).map_err(in_map(names::EPOCH))?;
         let urgent = RingBuf::try_from(take(&mut programs, names::URGENT)?).map_err(in_map(names::URGENT))?;
         let bulk = RingBuf::try_from(take(&mut programs, names::BULK)?).map_err(in_map(names::BULK))?;
         let counters =
@@ -213,6 +242,9 @@ impl Probe {
         if layers.iter().all(|layer| layer.backend.is_empty()) {
             return Err(ProbeError::NothingAttached(layers));
         }
+        if attach::counts_calls(&layers) {
+            drain.set_modes(MODE_COUNT_CALLS).map_err(in_map(names::EPOCH))?;
+        }
         Ok(Self {
             _programs: programs,
             layers,
@@ -222,6 +254,9 @@ impl Probe {
             counters,
             received: [0; Class::ALL.len()],
             decode_errors: 0,
+            elsewhere: 0,
+            unresolved: 0,
+            watched: options.watched.clone(),
         })
     }
 
@@ -248,22 +283,37 @@ impl Probe {
     pub fn poll_events(&mut self, sink: &mut dyn FnMut(Event)) -> PollStats {
         let mut stats = PollStats::default();
         for ring in [&mut self.urgent, &mut self.bulk] {
-            while let Some(record) = ring.next() {
-                match decode(&record) {
-                    Ok(event) => {
-                        self.received[class_of(&event.kind) as usize] += 1;
-                        stats.events += 1;
-                        sink(event);
-                    }
+            while let Some(bytes) = ring.next() {
+                let mut record = match decode::read(&bytes) {
+                    Ok(record) => record,
                     Err(error) => {
                         stats.decode_errors += 1;
                         log::debug!("kernel record: {error}");
+                        continue;
                     }
+                };
+                self.received[record.class as usize] += 1;
+                match complete(&mut record, &self.watched) {
+                    Completed::Event => {
+                        stats.events += 1;
+                        sink(record.event);
+                    }
+                    Completed::Elsewhere => self.elsewhere += 1,
+                    Completed::Gone => self.unresolved += 1,
                 }
             }
         }
         self.decode_errors += stats.decode_errors;
         stats
+    }
+
+    /// Locked memory of every map, largest first.
+    ///
+    /// # Errors
+    ///
+    /// When `/proc/self/fdinfo` cannot be read.
+    pub fn memory(&self) -> io::Result<Vec<MapMemory>> {
+        memory::of_this_process()
     }
 
     /// The open epoch and its start (`CLOCK_BOOTTIME`, nanoseconds).
@@ -312,30 +362,69 @@ impl Probe {
             collisions: read(counter::COLLISIONS)?,
             unreadable: read(counter::UNREADABLE)?,
             decode_errors: self.decode_errors,
+            elsewhere: self.elsewhere,
+            unresolved: self.unresolved,
         })
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 const ARCH: Arch = Arch::X86_64;
-/// `rdi`, `rsi`, `rdx`, `r10` in `struct pt_regs`.
+/// `rdi`, `rsi`, `rdx`, `r10`, `r8`, `r9` in `struct pt_regs`.
 #[cfg(target_arch = "x86_64")]
-const ARG_OFFSETS: [u32; 4] = [112, 104, 96, 56];
+const ARG_OFFSETS: [u32; 6] = [112, 104, 96, 56, 72, 64];
 #[cfg(target_arch = "aarch64")]
 const ARCH: Arch = Arch::Aarch64;
-/// `x0` to `x3` in `struct pt_regs`. Programs read them on entry, before a result replaces `x0`.
+/// `x0` to `x5` in `struct pt_regs`. Programs read them on entry, before a result replaces `x0`.
 #[cfg(target_arch = "aarch64")]
-const ARG_OFFSETS: [u32; 4] = [0, 8, 16, 24];
+const ARG_OFFSETS: [u32; 6] = [0, 8, 16, 24, 32, 40];
 
-fn class_of(kind: &EventKind) -> Class {
-    match kind {
-        EventKind::Exec { .. } => Class::Exec,
-        EventKind::Fork { .. } => Class::Fork,
-        EventKind::Exit => Class::Exit,
-        EventKind::Open { .. } => Class::Open,
-        EventKind::Connect { .. } => Class::Connect,
-        EventKind::Flush(_) => Class::Flush,
+enum Completed {
+    /// It is worth telling.
+    Event,
+    /// Its file lies in no watched directory.
+    Elsewhere,
+    /// Nobody can say any more where its file lies.
+    Gone,
+}
+
+/// Completes a path that the record does not give in full.
+fn complete(record: &mut decode::Record, watched: &[String]) -> Completed {
+    let (Some(unplaced), EventKind::Tamper { path, .. }) = (record.unplaced, &mut record.event.kind) else {
+        return Completed::Event;
+    };
+    match resolve::full_path(record.event.tgid, unplaced.dfd, path) {
+        Some(full) if unplaced.watched || resolve::is_below(&full, watched) => {
+            path.clear();
+            // What no longer fits is left out.
+            let _ = full.to_string_lossy().chars().try_for_each(|c| path.push(c));
+            Completed::Event
+        }
+        Some(_) => Completed::Elsewhere,
+        // The kernel saw that it lies there; its bare name must do.
+        None if unplaced.watched => Completed::Event,
+        None => Completed::Gone,
     }
+}
+
+/// Tells the programs which directories to watch, by text and by inode.
+fn watch(programs: &mut Ebpf, directories: &[String]) -> Result<(), ProbeError> {
+    let mut watched = Watched { list: [Prefix::NONE; WATCHED_MAX] };
+    for (place, directory) in directories.iter().enumerate() {
+        let (inode, device) = fs::metadata(directory).map_or((0, 0), |found| {
+            (found.ino(), device(libc::major(found.dev()), libc::minor(found.dev())))
+        });
+        let prefix = Prefix::new(directory, inode, device);
+        match (watched.list.get_mut(place), prefix) {
+            (Some(free), Some(prefix)) => *free = prefix,
+            _ => return Err(ProbeError::Watched(directory.clone())),
+        }
+    }
+    let map = programs.map_mut(names::WATCHED).ok_or(ProbeError::MissingMap(names::WATCHED))?;
+    let mut map: Array<&mut MapData, [u8; size_of::<Watched>()]> =
+        Array::try_from(map).map_err(in_map(names::WATCHED))?;
+    let bytes: [u8; size_of::<Watched>()] = zerocopy::transmute!(watched);
+    map.set(0, bytes, 0).map_err(in_map(names::WATCHED))
 }
 
 fn take(programs: &mut Ebpf, name: &'static str) -> Result<Map, ProbeError> {

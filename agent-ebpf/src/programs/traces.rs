@@ -1,0 +1,201 @@
+//! The anti-forensic layer: files removed, emptied, renamed or redated in watched directories.
+//!
+//! An absolute path is matched by its text. A bare name or a descriptor is matched by walking up from the directory
+//! or file it stands for, which needs the kernel's type information; what cannot be decided here is decided by the
+//! agent, under a cap of its own.
+
+use agent_ebpf::{
+    records::{Class, Field, KIND_TAMPER, Open, PATH_LEN, PLACE_UNKNOWN, PLACE_WATCHED, Tamper},
+    watched::{Prefix, WATCHED_MAX, WORDS, Watched},
+};
+use aya_ebpf::{
+    helpers::{bpf_get_current_task, generated::bpf_probe_read_kernel as raw_read_kernel},
+    macros::map,
+    maps::PerCpuArray,
+};
+
+use crate::{
+    call_layer,
+    file::AT_FDCWD,
+    shared::{Caller, WATCHED, call_of, caller, field, offset, read_kernel, read_path, send_urgent, slot},
+};
+
+const SLOT_TRUNCATE: u16 = 76;
+const SLOT_FTRUNCATE: u16 = 77;
+const SLOT_RENAME: u16 = 82;
+const SLOT_UNLINK: u16 = 87;
+const SLOT_UTIME: u16 = 132;
+const SLOT_UTIMES: u16 = 235;
+/// Directories between a file and the root that are looked at.
+const DEPTH: usize = 12;
+
+/// The record is too large for the stack, and whether it is sent is known only when its path is.
+#[map]
+static WIPING: PerCpuArray<Tamper> = PerCpuArray::with_max_entries(1, 0);
+
+call_layer!(tamper_btf, tamper_raw, tamper_tp, tamper);
+
+/// Whether a file lies in a watched directory.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Watched,
+    Elsewhere,
+    Unknown,
+}
+
+#[inline(always)]
+fn tamper(nr: u64, arg: impl Fn(usize) -> u64) {
+    let (dfd, path) = match slot(nr) {
+        SLOT_FTRUNCATE => (arg(0) as i32, 0),
+        SLOT_TRUNCATE | SLOT_RENAME | SLOT_UNLINK | SLOT_UTIME | SLOT_UTIMES => (AT_FDCWD, arg(0)),
+        // unlinkat, renameat, renameat2, futimesat, utimensat. Without a path the last two mean the descriptor.
+        _ => (arg(0) as i32, arg(1)),
+    };
+    let Some(caller) = caller() else { return };
+    let Some(record) = WIPING.get_ptr_mut(0) else { return };
+    // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile.
+    unsafe {
+        (*record).dfd = dfd;
+        (*record).flags = 0;
+        let text = &raw mut (*record).path;
+        if path == 0 {
+            *text.cast::<u8>() = 0;
+        } else {
+            read_path(text, path);
+        }
+        report(caller, nr, record);
+    }
+}
+
+/// A file was opened to be emptied.
+#[inline(always)]
+pub(crate) fn opened(caller: Caller, nr: u64, open: &Open) {
+    let Some(record) = WIPING.get_ptr_mut(0) else { return };
+    // SAFETY: as above. Both paths are whole ones in map values, so the helper cannot fail.
+    unsafe {
+        (*record).dfd = open.dfd;
+        (*record).flags = open.flags;
+        raw_read_kernel((&raw mut (*record).path).cast(), PATH_LEN as u32, (&raw const open.path).cast());
+        report(caller, nr, record);
+    }
+}
+
+/// Sends the record unless its file lies elsewhere.
+///
+/// # Safety
+///
+/// `record` points into this CPU's element of a per-CPU map.
+#[inline(always)]
+unsafe fn report(caller: Caller, nr: u64, record: *mut Tamper) {
+    let Some(watched) = WATCHED.get_ptr(0) else { return };
+    // SAFETY: by this function's contract; `watched` points to the array's only element, which the agent writes once.
+    let place = unsafe { place(&*record, &*watched) };
+    let (class, code) = match place {
+        Place::Watched => (Class::AntiForensic, PLACE_WATCHED),
+        Place::Unknown => (Class::Unplaced, PLACE_UNKNOWN),
+        Place::Elsewhere => return,
+    };
+    // Not one call for both: a class must be a constant where its cap is taken.
+    let may = match place {
+        Place::Watched => caller.may_act(Class::AntiForensic),
+        _ => caller.may_act(Class::Unplaced),
+    };
+    if may {
+        // SAFETY: by this function's contract.
+        unsafe {
+            (&raw mut (*record).header).write(caller.header(KIND_TAMPER));
+            (*record).call = call_of(nr);
+            (*record).place = code;
+            send_urgent(class, &*record);
+        }
+    }
+}
+
+#[inline(always)]
+fn place(record: &Tamper, watched: &Watched) -> Place {
+    let first = record.path[0];
+    if first == b'/' {
+        // SAFETY: the path is 256 bytes long and, after 56 bytes of other fields, aligned to eight.
+        let words = unsafe { &*(&raw const record.path).cast::<[u64; WORDS]>() };
+        let mut at = 0;
+        while at < WATCHED_MAX {
+            if watched.list[at].holds(words) {
+                return Place::Watched;
+            }
+            at += 1;
+        }
+        return Place::Elsewhere;
+    }
+    let start = if record.dfd == AT_FDCWD { working_directory() } else { file(record.dfd) };
+    match start.map(|dentry| is_below(dentry, watched)) {
+        Some(Some(true)) => Place::Watched,
+        // Its own directory is elsewhere, but a relative path may lead out of it.
+        Some(Some(false)) if first == 0 || is_bare(&record.path) => Place::Elsewhere,
+        _ => Place::Unknown,
+    }
+}
+
+/// Whether a relative path stays in its directory: no slash in its beginning.
+#[inline(always)]
+fn is_bare(path: &[u8; PATH_LEN]) -> bool {
+    let mut at = 0;
+    while at < 48 {
+        if path[at] == b'/' {
+            return false;
+        }
+        if path[at] == 0 {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn working_directory() -> Option<u64> {
+    // SAFETY: the helper takes no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let fs: u64 = field(task, Field::TaskFs)?;
+    read_kernel(fs + offset(Field::FsPwd)? + offset(Field::PathDentry)?)
+}
+
+#[inline(always)]
+fn file(fd: i32) -> Option<u64> {
+    // SAFETY: the helper takes no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let files: u64 = field(task, Field::TaskFiles)?;
+    let table: u64 = field(files, Field::FilesFdt)?;
+    let max: u32 = field(table, Field::FdtMax)?;
+    if fd < 0 || fd as u32 >= max {
+        return None;
+    }
+    let list: u64 = field(table, Field::FdtFd)?;
+    let file: u64 = read_kernel(list + 8 * u64::from(fd as u32))?;
+    read_kernel(file + offset(Field::FilePath)? + offset(Field::PathDentry)?)
+}
+
+/// Walks up from a file or directory; `None` when its end was not reached.
+#[inline(always)]
+fn is_below(mut dentry: u64, watched: &Watched) -> Option<bool> {
+    let mut depth = 0;
+    while depth < DEPTH {
+        let inode: u64 = field(dentry, Field::DentryInode)?;
+        let number: u64 = field(inode, Field::InodeIno)?;
+        let sb: u64 = field(inode, Field::InodeSb)?;
+        let device: u32 = field(sb, Field::SbDev)?;
+        let mut at = 0;
+        while at < WATCHED_MAX {
+            if Prefix::is(&watched.list[at], number, device) {
+                return Some(true);
+            }
+            at += 1;
+        }
+        let parent: u64 = field(dentry, Field::DentryParent)?;
+        if parent == dentry {
+            return Some(false);
+        }
+        dentry = parent;
+        depth += 1;
+    }
+    None
+}

@@ -1,0 +1,68 @@
+//! Paths that a record gives by directory or descriptor, completed from `/proc` while the process is there.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+/// The full path of what process `tgid` means by `path` seen from `dfd`; `None` when it has left.
+pub(super) fn full_path(tgid: u32, dfd: i32, path: &str) -> Option<PathBuf> {
+    let base = if dfd == libc::AT_FDCWD { "cwd".to_owned() } else { format!("fd/{dfd}") };
+    let base = fs::read_link(format!("/proc/{tgid}/{base}")).ok()?;
+    Some(normal(&without_mark(&base).join(path)))
+}
+
+/// Whether a path lies below one of the directories.
+pub(super) fn is_below(path: &Path, directories: &[String]) -> bool {
+    directories.iter().any(|directory| path.starts_with(directory) && path != Path::new(directory))
+}
+
+/// What the kernel appends to the name of a file that was removed meanwhile.
+fn without_mark(path: &Path) -> &Path {
+    let text = path.as_os_str().as_encoded_bytes();
+    let name = text.strip_suffix(b" (deleted)").and_then(|text| std::str::from_utf8(text).ok());
+    name.map_or(path, |name| Path::new(OsStr::new(name)))
+}
+
+/// Without `.` and `..`, as text: links on the way are not followed.
+fn normal(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                out.pop();
+            }
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_and_relative_paths_of_this_process_are_found() {
+        let own = std::process::id();
+        let folder = fs::File::open("/usr/lib").unwrap();
+        let fd = folder.as_raw_fd();
+        assert_eq!(full_path(own, fd, ""), Some(fs::canonicalize("/usr/lib").unwrap()));
+        assert_eq!(full_path(own, fd, "../a/./b").unwrap(), Path::new("/usr/a/b"));
+        assert_eq!(full_path(u32::MAX, fd, ""), None);
+    }
+
+    #[test]
+    fn a_directory_itself_and_its_neighbour_are_not_below_it() {
+        let watched = ["/var/log".to_owned()];
+        assert!(is_below(Path::new("/var/log/x"), &watched));
+        assert!(!is_below(Path::new("/var/log"), &watched) && !is_below(Path::new("/var/logs/x"), &watched));
+    }
+
+    #[test]
+    fn the_mark_of_a_removed_file_is_taken_off() {
+        assert_eq!(without_mark(Path::new("/var/log/x (deleted)")), Path::new("/var/log/x"));
+    }
+}
