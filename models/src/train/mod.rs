@@ -2,8 +2,8 @@
 //!
 //! Windows are split in time: 60 % fit the weights, the next 20 % say when to stop and give each feature's residual
 //! variance, the last 20 % calibrate. Nothing of the last part is seen before but by the LSTM's look back across the
-//! border. Memory is bounded by [`WINDOWS_MAX`] rows of 427 values, 34 MB twice over; a caller with more windows
-//! thins them by a [`Reservoir`], which keeps every window of a long learning time with the same chance.
+//! border. Of more than [`WINDOWS_MAX`] windows, a [`Reservoir`] of runs of [`BLOCK`] neighbours is kept, in which every
+//! hour of a long learning time has the same chance: at most three matrices of 20,000 x 427 values, 100 MB.
 
 mod adam;
 mod lstm;
@@ -14,6 +14,7 @@ mod reservoir;
 mod stop;
 mod vae;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use ndarray::{Array2, Axis, Slice};
@@ -31,8 +32,10 @@ use vae::Vae;
 
 /// Fewer windows than this cannot be split three ways.
 pub const WINDOWS_MIN: usize = 40;
-/// More windows than this are thinned to the newest.
+/// More windows than this are thinned.
 pub const WINDOWS_MAX: usize = 20_000;
+/// Windows that are kept or thinned out together, so that the LSTM has neighbours to learn from.
+pub const BLOCK: usize = 100;
 /// The smallest variance of a residual: a feature that never moved must not be infinitely surprising.
 const VARIANCE_FLOOR: f32 = 1e-3;
 
@@ -111,7 +114,7 @@ pub fn fit(
     options: &TrainOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Trained, TrainError> {
-    let windows = &windows[windows.len().saturating_sub(WINDOWS_MAX)..];
+    let windows = &*thinned(windows, WINDOWS_MAX, options.seed);
     if windows.len() < WINDOWS_MIN {
         return Err(TrainError::TooFew { found: windows.len() });
     }
@@ -172,9 +175,12 @@ pub fn fit(
         }
     }
     // Fit on what does not calibrate, kept in the bundle as it was calibrated.
-    let vectors: Vec<Vector> = windows.iter().filter_map(|w| features::from_sparse(&w.vector)).collect();
-    let prototypes = Prototypes::fit(&vectors[..variance_end]);
-    let distances = vectors[variance_end..].iter().filter_map(|vector| prototypes.score(vector));
+    let vectors = |part: &'_ [TrainingWindow]| -> Vec<Vector> {
+        part.iter().filter_map(|window| features::from_sparse(&window.vector)).collect()
+    };
+    let prototypes = Prototypes::fit(vectors(&windows[..variance_end]));
+    let held = vectors(&windows[variance_end..]);
+    let distances = held.iter().filter_map(|vector| prototypes.score(vector));
     let (nearest, repertoire) = distances.map(|d| (d.nearest.score, d.repertoire.score)).unzip();
     let calibration = calibrate(&Held {
         windows,
@@ -196,6 +202,23 @@ pub fn fit(
         traits: traits(windows),
         facts: facts(&raw, [fit_end, variance_end - fit_end, n - variance_end], options),
     })
+}
+
+/// At most `most` windows, in order; no run reaches from one kept block into the next.
+fn thinned(windows: &[TrainingWindow], most: usize, seed: u64) -> Cow<'_, [TrainingWindow]> {
+    if windows.len() <= most {
+        return Cow::Borrowed(windows);
+    }
+    let mut reservoir = Reservoir::new(most / BLOCK, seed);
+    for (at, block) in (0_u64..).zip(windows.chunks(BLOCK)) {
+        reservoir.push((at, block));
+    }
+    let kept = reservoir.into_items().into_iter().flat_map(|(at, block)| {
+        block
+            .iter()
+            .map(move |window| TrainingWindow { run: window.run.rotate_left(32) ^ at, ..window.clone() })
+    });
+    Cow::Owned(kept.collect())
 }
 
 fn rows(windows: &[TrainingWindow]) -> Result<Array2<f32>, TrainError> {
@@ -374,6 +397,22 @@ mod tests {
         assert_eq!(names, ["vae.onnx", "prototypes.bin"]);
         let weights: Vec<f32> = trained.calibration.detectors.iter().map(|d| d.weight).collect();
         assert_eq!(weights, ["vae", "", "nearest", "repertoire"].map(weight));
+    }
+
+    #[test]
+    fn too_many_windows_are_thinned_over_the_whole_time_without_gluing_runs() {
+        let windows = normal_windows(3050);
+        let kept = thinned(&windows, 1000, 1);
+        assert_eq!(kept, thinned(&windows, 1000, 1), "the same seed keeps the same windows");
+        assert!((950..=1000).contains(&kept.len()), "{}", kept.len());
+        assert!(
+            kept.first().is_some_and(|w| w.unix_ms < 1000) && kept.last().is_some_and(|w| w.unix_ms > 2000)
+        );
+        for pair in kept.windows(2) {
+            let next = pair[1].unix_ms == pair[0].unix_ms + 1 && pair[1].unix_ms % BLOCK as u64 != 0;
+            assert_eq!(pair[0].run == pair[1].run, next, "{} and {}", pair[0].unix_ms, pair[1].unix_ms);
+        }
+        assert_eq!(thinned(&windows, 3050, 1).len(), 3050);
     }
 
     #[test]
