@@ -477,7 +477,7 @@ mod tests {
         };
         window.add(&event(EventKind::Dns { addr: "9.9.9.9".parse().unwrap(), bytes: 500, question: None }));
         window.add(&ask(40, "example.org"));
-        assert_eq!(window.traits(), []);
+        assert!(window.traits().is_empty());
         window.add(&ask(180, "example.net"));
         assert_eq!(window.traits(), [trait_id(Kind::DnsTunnel, "example.net")]);
         let sums = &window.sums;
