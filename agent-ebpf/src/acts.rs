@@ -56,7 +56,7 @@ pub fn memory_of(path: &[u8; PATH_LEN]) -> Option<u32> {
         if digit > 9 {
             return None;
         }
-        pid = pid.wrapping_mul(10).wrapping_add(digit as u32);
+        pid = pid.wrapping_mul(10).wrapping_add(u32::from(digit));
         at += 1;
     }
     None

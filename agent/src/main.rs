@@ -186,9 +186,13 @@ fn show_status(status: &control::Status, json: bool) -> Result<(), Box<dyn Error
     println!("{} MiB, {share:.1} % CPU, up {} s", beat.rss_bytes / 1_048_576, beat.uptime_ms / 1000);
     for layer in &beat.layers {
         let backend = if layer.backend.is_empty() { "not seen" } else { &layer.backend };
-        println!("layer {:9} {backend}", layer.layer);
+        println!("layer {:16} {backend}", layer.layer);
         for (backend, reason) in &layer.failed {
             println!("                not {backend}: {reason}");
+        }
+        let unseen = agent::probe::unseen(layer);
+        if !unseen.is_empty() {
+            println!("                less is seen: {unseen}");
         }
     }
     for program in &beat.programs {

@@ -35,6 +35,10 @@ pub struct Event {
 
 /// What a process did.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "events are many and live for one call: boxing each would cost more"
+)]
 pub enum EventKind {
     /// It replaced its program by the file at this path (as given to `execve`).
     Exec {

@@ -227,7 +227,7 @@ pub(super) const CLASSIC: &str = "tracepoint/syscalls";
 
 /// What is not seen, or seen less well, with a backend; empty where nothing better could be had.
 #[must_use]
-pub(super) fn unseen(layer: &LayerState) -> &'static str {
+pub fn unseen(layer: &LayerState) -> &'static str {
     match (layer.layer.as_str(), layer.backend.as_str()) {
         ("syscall", "") => "no call is counted: frequencies, pairs, rates and activity stay zero",
         ("process_exec", "") => "programs started, tools of the watch list, programs without a file",

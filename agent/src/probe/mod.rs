@@ -28,6 +28,8 @@ use models::{
     wire::LayerState,
 };
 
+pub use layers::unseen;
+
 pub use decode::{DecodeError, decode, window};
 pub use memory::MapMemory;
 

@@ -52,16 +52,16 @@ fn work(folder: &Path, collector: SocketAddr, random: u32) -> io::Result<()> {
     for _ in 0..readings {
         sum += fs::read("/proc/loadavg")?.len();
     }
-    if random % 3 == 0 {
+    if random.is_multiple_of(3) {
         let next = folder.join("state.new");
         fs::write(&next, format!("{sum}\n"))?;
         fs::rename(&next, folder.join("state"))?;
     }
-    if random % 4 == 0 {
+    if random.is_multiple_of(4) {
         let mut stream = TcpStream::connect(collector)?;
         writeln!(stream, "load {sum}")?;
     }
-    if random % 11 == 0 {
+    if random.is_multiple_of(11) {
         fs::read("/etc/hosts")?;
     }
     Ok(())

@@ -1,4 +1,6 @@
-//! The probe against the running kernel. Needs root; without it there is nothing to check.
+//! The probe against the running kernel. Needs root.
+
+mod acts;
 
 use std::{
     fs::File,
@@ -15,13 +17,10 @@ use models::event::{Event, EventKind, SyscallWindow};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-fn turn() -> Option<MutexGuard<'static, ()>> {
+fn turn() -> MutexGuard<'static, ()> {
     // SAFETY: the call takes nothing and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    if !root {
-        eprintln!("not root: nothing to check");
-    }
-    root.then(|| ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner()))
+    assert!(unsafe { libc::geteuid() } == 0, "these tests load kernel programs: run them as root");
+    ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn load(forced_off: &[&str]) -> Probe {
@@ -63,7 +62,7 @@ fn run(program: &str, arguments: &[&str]) -> u32 {
 
 #[test]
 fn every_process_backend_sees_its_event() {
-    let Some(_turn) = turn() else { return };
+    let _turn = turn();
     let sets: [(&[&str], [&str; 3]); 3] = [
         (&[], ["tp_btf/sched_process_exec", "tp_btf/task_newtask", "tp_btf/sched_process_exit"]),
         (
@@ -112,7 +111,7 @@ fn every_process_backend_sees_its_event() {
 
 #[test]
 fn every_file_and_network_backend_sees_its_event() {
-    let Some(_turn) = turn() else { return };
+    let _turn = turn();
     let sets: [(&[&str], &str); 3] = [
         (&[], "tail_call"),
         (&["syscall:tp_btf/sys_enter"], "tail_call"),
@@ -143,7 +142,7 @@ fn every_file_and_network_backend_sees_its_event() {
 
 #[test]
 fn without_type_information_everything_falls_back() {
-    let Some(_turn) = turn() else { return };
+    let _turn = turn();
     let mut probe = load_with(|o| o.without_btf = true);
     assert_eq!(backend(&probe, "syscall"), "raw_tp/sys_enter");
     assert_eq!(backend(&probe, "process_exec"), "tracepoint/sched_process_exec");
@@ -158,7 +157,7 @@ fn without_type_information_everything_falls_back() {
 
 #[test]
 fn no_call_is_lost_or_counted_twice_across_epochs() {
-    let Some(_turn) = turn() else { return };
+    let _turn = turn();
     for off in [&[][..], &["syscall:tp_btf/sys_enter"]] {
         const CALLS: u32 = 300_000;
         let mut probe = load(off);
@@ -189,7 +188,7 @@ fn no_call_is_lost_or_counted_twice_across_epochs() {
 
 #[test]
 fn a_short_process_is_flushed_at_exit() {
-    let Some(_turn) = turn() else { return };
+    let _turn = turn();
     let mut probe = load(&[]);
     let pid = run("/bin/sleep", &["0.08"]);
     let flushed: Vec<_> = events(&mut probe)
@@ -209,7 +208,7 @@ fn a_short_process_is_flushed_at_exit() {
 
 #[test]
 fn the_drop_equation_holds_under_a_flood() {
-    let Some(_turn) = turn() else { return };
+    let _turn = turn();
     let mut probe = load_with(|o| {
         (o.urgent_bytes, o.bulk_bytes, o.bulk_cap) = (4096, 4096, 100);
     });
@@ -244,7 +243,7 @@ fn the_drop_equation_holds_under_a_flood() {
 
 #[test]
 fn own_process_is_not_seen() {
-    let Some(_turn) = turn() else { return };
+    let _turn = turn();
     let own = std::process::id();
     let mut probe = load_with(|o| o.own_tgid = own);
     File::open("/etc/shadow").expect("root may");

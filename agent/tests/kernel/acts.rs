@@ -1,0 +1,351 @@
+//! One act per layer, really done: each must be seen with the right process and the right object, on every hook.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use agent::probe::Probe;
+use models::event::{Event, EventKind, SyscallWindow, Tampering, call_name};
+
+use crate::{events, load, run, turn};
+
+/// Every layer behind the dispatcher.
+const LAYERS: [&str; 6] =
+    ["injection", "container_escape", "anti_forensic", "dns", "privilege", "kernel_load"];
+
+/// The best hooks, the other dispatcher, and none.
+fn hooks() -> Vec<Vec<String>> {
+    let classic = LAYERS.iter().map(|layer| format!("{layer}:tail_call")).collect();
+    vec![vec![], vec!["syscall:tp_btf/sys_enter".into()], classic]
+}
+
+/// A process that waits, and ends with its owner.
+struct Sleeper(Child);
+
+impl Sleeper {
+    fn start() -> Self {
+        Self(Command::new("/bin/sleep").arg("60").stdout(Stdio::null()).spawn().expect("it starts"))
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Acts, then looks among the events for one that `wanted` describes.
+fn check(act: impl Fn() -> u32, wanted: impl Fn(&EventKind) -> bool) {
+    check_on(&hooks(), act, wanted);
+}
+
+fn check_on(hooks: &[Vec<String>], act: impl Fn() -> u32, wanted: impl Fn(&EventKind) -> bool) {
+    for off in hooks {
+        let off: Vec<&str> = off.iter().map(String::as_str).collect();
+        let mut probe = load(&off);
+        let pid = act();
+        let events = events(&mut probe);
+        let mine: Vec<&Event> = events.iter().filter(|event| event.tgid == pid).collect();
+        assert!(mine.iter().any(|event| wanted(&event.kind)), "{off:?}: {mine:?}");
+        balanced(&mut probe);
+    }
+}
+
+fn balanced(probe: &mut Probe) {
+    // Others on the machine go on while the counters are read, so the sums are compared at rest only.
+    for _ in 0..50 {
+        events(probe);
+        let before = probe.counters().expect("read");
+        let after = probe.counters().expect("read");
+        if before == after && before.classes[1..].iter().all(|(_, c)| c.submitted == c.received) {
+            for (name, c) in &before.classes[1..] {
+                assert_eq!(c.seen, c.submitted + c.dropped + c.throttled, "{name}");
+            }
+            return;
+        }
+    }
+    panic!("the counters never came to rest");
+}
+
+#[test]
+fn taking_hold_of_a_process_names_its_victim() {
+    let _turn = turn();
+    let sleeper = Sleeper::start();
+    let victim = sleeper.0.id();
+    let pid = i32::try_from(victim).expect("a process id");
+    check(
+        || {
+            // SAFETY: the call takes integers and touches no memory of ours.
+            let held = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) };
+            assert!(held == 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM));
+            std::process::id()
+        },
+        |kind| matches!(kind, EventKind::Inject { call, victim: v } if *v == victim && call_name(*call) == "ptrace"),
+    );
+    let memory = format!("/proc/{victim}/mem");
+    check(
+        || {
+            drop(File::options().write(true).open(&memory));
+            std::process::id()
+        },
+        |kind| matches!(kind, EventKind::Inject { victim: v, .. } if *v == victim),
+    );
+    let byte = [0_u8; 1];
+    let local = libc::iovec { iov_base: byte.as_ptr().cast_mut().cast(), iov_len: 1 };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(8), iov_len: 1 };
+    check(
+        || {
+            // SAFETY: both vectors are valid for the call; the remote address is not mapped, so nothing is written.
+            unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) };
+            std::process::id()
+        },
+        |kind| matches!(kind, EventKind::Inject { call, victim: v } if *v == victim && call_name(*call) == "process_vm_writev"),
+    );
+}
+
+#[test]
+fn leaving_a_namespace_mounting_and_changing_the_root_are_seen() {
+    let _turn = turn();
+    check(
+        || run("/usr/bin/unshare", &["--uts", "true"]),
+        |kind| matches!(kind, EventKind::Namespace { flags, .. } if *flags & 0x0400_0000 != 0),
+    );
+    let target = tempfile::tempdir().expect("a folder");
+    let path = target.path().to_string_lossy().into_owned();
+    check(
+        || run("/usr/bin/unshare", &["--mount", "mount", "--bind", "/etc", &path]),
+        |kind| {
+            // util-linux mounts through the newer calls where the kernel has them, which name one path at a time.
+            matches!(kind, EventKind::Mount { source, target, .. } if source == "/etc" || *target == path.as_str())
+        },
+    );
+    let root = CString::new("/nowhere-new-root").expect("no NUL");
+    check(
+        || {
+            // SAFETY: both paths are NUL-terminated and outlive the call, which fails because they do not exist.
+            unsafe { libc::syscall(libc::SYS_pivot_root, root.as_ptr(), root.as_ptr()) };
+            std::process::id()
+        },
+        |kind| matches!(kind, EventKind::PivotRoot { path } if path == "/nowhere-new-root"),
+    );
+    let agent = target.path().join("release_agent");
+    check(
+        || {
+            fs::write(&agent, "#").expect("writable");
+            std::process::id()
+        },
+        |kind| matches!(kind, EventKind::ReleaseAgent { path } if path.ends_with("/release_agent")),
+    );
+}
+
+#[test]
+fn each_way_to_wipe_a_log_is_seen_by_path_and_by_descriptor() {
+    let _turn = turn();
+    let log = format!("/var/log/behaveguard-test-{}.log", std::process::id());
+    let moved = format!("{log}.1");
+    let write = || fs::write(&log, "evidence\n").expect("root may");
+    let tampered = |how: Tampering| {
+        let log = log.clone();
+        move |kind: &EventKind| matches!(kind, EventKind::Tamper { how: h, path } if *h == how && *path == log.as_str())
+    };
+    check(
+        || {
+            write();
+            fs::remove_file(&log).expect("it is there");
+            std::process::id()
+        },
+        tampered(Tampering::Removed),
+    );
+    check(
+        || {
+            write();
+            run("/bin/sh", &["-c", &format!(": > {log}")])
+        },
+        tampered(Tampering::Emptied),
+    );
+    check(
+        || {
+            write();
+            let file = File::options().write(true).open(&log).expect("it is there");
+            file.set_len(0).expect("writable");
+            // The name behind a descriptor is looked up by the agent, so it must still be open then.
+            std::mem::forget(file);
+            std::process::id()
+        },
+        tampered(Tampering::Emptied),
+    );
+    check(
+        || {
+            write();
+            fs::rename(&log, &moved).expect("it is there");
+            std::process::id()
+        },
+        tampered(Tampering::Renamed),
+    );
+    check(
+        || {
+            write();
+            run("/usr/bin/touch", &["--date=2001-01-01", &log])
+        },
+        |kind| matches!(kind, EventKind::Tamper { how: Tampering::Redated, .. }),
+    );
+    for left in [&log, &moved] {
+        let _ = fs::remove_file(left);
+    }
+}
+
+/// A query for one name, as in RFC 1035.
+fn query(name: &str) -> Vec<u8> {
+    let mut message = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).expect("a label is short"));
+        message.extend(label.bytes());
+    }
+    message.extend([0, 0, 16, 0, 1]);
+    message
+}
+
+#[test]
+fn a_dns_query_is_seen_with_its_domain_and_size_over_udp_and_connected() {
+    let _turn = turn();
+    let label = "a1b2c3d4e5f6g7h8i9j0k1l2m3n4o5p6q7r8s9t0u1v2w3x4y5z6";
+    let message = query(&format!("{label}.{label}.tunnel.example"));
+    let wanted = |kind: &EventKind| {
+        matches!(kind, EventKind::Dns { bytes, question: Some(question), .. }
+            if *bytes as usize == message.len() && question.domain == "tunnel.example" && question.entropy > 3.0)
+    };
+    let send = |connected: bool| {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
+        let server = (Ipv4Addr::LOCALHOST, 53);
+        // Nobody listens; sending is what counts.
+        if connected {
+            socket.connect(server).expect("loopback");
+            let _ = socket.send(&message);
+        } else {
+            let _ = socket.send_to(&message, server);
+        }
+        std::process::id()
+    };
+    check(|| send(false), wanted);
+    check(|| send(true), wanted);
+}
+
+#[test]
+fn asking_for_root_without_being_root_is_seen() {
+    let _turn = turn();
+    check(
+        || {
+            let mut command = Command::new("/bin/true");
+            // SAFETY: between fork and exec only two system calls that take integers are made.
+            unsafe {
+                command.pre_exec(|| {
+                    assert_eq!(libc::setuid(65534), 0);
+                    libc::setuid(0);
+                    Ok(())
+                });
+            }
+            let mut child = command.spawn().expect("it starts");
+            child.wait().expect("it ends");
+            child.id()
+        },
+        |kind| matches!(kind, EventKind::Privilege { call } if call_name(*call) == "setuid"),
+    );
+}
+
+#[test]
+fn code_given_to_the_kernel_is_seen() {
+    let _turn = turn();
+    let empty = CString::default();
+    // A kernel without modules has no tracepoint for the call; the dispatcher sees the attempt all the same.
+    let modules = Path::new("/sys/kernel/tracing/events/syscalls/sys_enter_finit_module").exists();
+    for (name, hooks) in
+        [("bpf", hooks()), ("finit_module", hooks().into_iter().take(2 + usize::from(modules)).collect())]
+    {
+        check_on(
+            &hooks,
+            || {
+                // SAFETY: the descriptor and the sizes are invalid, so both calls fail before they read anything.
+                unsafe {
+                    match name {
+                        "bpf" => libc::syscall(libc::SYS_bpf, 5, 0, 0),
+                        _ => libc::syscall(libc::SYS_finit_module, -1, empty.as_ptr(), 0),
+                    }
+                };
+                std::process::id()
+            },
+            |kind| matches!(kind, EventKind::KernelLoad { call } if call_name(*call) == name),
+        );
+    }
+}
+
+#[test]
+fn a_program_that_lies_in_memory_only_is_told_from_one_with_a_file() {
+    let _turn = turn();
+    let name = CString::new("payload").expect("no NUL");
+    // SAFETY: the name is NUL-terminated and outlives the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), 0) };
+    assert!(fd >= 0);
+    // SAFETY: the descriptor is new and owned by nobody else.
+    let mut file: File = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) };
+    file.write_all(&fs::read("/bin/true").expect("readable")).expect("memory");
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let mut probe = load(&[]);
+    let (memory, disk) = (run_writable(&path), run("/bin/true", &[]));
+    let events = events(&mut probe);
+    for (pid, expected) in [(memory, true), (disk, false)] {
+        let mut execs = events.iter().filter(|event| event.tgid == pid);
+        let found = execs.find_map(|event| match &event.kind {
+            EventKind::Exec { fileless, .. } => Some(*fileless),
+            _ => None,
+        });
+        assert_eq!(found, Some(expected), "{path}");
+    }
+}
+
+/// Runs a program that this process holds open for writing, which the kernel refuses unless it lies in memory.
+fn run_writable(path: &str) -> u32 {
+    let mut child = Command::new(path).spawn().expect("a memory file may run");
+    child.wait().expect("it ends");
+    child.id()
+}
+
+#[test]
+fn bytes_and_io_uring_work_are_counted_per_process() {
+    let _turn = turn();
+    for off in [&[][..], &["io_uring:tp_btf/io_uring_submit_req", "io_uring:raw_tp/io_uring_submit_req"]] {
+        let mut probe = load(off);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        let (mut server, _) = listener.accept().expect("it connects");
+        client.write_all(&[7; 50_000]).expect("sent");
+        server.read_exact(&mut [0; 50_000]).expect("received");
+        // SAFETY: the parameters are zeroed memory of the size the kernel wants, valid for the call.
+        let ring = unsafe {
+            let mut parameters = [0_u8; 256];
+            libc::syscall(libc::SYS_io_uring_setup, 4, parameters.as_mut_ptr())
+        };
+        let windows = probe.drain().expect("drained");
+        let mut mine = SyscallWindow::empty(std::process::id(), 0);
+        windows
+            .iter()
+            .filter(|window| window.tgid == std::process::id())
+            .for_each(|window| mine.merge(window));
+        assert!(
+            mine.bytes_sent >= 50_000 && mine.bytes_recv >= 50_000,
+            "{} {}",
+            mine.bytes_sent,
+            mine.bytes_recv
+        );
+        assert!(mine.accepts() >= 1);
+        // By the better hook only submissions count, and none was made; by the calls the set-up itself does.
+        if !off.is_empty() {
+            assert!(mine.uring >= 1, "io_uring_setup gave {ring}");
+        }
+    }
+}
