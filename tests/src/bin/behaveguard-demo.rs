@@ -151,15 +151,20 @@ fn show_costs(status: &Value) {
         number("cpu_ms") as f64 * 100.0 / number("uptime_ms").max(1) as f64,
         number("uptime_ms") / 1000
     );
-    for class in ["exec", "fork", "exit", "open", "connect", "flush"] {
+    let counters = beat["counters"].as_array().into_iter().flatten();
+    for class in
+        counters.filter_map(|counter| counter[0].as_str()?.strip_prefix("kernel_")?.strip_suffix("_seen"))
+    {
         let of = |what: &str| counter(status, &format!("kernel_{class}_{what}"));
-        println!(
-            "       {class:8} seen {} = submitted {} + dropped {} + throttled {}",
-            of("seen"),
-            of("submitted"),
-            of("dropped"),
-            of("throttled")
-        );
+        if of("seen") > 0 {
+            println!(
+                "       {class:13} seen {} = submitted {} + dropped {} + throttled {}",
+                of("seen"),
+                of("submitted"),
+                of("dropped"),
+                of("throttled")
+            );
+        }
     }
 }
 
