@@ -157,8 +157,7 @@ fn install_missing() -> Result<(), Error> {
 }
 
 fn build(root: &Path) -> Result<Vec<u8>, Error> {
-    let target_dir =
-        env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("ebpf");
+    let target_dir = tools::target(root).join("ebpf");
     let linker = bpf_linker().unwrap_or_else(|| PathBuf::from("bpf-linker"));
     let mut flags = vec![
         format!("-Clinker={}", linker.display()),

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::tools::{self, Need, ToolError};
+use crate::tools::{self, FEATURES, Need, ToolError};
 
 /// To read a compressed corpus.
 const GZIP: &[Need] = &[Need { file: "gzip", packages: &["gzip"], why: "reads a compressed corpus" }];
@@ -27,11 +27,11 @@ pub(crate) fn run(root: &Path, file: &Path) -> Result<(), ToolError> {
     let failed = |error| ToolError::Start(format!("reading {}", file.display()), error);
     let compressed = is_gzip(File::open(file).map_err(failed)?).map_err(failed)?;
     tools::install(tools::BUILD)?;
-    let example =
-        ["-p", "models", "--example", "evaluate", "--features", "infer,train", "--locked", "--quiet"];
-    tools::run(tools::cargo(root).arg("build").args(example))?;
-    let mut evaluate = tools::cargo(root);
-    evaluate.arg("run").args(example);
+    // Everything with the features of a test run: alone, the models would be built with others, and tract once more.
+    let mut build = tools::cargo(root);
+    build.args(["build", "--workspace", "--example", "evaluate", "--locked", "--quiet"]).args(FEATURES);
+    tools::run(&mut build)?;
+    let mut evaluate = Command::new(tools::target(root).join("debug/examples/evaluate"));
     if !compressed {
         return tools::run(evaluate.stdin(File::open(file).map_err(failed)?));
     }

@@ -109,5 +109,10 @@ pub(crate) fn cargo(root: &Path) -> Command {
     command
 }
 
+/// Where builds go.
+pub(crate) fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
 /// What builds, tests and the demo all build with, so that each finds the others' work done.
 pub(crate) const FEATURES: [&str; 2] = ["--features", "agent/sled,models/infer,models/train"];
