@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Read as _};
 
-use models::program::ProgramId;
+use models::program::{NO_UNIT, ProgramId};
 
 /// The longest part of a command line that is read to find a script, in bytes.
 const CMDLINE_MAX: u64 = 4096;
@@ -94,7 +94,7 @@ fn unit_of(cgroup: &str) -> String {
         .split('/')
         .rev()
         .find(|part| [".service", ".scope", ".socket", ".mount"].iter().any(|suffix| part.ends_with(suffix)));
-    let Some(unit) = unit else { return "-".into() };
+    let Some(unit) = unit else { return NO_UNIT.into() };
     // docker-<64 hex>.scope, session-12.scope, user@1000.service and instances are kept apart by what stays the same.
     for (prefix, name) in [
         ("docker-", "docker"),

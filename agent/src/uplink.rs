@@ -201,7 +201,12 @@ impl Shared {
                 Ok(Ok(event)) => event,
                 Ok(Err(error)) => {
                     self.counters.failed.fetch_add(1, Relaxed);
-                    log::warn!("no link to {}:{}: {}", self.identity.host, self.identity.port, why(&error));
+                    log::warn!(
+                        "no link to {}:{}: {}; trying again, messages wait on disk",
+                        self.identity.host,
+                        self.identity.port,
+                        why(&error)
+                    );
                     return online;
                 }
                 Err(_) => return online,

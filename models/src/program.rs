@@ -5,10 +5,13 @@ use core::fmt;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
+/// [`ProgramId::unit`] of a program that no unit or container started.
+pub const NO_UNIT: &str = "-";
+
 /// The identity that survives a restart: unit or container, executable, and an interpreter's script.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProgramId {
-    /// The systemd unit or container, `-` where there is none.
+    /// The systemd unit or container, [`NO_UNIT`] where there is none.
     pub unit: String,
     /// The executable's path.
     pub exe: String,
@@ -31,7 +34,10 @@ impl ProgramId {
 
 impl fmt::Display for ProgramId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} in {}", self.exe, self.unit)?;
+        f.write_str(&self.exe)?;
+        if self.unit != NO_UNIT {
+            write!(f, " in {}", self.unit)?;
+        }
         match &self.script {
             Some(script) => write!(f, " ({script})"),
             None => Ok(()),
@@ -58,5 +64,13 @@ mod tests {
         let id = |unit: &str, exe: &str| ProgramId { unit: unit.into(), exe: exe.into(), script: None };
         assert_ne!(id("a", "bc").key(), id("ab", "c").key());
         assert_eq!(id("a", "b").key().len(), 32);
+    }
+
+    #[test]
+    fn a_program_without_a_unit_is_its_path() {
+        let id = |unit: &str| {
+            ProgramId { unit: unit.into(), exe: "/usr/bin/pump".into(), script: None }.to_string()
+        };
+        assert_eq!([id(NO_UNIT), id("pump.service")], ["/usr/bin/pump", "/usr/bin/pump in pump.service"]);
     }
 }

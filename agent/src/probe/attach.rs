@@ -81,7 +81,7 @@ fn note(state: &mut LayerState, backend: &str, tried: Result<(), String>) -> boo
             true
         }
         Err(reason) => {
-            log::info!("layer {}: {backend}: {reason}", state.layer);
+            log::debug!("layer {}: {backend}: {reason}", state.layer);
             state.failed.push((backend.to_owned(), reason));
             false
         }
