@@ -11,6 +11,7 @@ pub mod baselines;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod enroll;
 pub mod files;
 pub mod outbox;

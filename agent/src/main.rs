@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use agent::config::{self, Config};
-use agent::{control, enroll, service, vitals};
+use agent::{control, doctor, enroll, service, vitals};
 use clap::{Parser, Subcommand};
 use models::chain::chain;
 use models::policy::Severity;
@@ -50,6 +50,12 @@ enum Command {
     },
     /// Watch this machine until SIGINT or SIGTERM.
     Run,
+    /// Show what this kernel lets the agent see, and what its maps cost.
+    Doctor {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Show how the running agent is.
     Status {
         /// As JSON.
@@ -93,12 +99,21 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     if let Command::Init { print } = cli.command {
         return init(cli.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH)), print);
     }
+    if let Command::Doctor { json } = cli.command {
+        let findings = doctor::examine()?;
+        if json {
+            println!("{}", serde_json::to_string_pretty(&findings)?);
+        } else {
+            print!("{}", findings.table());
+        }
+        return Ok(());
+    }
     let mut config = load(cli.config.as_deref())?;
     if let Some(state) = cli.state {
         config.state = state;
     }
     match cli.command {
-        Command::Init { .. } => {}
+        Command::Init { .. } | Command::Doctor { .. } => {}
         Command::Enroll { ticket, device, force } => {
             let device = device.unwrap_or_else(|| enroll::device_name(&vitals::host_name()));
             let identity = enroll::enroll(&config.state, &read_ticket(&ticket)?, &device, force)?;

@@ -129,6 +129,24 @@ fn without_an_enrolment_or_a_second_time_the_agent_says_what_to_do() {
 }
 
 #[test]
+fn the_doctor_names_each_layers_hook_and_what_the_maps_cost() {
+    crate::needs_root();
+    let behaveguard = binary("behaveguard").unwrap();
+    let output = Command::new(&behaveguard).args(["doctor", "--json"]).output().unwrap();
+    let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let layers = findings["layers"].as_array().unwrap();
+    assert!(layers.len() >= 14, "{layers:?}");
+    for layer in layers {
+        let missed = layer["unseen"] != "";
+        assert!(layer["backend"] != "" || missed, "a layer that is not there misses nothing: {layer}");
+    }
+    let urgent = findings["maps"].as_array().unwrap().iter().find(|map| map["name"] == "URGENT").unwrap();
+    assert!(urgent["locked_bytes"].as_u64().unwrap() >= 256 * 1024, "{urgent}");
+    let (code, text) = run(&behaveguard, &["doctor"]);
+    assert!(code == Some(0) && text.contains("sys_enter") && text.contains("locked bytes"), "{text}");
+}
+
+#[test]
 fn without_root_the_agent_says_what_it_needs() {
     crate::needs_root();
     let dir = tempfile::tempdir().unwrap();

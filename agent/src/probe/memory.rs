@@ -3,9 +3,10 @@
 use std::{fs, io};
 
 use aya::maps::MapInfo;
+use serde::Serialize;
 
 /// One map.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MapMemory {
     /// Its name; the kernel keeps 15 bytes of it.
     pub name: String,
