@@ -287,7 +287,9 @@ impl Window {
     }
 
     fn tamper(&mut self, how: Tampering, path: &str) -> u64 {
-        let dir = path.rsplit_once('/').map_or("/", |(dir, _)| dir);
+        let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
+        // A process that left took the name of its descriptor with it.
+        let path = if path.is_empty() { "a watched file" } else { path };
         if how == Tampering::Redated {
             self.sums.time_changes += 1;
             return self.note(Kind::Redate, dir, path);
