@@ -192,17 +192,25 @@ impl<L: Lookup> Pipeline<L> {
     /// Uses a loaded baseline from now on: no window is judged by half of it.
     ///
     /// # Errors
-    /// When there is no room for its program.
+    /// When there is no room for its program; never after [`Pipeline::make_room`] for it.
     pub fn switch(&mut self, baseline: Baseline) -> Result<(), ActivateError> {
-        let id = &baseline.manifest.program;
-        let key = id.key();
-        if !self.admit_program(&key, id) {
-            return Err(ActivateError::TableFull(self.config.programs_max));
-        }
-        if let Some(program) = self.programs.get_mut(&key) {
+        self.make_room(&baseline.manifest.program)?;
+        if let Some(program) = self.programs.get_mut(&baseline.manifest.program.key()) {
             program.baseline = Some(baseline);
         }
         Ok(())
+    }
+
+    /// Takes a place in the table of programs, unless it has one.
+    ///
+    /// # Errors
+    /// When the table is full.
+    pub fn make_room(&mut self, id: &ProgramId) -> Result<(), ActivateError> {
+        if self.admit_program(&id.key(), id) {
+            Ok(())
+        } else {
+            Err(ActivateError::TableFull(self.config.programs_max))
+        }
     }
 
     /// Names the layers that do not see everything at the moment.

@@ -404,6 +404,7 @@ impl Service {
     fn activate(&mut self, offer: &Offer, raw: &[u8], unix_s: u64) -> Result<(), String> {
         let verified = self.baselines.check(&offer.program, raw, unix_s).map_err(|error| chain(&error))?;
         let baseline = Baseline::load(&verified).map_err(|error| chain(&error))?;
+        self.pipeline.make_room(&offer.program).map_err(|error| chain(&error))?;
         self.baselines.store(&verified, raw).map_err(|error| chain(&error))?;
         self.pipeline.switch(baseline).map_err(|error| chain(&error))
     }

@@ -206,6 +206,15 @@ fn full_tables_refuse_and_count() {
 }
 
 #[test]
+fn a_full_table_of_programs_refuses_a_baseline_by_name() {
+    let mut bench = Bench::new(|config| config.programs_max = 1);
+    assert!(bench.pipeline.make_room(&program("/usr/bin/gw")).is_ok());
+    assert!(bench.pipeline.make_room(&program("/usr/bin/gw")).is_ok(), "it has its place already");
+    let refused = bench.pipeline.make_room(&program("/usr/bin/other")).unwrap_err();
+    assert!(refused.to_string().contains("raise `programs_max`"), "{refused}");
+}
+
+#[test]
 fn processes_that_left_make_room() {
     let mut bench = Bench::new(|config| config.processes_max = 16);
     for round in 0..10 {
