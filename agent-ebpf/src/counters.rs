@@ -100,6 +100,8 @@ pub mod counter {
     pub const COLLISIONS: u32 = 60;
     /// Paths or addresses that were not in memory at the hook.
     pub const UNREADABLE: u32 = 61;
+    /// Grams of learning processes that found their map full.
+    pub const GRAMS_REFUSED: u32 = 62;
     /// Counters in all.
     pub const LEN: u32 = 64;
 }

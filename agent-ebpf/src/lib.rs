@@ -5,6 +5,7 @@ pub mod acts;
 pub mod bigram;
 pub mod counters;
 pub mod dns;
+pub mod gram;
 pub mod records;
 pub mod sensitive;
 pub mod watched;

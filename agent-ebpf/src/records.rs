@@ -45,12 +45,23 @@ pub const DNS_LEN: usize = 288;
 /// In [`Epoch::modes`]: sent and received bytes are counted from the arguments of calls, for want of better.
 pub const MODE_COUNT_CALLS: u32 = 1;
 
+/// What a gram that is not in a table adds to a window's surprisal.
+pub const GRAM_MISS: u64 = 255;
+/// Grams not in the table that a window keeps.
+pub const STRANGE: usize = 4;
+
 /// Names of maps and globals, as the object file spells them.
 pub mod names {
     /// Hash: [`super::WindowKey`] to [`super::Window`].
     pub const WINDOWS: &str = "WINDOWS";
     /// Array of one [`super::Epoch`].
     pub const EPOCH: &str = "EPOCH";
+    /// Hash: [`crate::gram::table_key`] to quantised surprisal, a `u32`.
+    pub const GRAMS: &str = "GRAMS";
+    /// Hash: [`crate::gram::learner_key`] to how often, a `u32`.
+    pub const LEARNED: &str = "LEARNED";
+    /// Hash: process to [`super::Follow`].
+    pub const FOLLOWED: &str = "FOLLOWED";
     /// Per-CPU array of `u64`; see [`super::counter`].
     pub const COUNTERS: &str = "COUNTERS";
     /// Ring of records that must not wait.
@@ -344,6 +355,20 @@ pub struct Window {
     pub n_bulk: u32,
     /// Connections and sensitive opens, for their cap.
     pub n_urgent: u32,
+    /// [`Epoch::assigned`] when `table` and `learner` were last looked up.
+    pub checked: u32,
+    /// Table that the grams of this window are looked up in, 0 for none.
+    pub table: u16,
+    /// Id under which the grams of this window are counted, 0 for none.
+    pub learner: u16,
+    /// Grams looked up.
+    pub grams: u32,
+    /// Of these, not in the table.
+    pub misses: u32,
+    /// Sum of what the table holds for them, [`GRAM_MISS`] for each miss.
+    pub surprisal: u64,
+    /// The first grams that were not in the table.
+    pub strange: [u64; STRANGE],
 }
 
 impl Window {
@@ -362,7 +387,24 @@ impl Window {
         bigrams: [0; BIGRAMS],
         n_bulk: 0,
         n_urgent: 0,
+        checked: 0,
+        table: 0,
+        learner: 0,
+        grams: 0,
+        misses: 0,
+        surprisal: 0,
+        strange: [0; STRANGE],
     };
+}
+
+/// What becomes of the grams of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Follow {
+    /// Table that they are looked up in, 0 for none.
+    pub table: u16,
+    /// Id under which they are counted, 0 for none.
+    pub learner: u16,
 }
 
 /// A process left while its window was open.
@@ -386,6 +428,10 @@ pub struct Epoch {
     pub current: u32,
     /// `MODE_` bits.
     pub modes: u32,
+    /// Counts up, from 1, whenever a process gets another table or learner.
+    pub assigned: u32,
+    /// Zero.
+    pub _pad: u32,
     /// Starts of the even and the odd epoch, `CLOCK_BOOTTIME` nanoseconds.
     pub start_ns: [u64; 2],
 }
@@ -395,9 +441,9 @@ const _: () = assert!(size_of::<Exec>() == 304);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);
-const _: () = assert!(size_of::<Window>() == 1688);
-const _: () = assert!(size_of::<Flush>() == 1736);
-const _: () = assert!(size_of::<Epoch>() == 24);
+const _: () = assert!(size_of::<Window>() == 1744);
+const _: () = assert!(size_of::<Flush>() == 1792);
+const _: () = assert!(size_of::<Epoch>() == 32);
 const _: () = assert!(size_of::<Inject>() == 56);
 const _: () = assert!(size_of::<Escape>() == 568);
 const _: () = assert!(size_of::<Tamper>() == 312);

@@ -477,6 +477,8 @@ impl Service {
                 }
                 all.push(("kernel_collisions".into(), counters.collisions));
                 all.push(("kernel_unreadable".into(), counters.unreadable));
+                all.push(("kernel_grams_refused".into(), counters.grams_refused));
+                all.push(("kernel_learners_refused".into(), counters.learners_refused));
                 all.push(("kernel_decode_errors".into(), counters.decode_errors));
                 all.push(("kernel_elsewhere".into(), counters.elsewhere));
                 all.push(("kernel_unresolved".into(), counters.unresolved));

@@ -1,10 +1,12 @@
 //! What happened in the kernel, decoded: the input of the window stage.
 
 use core::net::IpAddr;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::schema::{BIGRAMS, SYSCALL_SLOTS};
+use crate::sequence::GramWindow;
 use crate::syscalls;
 
 /// The longest path an event carries, in bytes; longer ones keep their first bytes.
@@ -193,6 +195,10 @@ pub struct SyscallWindow {
     pub uring: u32,
     /// One bit per kind of operation submitted to `io_uring`; kinds above 63 share the last bit.
     pub uring_ops: u64,
+    /// The order of its calls, when its program has a table in the kernel.
+    pub grams: Option<GramWindow>,
+    /// Its grams and how often each came, ascending, while it is being learned.
+    pub learned: Vec<(u64, u32)>,
 }
 
 impl SyscallWindow {
@@ -212,6 +218,8 @@ impl SyscallWindow {
             bytes_recv: 0,
             uring: 0,
             uring_ops: 0,
+            grams: None,
+            learned: Vec::new(),
         }
     }
 
@@ -252,5 +260,18 @@ impl SyscallWindow {
         self.bytes_recv = self.bytes_recv.saturating_add(other.bytes_recv);
         self.uring = self.uring.saturating_add(other.uring);
         self.uring_ops |= other.uring_ops;
+        match (&mut self.grams, &other.grams) {
+            (Some(mine), Some(theirs)) => mine.merge(theirs),
+            (None, Some(theirs)) => self.grams = Some(theirs.clone()),
+            (_, None) => {}
+        }
+        if !other.learned.is_empty() {
+            let mut counts: BTreeMap<u64, u32> = self.learned.drain(..).collect();
+            for (gram, count) in &other.learned {
+                let sum = counts.entry(*gram).or_insert(0);
+                *sum = sum.saturating_add(*count);
+            }
+            self.learned.extend(counts);
+        }
     }
 }

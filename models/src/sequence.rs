@@ -1,7 +1,7 @@
 //! Calls in order to 6-gram novelty and quantised surprisal: what one map lookup per call can tell, in the kernel too.
 //!
-//! A gram is the last [`ORDER`] calls of one thread, ten bits each, packed into a `u64`: exact, without collisions, and
-//! rolled on by one shift. The share of grams never seen while learning is STIDE (Forrest et al., *A Sense of Self for
+//! A gram is the last [`ORDER`] calls of one thread, nine bits each, packed into a `u64`: exact, without collisions, and
+//! rolled on by one shift; the ten bits above are free for the id of a table. The share of grams never seen while learning is STIDE (Forrest et al., *A Sense of Self for
 //! Unix Processes*, IEEE S&P 1996). Each known gram also holds the surprisal `-log2 P(last | five before)` of
 //! [`crate::surprisal`] in sixteenths of a bit, so the same lookup sums a Markov-5 score.
 
@@ -20,12 +20,16 @@ pub const STEPS_PER_BIT: f64 = 16.0;
 /// What a gram that is not in the table costs: the largest value.
 pub const MISS: u8 = u8::MAX;
 
-/// A call: a schema slot, or any numbering below [`START`] that learning and scoring share.
+/// A call: a schema slot, or any numbering below [`OTHER`] that learning and scoring share.
 pub type Symbol = u16;
 /// Stands for the calls before a thread's first.
 pub const START: Symbol = (1 << BITS) - 1;
+/// Stands for every call without a slot.
+pub const OTHER: Symbol = START - 1;
+/// Distinct grams of one window that are kept for learning; a window with more of them is learned without its order.
+pub const WINDOW_GRAMS_MAX: usize = 2048;
 
-const BITS: u32 = 10;
+const BITS: u32 = 9;
 const MASK: u64 = (1 << (BITS as usize * ORDER)) - 1;
 
 /// A thread that has made no call yet.
@@ -44,6 +48,48 @@ pub fn roll(gram: u64, call: Symbol) -> u64 {
     (gram << BITS | u64::from(call.min(START))) & MASK
 }
 
+/// The calls of a gram, oldest first; those before a thread's first are absent.
+///
+/// ```
+/// use models::sequence::{EMPTY, roll, symbols};
+/// assert_eq!(symbols(roll(roll(EMPTY, 3), 7)).as_slice(), [3, 7]);
+/// ```
+#[must_use]
+pub fn symbols(gram: u64) -> heapless::Vec<Symbol, ORDER> {
+    let at =
+        |place: usize| Symbol::try_from(gram >> (BITS as usize * place) & u64::from(START)).unwrap_or(START);
+    (0..ORDER).rev().map(at).filter(|symbol| *symbol != START).collect()
+}
+
+/// What one process's window says about the order of its calls, as looked up in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GramWindow {
+    /// The kernel's number of the table.
+    pub table: u16,
+    /// What the table says about the window's calls.
+    pub sums: Sums,
+    /// The first grams that were not in it.
+    pub strange: Vec<u64>,
+}
+
+impl GramWindow {
+    /// Adds another part of the same window. Of parts with different tables the one with more calls stays.
+    pub fn merge(&mut self, other: &Self) {
+        if self.table == other.table {
+            self.sums.calls += other.sums.calls;
+            self.sums.misses += other.sums.misses;
+            self.sums.surprisal += other.sums.surprisal;
+            let room = STRANGE_MAX.saturating_sub(self.strange.len());
+            self.strange.extend(other.strange.iter().take(room));
+        } else if other.sums.calls > self.sums.calls {
+            self.clone_from(other);
+        }
+    }
+}
+
+/// Grams that were not in the table, kept per window to explain it.
+pub const STRANGE_MAX: usize = 4;
+
 /// What a table says about some calls; sums of parts add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
@@ -56,6 +102,12 @@ pub struct Sums {
 }
 
 impl Sums {
+    fn add(&mut self, found: Option<u8>, times: u64) {
+        self.calls += times;
+        self.misses += if found.is_none() { times } else { 0 };
+        self.surprisal += times * u64::from(found.unwrap_or(MISS));
+    }
+
     /// The share of grams never seen; `None` without a call.
     #[must_use]
     pub fn novelty(&self) -> Option<f32> {
@@ -106,6 +158,72 @@ impl GramTable {
         Self { entries: kept.into_iter().map(|(gram, (_, steps))| (gram, steps)).collect(), refused }
     }
 
+    /// The table of counted grams, with the surprisals of the model that they give.
+    ///
+    /// Counts of 6-grams are all that a model of order five asks for: see [`Surprisal::of_grams`].
+    #[must_use]
+    pub fn of_counts(counts: &BTreeMap<u64, u32>) -> Self {
+        let model = Surprisal::of_grams(counts.iter().map(|(gram, count)| (*gram, *count)));
+        let mut kept: Vec<(u64, u32)> = counts.iter().map(|(gram, count)| (*gram, *count)).collect();
+        let refused = kept.len().saturating_sub(GRAMS_MAX) as u64;
+        kept.sort_by_key(|(gram, count)| (core::cmp::Reverse(*count), *gram));
+        kept.truncate(GRAMS_MAX);
+        kept.sort_unstable_by_key(|(gram, _)| *gram);
+        let entry = |(gram, _): (u64, u32)| {
+            let calls = symbols(gram);
+            let (last, before) = calls.split_last()?;
+            Some((gram, quantise(model.bits(before, *last))))
+        };
+        Self { entries: kept.into_iter().filter_map(entry).collect(), refused }
+    }
+
+    /// What the table says about counted grams.
+    #[must_use]
+    pub fn sums_of(&self, counts: &[(u64, u32)]) -> Sums {
+        let mut sums = Sums::default();
+        for (gram, count) in counts {
+            sums.add(self.look_up(*gram), u64::from(*count));
+        }
+        sums
+    }
+
+    /// The table as bytes: each gram as its distance from the one before.
+    ///
+    /// # Panics
+    /// Never: writing into memory does not fail.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut before = 0;
+        let steps: Vec<(u64, u8)> = self
+            .entries
+            .iter()
+            .map(|(gram, steps)| {
+                let distance = gram - before;
+                before = *gram;
+                (distance, *steps)
+            })
+            .collect();
+        postcard::to_allocvec(&steps).expect("memory can be written")
+    }
+
+    /// Reads [`GramTable::to_bytes`]; `None` for anything else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (steps, rest): (Vec<(u64, u8)>, _) = postcard::take_from_bytes(bytes).ok()?;
+        let mut gram = 0_u64;
+        let mut entries = Vec::with_capacity(steps.len().min(GRAMS_MAX));
+        for (at, (distance, steps)) in steps.iter().enumerate() {
+            let ascends = at == 0 || *distance > 0;
+            gram = gram.checked_add(*distance).filter(|gram| ascends && *gram <= MASK)?;
+            entries.push((gram, *steps));
+        }
+        (rest.is_empty() && entries.len() <= GRAMS_MAX).then_some(Self { entries, refused: 0 })
+    }
+
+    fn look_up(&self, gram: u64) -> Option<u8> {
+        self.entries.binary_search_by_key(&gram, |(known, _)| *known).ok().map(|at| self.entries[at].1)
+    }
+
     /// The user-space twin of the kernel's lookups over one thread's calls.
     #[must_use]
     pub fn sums(&self, calls: &[Symbol]) -> Sums {
@@ -113,10 +231,7 @@ impl GramTable {
         let mut gram = EMPTY;
         for call in calls {
             gram = roll(gram, *call);
-            let found = self.entries.binary_search_by_key(&gram, |(known, _)| *known);
-            sums.calls += 1;
-            sums.misses += u64::from(found.is_err());
-            sums.surprisal += u64::from(found.map_or(MISS, |at| self.entries[at].1));
+            sums.add(self.look_up(gram), 1);
         }
         sums
     }
@@ -206,7 +321,41 @@ mod tests {
     }
 
     #[test]
-    fn symbols_beyond_ten_bits_do_not_reach_into_their_neighbours() {
+    fn counted_grams_give_the_same_table_and_the_same_sums_as_the_calls_themselves() {
+        let learned = noise(500, 5);
+        let mut counts = BTreeMap::new();
+        let mut gram = EMPTY;
+        for call in &learned {
+            gram = roll(gram, *call);
+            *counts.entry(gram).or_insert(0) += 1;
+        }
+        let of_counts = GramTable::of_counts(&counts);
+        assert_eq!(of_counts, table(&learned));
+        let list: Vec<(u64, u32)> = counts.into_iter().collect();
+        assert_eq!(of_counts.sums_of(&list), of_counts.sums(&learned));
+        assert_eq!(GramTable::from_bytes(&of_counts.to_bytes()), Some(of_counts.clone()));
+        let cut = &of_counts.to_bytes()[1..];
+        assert_ne!(GramTable::from_bytes(cut), Some(of_counts));
+    }
+
+    #[test]
+    fn parts_of_a_window_add_up_and_tables_do_not_mix() {
+        let part = |table, calls| GramWindow {
+            table,
+            sums: Sums { calls, misses: 1, surprisal: 300 },
+            strange: vec![calls; 3],
+        };
+        let mut window = part(1, 10);
+        window.merge(&part(1, 5));
+        assert_eq!((window.sums.calls, window.sums.misses, window.strange.len()), (15, 2, STRANGE_MAX));
+        window.merge(&part(2, 5));
+        assert_eq!((window.table, window.sums.calls), (1, 15));
+        window.merge(&part(2, 50));
+        assert_eq!((window.table, window.sums.calls), (2, 50));
+    }
+
+    #[test]
+    fn symbols_beyond_nine_bits_do_not_reach_into_their_neighbours() {
         assert_eq!(roll(0, 5000), u64::from(START));
     }
 }

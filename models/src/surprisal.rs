@@ -5,12 +5,12 @@
 //! Witten and Bell (IEEE Trans. Information Theory 37(4), 1991) as Chen and Goodman (1999) interpolate it. The empty
 //! context backs off to a uniform share of [`SYMBOLS`]. A context never seen takes the probability of its own `c'`.
 //!
-//! Order 5 fills the table of [`crate::sequence`]. User space has room for [`ORDER_MAX`]: on services with long
+//! Order 5 fills the table of [`crate::sequence`] and needs counts of 6-grams only. User space has room for [`ORDER_MAX`]: on services with long
 //! regular request loops the longer context is what tells one loop from another.
 
 use std::collections::HashMap;
 
-use crate::sequence::Symbol;
+use crate::sequence::{ORDER, Symbol, symbols};
 
 /// The longest context: with its next call it fills twelve times ten bits.
 pub const ORDER_MAX: usize = 11;
@@ -40,8 +40,22 @@ impl Surprisal {
         for calls in learned {
             for at in 0..calls.len() {
                 for length in 0..=model.order.min(at) {
-                    model.learn(&calls[at - length..at], calls[at]);
+                    model.learn(&calls[at - length..at], calls[at], 1);
                 }
+            }
+        }
+        model
+    }
+
+    /// The model of order 5 that counted grams of [`crate::sequence`] give: the same as of the calls themselves.
+    #[must_use]
+    pub fn of_grams(counts: impl IntoIterator<Item = (u64, u32)>) -> Self {
+        let mut model = Self { order: ORDER - 1, ..Self::default() };
+        for (gram, times) in counts {
+            let calls = symbols(gram);
+            let Some((last, before)) = calls.split_last() else { continue };
+            for length in 0..=before.len() {
+                model.learn(&before[before.len() - length..], *last, times);
             }
         }
         model
@@ -96,17 +110,17 @@ impl Surprisal {
         self.refused
     }
 
-    fn learn(&mut self, before: &[Symbol], call: Symbol) {
+    fn learn(&mut self, before: &[Symbol], call: Symbol, times: u32) {
         let context = key(before);
         if self.contexts.len() >= CONTEXTS_MAX && !self.contexts.contains_key(&context) {
-            self.refused += 1;
+            self.refused += u64::from(times);
             return;
         }
         let (all, distinct) = self.contexts.entry(context).or_insert((0, 0));
         let count = self.nexts.entry(extend(context, call)).or_insert(0);
         *distinct += u32::from(*count == 0);
-        *count += 1;
-        *all += 1;
+        *count = count.saturating_add(times);
+        *all = all.saturating_add(times);
     }
 }
 

@@ -11,6 +11,7 @@ mod injection;
 mod network;
 mod privilege;
 mod process;
+mod sequence;
 mod shared;
 mod syscall;
 mod traces;

@@ -2,9 +2,10 @@
 
 use core::{mem::offset_of, ptr};
 
+use agent_ebpf::gram::{self, Before};
 use agent_ebpf::records::{
-    Class, Exec, Field, Flush, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, OFFSET_UNKNOWN,
-    PATH_LEN, THREAD_CELLS, Window, WindowKey, counter,
+    Class, Exec, Field, Flush, Follow, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK,
+    OFFSET_UNKNOWN, PATH_LEN, THREAD_CELLS, Window, WindowKey, counter,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -18,9 +19,10 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 
+use crate::sequence;
 use crate::shared::{
-    BPRM_FILENAME, BULK, Caller, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, THREADS, URGENT, WINDOWS,
-    bulk_flags, caller, count, count_at, field, open_epoch, read_kernel, send_urgent,
+    BPRM_FILENAME, BULK, Caller, FOLLOWED, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, THREADS, URGENT,
+    WINDOWS, bulk_flags, caller, count, count_at, field, open_epoch, read_kernel, send_urgent,
 };
 
 const CLONE_THREAD: u64 = 0x0001_0000;
@@ -112,6 +114,7 @@ fn links(bprm: u64) -> Option<u32> {
 #[inline(always)]
 fn exec(filename: u64, links: Option<u32>) {
     let Some(caller) = caller() else { return };
+    unfollow(caller);
     count(Class::Exec, counter::SEEN);
     let Some(mut entry) = URGENT.reserve::<Exec>(0) else {
         return count(Class::Exec, counter::DROPPED);
@@ -136,6 +139,17 @@ fn exec(filename: u64, links: Option<u32>) {
     count(Class::Exec, counter::SUBMITTED);
 }
 
+/// What follows is the work of another program, whose table the agent does not know yet.
+#[inline(always)]
+fn unfollow(caller: Caller) {
+    let _ = FOLLOWED.remove(caller.tgid);
+    let Some((epoch, _)) = open_epoch() else { return };
+    if let Some(window) = WINDOWS.get_ptr_mut(WindowKey { tgid: caller.tgid, epoch }) {
+        // SAFETY: `window` points into a map value.
+        unsafe { sequence::set(window, Follow { table: 0, learner: 0 }) };
+    }
+}
+
 #[inline(always)]
 fn fork_of_task(task: u64) {
     let pid: Option<u32> = read_kernel(task + u64::from(TASK_PID.load()));
@@ -151,6 +165,11 @@ fn fork_of_task(task: u64) {
 fn fork(child: u32) {
     let Some(caller) = caller() else { return };
     count(Class::Fork, counter::SEEN);
+    // The child runs the same program until it starts another.
+    // SAFETY: the value is read at once, and user space writes it whole.
+    if let Some(followed) = unsafe { FOLLOWED.get(caller.tgid) } {
+        let _ = FOLLOWED.insert(child, followed, 0);
+    }
     send_urgent(Class::Fork, &Fork { header: caller.header(KIND_FORK), child, _pad: 0 });
 }
 
@@ -161,7 +180,7 @@ fn exit() {
     if let Some(cell) = THREADS.get_ptr_mut(caller.tid & (THREAD_CELLS - 1)) {
         // SAFETY: `cell` points to an element of an array, written as one aligned word.
         unsafe {
-            if (ptr::read_volatile(cell) >> 32) as u32 == caller.tid {
+            if matches!(gram::before(ptr::read_volatile(cell), caller.tid), Before::Gram(_)) {
                 ptr::write_volatile(cell, 0);
             }
         }
@@ -170,6 +189,7 @@ fn exit() {
         return;
     }
     flush(caller);
+    let _ = FOLLOWED.remove(caller.tgid);
     count(Class::Exit, counter::SEEN);
     send_urgent::<Header>(Class::Exit, &caller.header(KIND_EXIT));
 }

@@ -4,8 +4,8 @@ use core::ptr;
 
 use agent_ebpf::{
     records::{
-        COMM_LEN, Class, Epoch, Field, Header, NATIVE_CALLS, NR_SHARED, OFFSET_UNKNOWN, PATH_LEN, Peer,
-        SocketKey, THREAD_CELLS, UNMAPPED, Window, WindowKey, counter,
+        COMM_LEN, Class, Epoch, Field, Follow, Header, NATIVE_CALLS, NR_SHARED, OFFSET_UNKNOWN, PATH_LEN,
+        Peer, SocketKey, THREAD_CELLS, UNMAPPED, Window, WindowKey, counter,
     },
     watched::Watched,
 };
@@ -26,6 +26,12 @@ pub(crate) static WINDOWS: HashMap<WindowKey, Window> = HashMap::with_max_entrie
 pub(crate) static EPOCH: Array<Epoch> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static THREADS: Array<u64> = Array::with_max_entries(THREAD_CELLS, 0);
+#[map]
+pub(crate) static GRAMS: HashMap<u64, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static LEARNED: HashMap<u64, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static FOLLOWED: HashMap<u32, Follow> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::LEN, 0);
 #[map]
@@ -142,6 +148,13 @@ impl Caller {
         add(counted);
         true
     }
+}
+
+/// How often processes were given another table or learner.
+#[inline(always)]
+pub(crate) fn assigned() -> u32 {
+    // SAFETY: the pointer is to the array's only element.
+    EPOCH.get_ptr(0).map_or(0, |epoch| unsafe { ptr::read_volatile(&raw const (*epoch).assigned) })
 }
 
 /// The open epoch and its start, once the agent has opened one.

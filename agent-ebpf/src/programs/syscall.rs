@@ -3,7 +3,8 @@
 use core::{hint, ptr};
 
 use agent_ebpf::{
-    bigram::{self, Previous},
+    bigram,
+    gram::{self, Before},
     records::{
         ACTIVE_BUCKET_NS, ACTIVE_BUCKETS, BIGRAMS, Class, SYSCALL_SLOTS, THREAD_CELLS, UNMAPPED, Window,
         counter,
@@ -15,7 +16,10 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 
-use crate::shared::{CALLS_BTF, CALLS_RAW, Caller, THREADS, add, caller, count, count_at, open_epoch, slot};
+use crate::{
+    sequence,
+    shared::{CALLS_BTF, CALLS_RAW, Caller, THREADS, add, caller, count, count_at, open_epoch, slot},
+};
 
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter_btf(ctx: BtfTracePointContext) -> i32 {
@@ -43,14 +47,14 @@ fn enter(nr: u64) -> bool {
     let Some(caller) = caller() else { return false };
     let Some((epoch, start_ns)) = open_epoch() else { return false };
     match caller.window(epoch) {
-        Some(window) => tally(caller, window, slot(nr), start_ns),
+        Some(window) => tally(caller, window, slot(nr), epoch, start_ns),
         None => count(Class::Syscall, counter::DROPPED),
     }
     true
 }
 
 #[inline(always)]
-fn tally(caller: Caller, window: *mut Window, slot: u16, start_ns: u64) {
+fn tally(caller: Caller, window: *mut Window, slot: u16, epoch: u32, start_ns: u64) {
     // SAFETY: the helper takes no arguments.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: `window` points into a map value that stays valid while the program runs. Times and activity bits are
@@ -68,18 +72,26 @@ fn tally(caller: Caller, window: *mut Window, slot: u16, start_ns: u64) {
             *word |= bit;
         }
     }
+    let Some(cell) = THREADS.get_ptr_mut(caller.tid & (THREAD_CELLS - 1)) else { return };
+    // SAFETY: `cell` points to an element of an array, read and written as one aligned word.
+    let gram = match gram::before(unsafe { ptr::read_volatile(cell) }, caller.tid) {
+        Before::Gram(gram) => gram,
+        Before::None => gram::EMPTY,
+        Before::Collision => {
+            count_at(counter::COLLISIONS);
+            gram::EMPTY
+        }
+    };
+    let rolled = gram::roll(gram, slot);
+    // SAFETY: as for the read.
+    unsafe { ptr::write_volatile(cell, gram::cell(caller.tid, rolled)) };
     if slot == UNMAPPED || slot as usize >= SYSCALL_SLOTS {
         // SAFETY: as above.
         add(unsafe { &raw mut (*window).unmapped });
-        return;
-    }
-    // SAFETY: as above, and `slot` was checked.
-    add(unsafe { (&raw mut (*window).calls).cast::<u32>().add(slot as usize) });
-    let Some(cell) = THREADS.get_ptr_mut(caller.tid & (THREAD_CELLS - 1)) else { return };
-    // SAFETY: `cell` points to an element of an array, read and written as one aligned word.
-    let before = unsafe { ptr::read_volatile(cell) };
-    match bigram::previous(before, caller.tid) {
-        Previous::Slot(previous) => {
+    } else {
+        // SAFETY: as above, and `slot` was checked.
+        add(unsafe { (&raw mut (*window).calls).cast::<u32>().add(slot as usize) });
+        if let Some(previous) = gram::latest(gram) {
             // The compiler knows the remainder's range and would drop the check; the verifier does not, and wants it.
             let bucket = hint::black_box(bigram::bucket(previous, slot));
             if bucket < BIGRAMS {
@@ -87,9 +99,6 @@ fn tally(caller: Caller, window: *mut Window, slot: u16, start_ns: u64) {
                 add(unsafe { (&raw mut (*window).bigrams).cast::<u32>().add(bucket) });
             }
         }
-        Previous::None => {}
-        Previous::Collision => count_at(counter::COLLISIONS),
     }
-    // SAFETY: as for the read.
-    unsafe { ptr::write_volatile(cell, bigram::cell(caller.tid, slot)) };
+    sequence::follow(caller, window, epoch, rolled);
 }

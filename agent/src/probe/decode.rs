@@ -9,6 +9,7 @@ use agent_ebpf::records::{
     KIND_TAMPER, Open, PLACE_WATCHED, Tamper, Window, WindowKey,
 };
 use models::event::{Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering};
+use models::sequence::{GramWindow, Sums};
 use zerocopy::FromBytes;
 
 /// Why a record is not an event.
@@ -160,6 +161,16 @@ pub fn window(key: WindowKey, window: &Window) -> SyscallWindow {
         bytes_recv: window.bytes_recv,
         uring: window.uring,
         uring_ops: window.uring_ops,
+        grams: (window.table != 0 && window.grams > 0).then(|| GramWindow {
+            table: window.table,
+            sums: Sums {
+                calls: window.grams.into(),
+                misses: window.misses.into(),
+                surprisal: window.surprisal,
+            },
+            strange: window.strange.iter().take(window.misses as usize).copied().collect(),
+        }),
+        learned: Vec::new(),
     }
 }
 

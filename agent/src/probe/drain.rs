@@ -4,38 +4,40 @@
 //! closed epoch. Then nobody writes those entries, and each is read once and removed. An entry that a run leaves
 //! behind is found by the next one, because a run takes every epoch before the open one.
 
-use std::{thread, time::Duration};
+use std::{io, thread, time::Duration};
 
 use agent_ebpf::records::{Epoch, Window, WindowKey};
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::maps::{Array, MapData, MapError};
 use models::event::SyscallWindow;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
+use super::batch::Batch;
 use super::decode;
 use crate::clock::boot_ns;
-
-pub(super) const KEY_BYTES: usize = size_of::<WindowKey>();
-pub(super) const WINDOW_BYTES: usize = size_of::<Window>();
 
 /// The maps that a drain needs.
 pub(super) struct Drain {
     epoch: Array<MapData, [u8; size_of::<Epoch>()]>,
-    windows: HashMap<MapData, [u8; KEY_BYTES], [u8; WINDOW_BYTES]>,
+    windows: Batch<WindowKey, Window>,
     state: Epoch,
-    max_keys: usize,
 }
 
 impl Drain {
     /// Opens the first epoch.
     pub(super) fn new(
         epoch: Array<MapData, [u8; size_of::<Epoch>()]>,
-        windows: HashMap<MapData, [u8; KEY_BYTES], [u8; WINDOW_BYTES]>,
-        max_keys: usize,
+        windows: Batch<WindowKey, Window>,
     ) -> Result<Self, MapError> {
-        let mut drain =
-            Self { epoch, windows, state: Epoch { current: 0, modes: 0, start_ns: [0; 2] }, max_keys };
+        let state = Epoch { current: 0, modes: 0, assigned: 1, _pad: 0, start_ns: [0; 2] };
+        let mut drain = Self { epoch, windows, state };
         drain.flip()?;
         Ok(drain)
+    }
+
+    /// Makes the programs look up again how each process is followed.
+    pub(super) fn reassign(&mut self) -> Result<(), MapError> {
+        self.state.assigned = self.state.assigned.wrapping_add(1).max(1);
+        self.write()
     }
 
     /// Tells the programs how to count from now on.
@@ -62,35 +64,20 @@ impl Drain {
     }
 
     /// Waits until no program counts in a closed epoch any more, then takes every closed window.
-    pub(super) fn collect(&mut self) -> Result<Vec<SyscallWindow>, MapError> {
+    pub(super) fn collect(&mut self) -> io::Result<Vec<SyscallWindow>> {
         barrier();
         let current = self.state.current;
-        let mut keys = Vec::new();
-        // The walk starts again when the kernel removes the entry it stands on, so it needs a bound; entries that are
-        // met twice are gone the second time.
-        for key in self.windows.keys().take(self.max_keys) {
-            let bytes = key?;
-            if let Ok(key) = WindowKey::read_from_bytes(&bytes)
-                && key.epoch != current
-            {
-                keys.push((key, bytes));
-            }
-        }
-        let mut taken = Vec::with_capacity(keys.len());
-        for (key, bytes) in keys {
-            let value = match self.windows.get(&bytes, 0) {
-                Ok(value) => value,
-                Err(MapError::KeyNotFound) => continue,
-                Err(error) => return Err(error),
-            };
-            self.windows.remove(&bytes)?;
-            if let Ok(value) = Window::read_from_bytes(&value) {
-                let window = decode::window(key, &value);
+        let (mut keys, mut taken) = (Vec::new(), Vec::new());
+        self.windows.read(|key, window| {
+            if key.epoch != current {
+                keys.push(*key);
+                let window = decode::window(*key, window);
                 if window.total() > 0 {
                     taken.push(window);
                 }
             }
-        }
+        })?;
+        self.windows.remove(&keys)?;
         Ok(taken)
     }
 

@@ -1,12 +1,14 @@
 //! Loads the kernel programs, with fallbacks, and reads what they count and report.
 
 mod attach;
+mod batch;
 mod btf;
 mod decode;
 mod drain;
 mod layers;
 mod memory;
 mod resolve;
+mod sequences;
 
 use std::{
     fs, io,
@@ -20,7 +22,7 @@ use agent_ebpf::{
 };
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness, include_bytes_aligned,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf},
 };
 use models::{
     event::{Event, EventKind, SyscallWindow},
@@ -32,6 +34,7 @@ pub use layers::unseen;
 
 pub use decode::{DecodeError, decode, window};
 pub use memory::MapMemory;
+pub use sequences::{TableError, TableId};
 
 /// The committed object; `cargo xtask ebpf` rebuilds it.
 static OBJECT: &[u8] =
@@ -46,6 +49,10 @@ pub struct ProbeOptions {
     pub own_tgid: u32,
     /// Window entries: processes that may make calls between two drains.
     pub windows: u32,
+    /// Grams of all tables together.
+    pub grams: u32,
+    /// Grams that learning processes may show between two drains, each counted per process.
+    pub learned: u32,
     /// Size of the urgent ring. A power of two, at least a page.
     pub urgent_bytes: u32,
     /// Size of the bulk ring. A power of two, at least a page.
@@ -71,6 +78,8 @@ impl ProbeOptions {
         Self {
             own_tgid,
             windows: 4096,
+            grams: 65_536,
+            learned: 16_384,
             urgent_bytes: 256 * 1024,
             bulk_bytes: 1024 * 1024,
             bulk_cap: 256,
@@ -112,6 +121,15 @@ pub enum ProbeError {
         #[source]
         source: MapError,
     },
+    /// Reading many entries at once failed.
+    #[error("reading map `{name}`")]
+    Batch {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// No layer could be attached.
     #[error(
         "no kernel hook could be attached: mount tracefs on /sys/kernel/tracing, or use a kernel with CONFIG_BPF_EVENTS"
@@ -152,6 +170,10 @@ pub struct Counters {
     pub collisions: u64,
     /// Paths and addresses that were not in memory at the hook.
     pub unreadable: u64,
+    /// Grams of learning processes that found their map full.
+    pub grams_refused: u64,
+    /// Processes whose grams are not learned because too many are learned at a time.
+    pub learners_refused: u64,
     /// Records that could not be decoded.
     pub decode_errors: u64,
     /// Files touched that turned out to lie in no watched directory.
@@ -173,6 +195,7 @@ pub struct Probe {
     _programs: Ebpf,
     layers: Vec<LayerState>,
     drain: drain::Drain,
+    sequences: sequences::Sequences,
     urgent: RingBuf<MapData>,
     bulk: RingBuf<MapData>,
     counters: PerCpuArray<MapData, u64>,
@@ -223,15 +246,20 @@ impl Probe {
             .override_global(names::URGENT_CAP, &options.urgent_cap, true)
             .override_global(names::BULK_WAKE_BYTES, &wake_bytes, true)
             .map_max_entries(names::WINDOWS, options.windows)
+            .map_max_entries(names::FOLLOWED, options.windows)
+            .map_max_entries(names::GRAMS, options.grams)
+            .map_max_entries(names::LEARNED, options.learned)
             .map_max_entries(names::URGENT, options.urgent_bytes)
             .map_max_entries(names::BULK, options.bulk_bytes);
         let mut programs = loader.load(OBJECT).map_err(refusal)?;
         watch(&mut programs, &options.watched)?;
         let epoch = Array::try_from(take(&mut programs, names::EPOCH)?).map_err(in_map(names::EPOCH))?;
-        let windows =
-            HashMap::try_from(take(&mut programs, names::WINDOWS)?).map_err(in_map(names::WINDOWS))?;
-        let max_keys = options.windows as usize * 4;
-        let mut drain = drain::Drain::new(epoch, windows, max_keys).map_err(in_map(names::EPOCH))?;
+        let windows = programs
+            .map(names::WINDOWS)
+            .and_then(batch::Batch::of)
+            .ok_or(ProbeError::MissingMap(names::WINDOWS))?;
+        let mut drain = drain::Drain::new(epoch, windows).map_err(in_map(names::EPOCH))?;
+        let sequences = sequences::Sequences::new(&mut programs, options.grams)?;
         let urgent = RingBuf::try_from(take(&mut programs, names::URGENT)?).map_err(in_map(names::URGENT))?;
         let bulk = RingBuf::try_from(take(&mut programs, names::BULK)?).map_err(in_map(names::BULK))?;
         let counters =
@@ -251,6 +279,7 @@ impl Probe {
             _programs: programs,
             layers,
             drain,
+            sequences,
             urgent,
             bulk,
             counters,
@@ -333,8 +362,56 @@ impl Probe {
     ///
     /// When a map operation fails.
     pub fn drain(&mut self) -> Result<Vec<SyscallWindow>, ProbeError> {
+        let batch = |name| move |source| ProbeError::Batch { name, source };
         self.drain.flip().map_err(in_map(names::EPOCH))?;
-        self.drain.collect().map_err(in_map(names::WINDOWS))
+        let mut windows = self.drain.collect().map_err(batch(names::WINDOWS))?;
+        let mut learned = self.sequences.take_learned(self.epoch().0).map_err(batch(names::LEARNED))?;
+        for window in &mut windows {
+            window.learned = learned.remove(&window.tgid).unwrap_or_default();
+        }
+        // Of processes that left, whose windows were flushed.
+        let closed = self.epoch().0.wrapping_sub(1);
+        windows.extend(
+            learned
+                .into_iter()
+                .map(|(tgid, learned)| SyscallWindow { learned, ..SyscallWindow::empty(tgid, closed) }),
+        );
+        Ok(windows)
+    }
+
+    /// Puts a table of grams, ascending, into the kernel.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room; nothing of it stays then.
+    pub fn load_table(&mut self, entries: &[(u64, u8)]) -> Result<TableId, TableError> {
+        self.sequences.load(entries)
+    }
+
+    /// Removes a table that no process is looked up in any more. Its id may be used again: drain before that.
+    pub fn unload_table(&mut self, table: TableId) {
+        self.sequences.unload(table);
+    }
+
+    /// Looks up this process's grams in a table from now on, and counts them for learning when asked.
+    ///
+    /// Its children inherit both until they start a program of their own.
+    ///
+    /// # Errors
+    ///
+    /// When the map of followed processes is full.
+    pub fn follow(&mut self, tgid: u32, table: Option<TableId>, learn: bool) -> Result<(), ProbeError> {
+        self.sequences.follow(tgid, table, learn).map_err(in_map(names::FOLLOWED))?;
+        self.drain.reassign().map_err(in_map(names::EPOCH))
+    }
+
+    /// The process has left.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be changed.
+    pub fn unfollow(&mut self, tgid: u32) -> Result<(), ProbeError> {
+        self.sequences.unfollow(tgid).map_err(in_map(names::FOLLOWED))
     }
 
     /// Reads all counters.
@@ -363,6 +440,8 @@ impl Probe {
             classes,
             collisions: read(counter::COLLISIONS)?,
             unreadable: read(counter::UNREADABLE)?,
+            grams_refused: read(counter::GRAMS_REFUSED)?,
+            learners_refused: self.sequences.refused(),
             decode_errors: self.decode_errors,
             elsewhere: self.elsewhere,
             unresolved: self.unresolved,

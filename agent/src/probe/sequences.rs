@@ -1,0 +1,177 @@
+//! The kernel's tables of call sequences: who is looked up in which, and what learning processes showed.
+//!
+//! A table belongs to one generation of one program's baseline and has an id of its own, so a window's sums are always
+//! of one table. A process that is being learned has an id under which the kernel counts its grams, apart for odd and
+//! even epochs, so that a closed epoch's counts are final.
+
+use std::collections::BTreeMap;
+
+use agent_ebpf::gram::{LEARNERS, TABLES, of_learner_key, table_key};
+use agent_ebpf::records::{Follow, names};
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData, MapError};
+use zerocopy::IntoBytes as _;
+
+use super::batch::Batch;
+use super::{ProbeError, in_map, take};
+
+/// A table in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableId(pub u16);
+
+/// Why a table is not in the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// No room for all of its entries; nothing of it stays.
+    #[error("{wanted} entries do not fit: the map holds {max} and {used} are used; raise `grams_max`")]
+    Full {
+        /// Its entries.
+        wanted: usize,
+        /// What is there already.
+        used: usize,
+        /// What the map holds.
+        max: usize,
+    },
+    /// Every id is used.
+    #[error("{} tables are in the kernel already", TABLES - 1)]
+    Ids,
+    /// The map.
+    #[error("filling the table")]
+    Map(#[from] MapError),
+}
+
+/// Grams and how often one process showed them in one epoch.
+pub(super) type Learned = Vec<(u64, u32)>;
+
+pub(super) struct Sequences {
+    grams: HashMap<MapData, u64, u32>,
+    learned: Batch<u64, u32>,
+    followed: HashMap<MapData, u32, [u8; size_of::<Follow>()]>,
+    /// Grams of every table.
+    tables: BTreeMap<u16, Vec<u64>>,
+    grams_max: usize,
+    /// Learner to process.
+    learners: BTreeMap<u16, u32>,
+    /// Processes that got no learner because all were in use.
+    refused: u64,
+    /// Counts of epochs that were still open when the map was read.
+    early: BTreeMap<(u16, u32), Learned>,
+}
+
+impl Sequences {
+    pub(super) fn new(programs: &mut Ebpf, grams_max: u32) -> Result<Self, ProbeError> {
+        let grams = HashMap::try_from(take(programs, names::GRAMS)?).map_err(in_map(names::GRAMS))?;
+        let learned =
+            programs.map(names::LEARNED).and_then(Batch::of).ok_or(ProbeError::MissingMap(names::LEARNED))?;
+        let followed =
+            HashMap::try_from(take(programs, names::FOLLOWED)?).map_err(in_map(names::FOLLOWED))?;
+        let (tables, learners, early) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Self {
+            grams,
+            learned,
+            followed,
+            tables,
+            grams_max: grams_max as usize,
+            learners,
+            refused: 0,
+            early,
+        })
+    }
+
+    /// Puts a table into the kernel. Nobody is looked up in it before [`Sequences::follow`] says so.
+    pub(super) fn load(&mut self, entries: &[(u64, u8)]) -> Result<TableId, TableError> {
+        let used = self.tables.values().map(Vec::len).sum::<usize>();
+        if used + entries.len() > self.grams_max {
+            return Err(TableError::Full { wanted: entries.len(), used, max: self.grams_max });
+        }
+        let id = (1..TABLES).find(|id| !self.tables.contains_key(id)).ok_or(TableError::Ids)?;
+        self.tables.insert(id, entries.iter().map(|(gram, _)| *gram).collect());
+        for (gram, steps) in entries {
+            if let Err(error) = self.grams.insert(table_key(id, *gram), u32::from(*steps), 0) {
+                self.unload(TableId(id));
+                return Err(error.into());
+            }
+        }
+        Ok(TableId(id))
+    }
+
+    /// Removes a table. Windows that are open may still miss grams in it: drain before the id is used again.
+    pub(super) fn unload(&mut self, id: TableId) {
+        for gram in self.tables.remove(&id.0).unwrap_or_default() {
+            // What was not inserted cannot be removed.
+            let _ = self.grams.remove(&table_key(id.0, gram));
+        }
+    }
+
+    /// What becomes of a process's grams from now on.
+    pub(super) fn follow(&mut self, tgid: u32, table: Option<TableId>, learn: bool) -> Result<(), MapError> {
+        let learner = if learn { self.learner(tgid) } else { self.forget_learner(tgid) };
+        let follow = Follow { table: table.map_or(0, |table| table.0), learner };
+        if follow == Follow::default() {
+            return self.remove(tgid);
+        }
+        let mut bytes = [0; size_of::<Follow>()];
+        bytes.copy_from_slice(follow.as_bytes());
+        self.followed.insert(tgid, bytes, 0)
+    }
+
+    /// The process has left, or runs another program.
+    pub(super) fn unfollow(&mut self, tgid: u32) -> Result<(), MapError> {
+        self.forget_learner(tgid);
+        self.remove(tgid)
+    }
+
+    /// What learning processes showed in the closed epoch, which the one before `open` is.
+    pub(super) fn take_learned(&mut self, open: u32) -> std::io::Result<BTreeMap<u32, Learned>> {
+        let mut found = std::mem::take(&mut self.early);
+        self.learned.take(|key, count| {
+            let (learner, parity, gram) = of_learner_key(*key);
+            found.entry((learner, parity)).or_default().push((gram, *count));
+        })?;
+        let mut closed: BTreeMap<u32, Learned> = BTreeMap::new();
+        for ((learner, parity), mut counts) in found {
+            if parity == open & 1 {
+                self.early.insert((learner, parity), counts);
+            } else if let Some(tgid) = self.learners.get(&learner) {
+                counts.sort_unstable();
+                counts.dedup_by(|next, kept| {
+                    let same = next.0 == kept.0;
+                    kept.1 += if same { next.1 } else { 0 };
+                    same
+                });
+                closed.insert(*tgid, counts);
+            }
+        }
+        Ok(closed)
+    }
+
+    /// Processes that got no learner because all were in use.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    fn learner(&mut self, tgid: u32) -> u16 {
+        if let Some((id, _)) = self.learners.iter().find(|(_, known)| **known == tgid) {
+            return *id;
+        }
+        // Counts of the open epoch may still arrive under a free id: they belong to the process before.
+        let Some(id) = (1..LEARNERS).find(|id| !self.learners.contains_key(id)) else {
+            self.refused += 1;
+            return 0;
+        };
+        self.learners.insert(id, tgid);
+        id
+    }
+
+    fn forget_learner(&mut self, tgid: u32) -> u16 {
+        self.learners.retain(|_, known| *known != tgid);
+        0
+    }
+
+    fn remove(&mut self, tgid: u32) -> Result<(), MapError> {
+        match self.followed.remove(&tgid) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The kernel's table of call sequences against its twin in user space.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use agent::probe::Probe;
+use models::event::SyscallWindow;
+use models::sequence::{EMPTY, GramTable, ORDER, roll, symbols};
+use models::syscalls::slot;
+
+use crate::{events, load, load_with, turn};
+
+const ROUNDS: u32 = 200;
+
+/// Calls in a fixed order, on a thread of its own; `odd` breaks it once.
+fn work(odd: bool) {
+    thread::spawn(move || {
+        for round in 0..ROUNDS {
+            // SAFETY: the calls take integers and cannot fail.
+            unsafe {
+                libc::getppid();
+                libc::getuid();
+                libc::getppid();
+                libc::getgid();
+                if odd && round == ROUNDS / 2 {
+                    libc::getpgid(0);
+                }
+            }
+        }
+    })
+    .join()
+    .expect("it ends");
+}
+
+/// This process's part of a drain.
+fn own(probe: &mut Probe) -> SyscallWindow {
+    let mut sum = SyscallWindow::empty(std::process::id(), 0);
+    let windows = probe.drain().expect("drained");
+    windows.iter().filter(|window| window.tgid == std::process::id()).for_each(|window| sum.merge(window));
+    sum
+}
+
+fn learned(probe: &mut Probe) -> BTreeMap<u64, u32> {
+    probe.follow(std::process::id(), None, true).expect("there is room");
+    own(probe);
+    work(false);
+    own(probe).learned.into_iter().collect()
+}
+
+#[test]
+fn every_call_of_a_learning_process_is_counted_in_one_gram() {
+    let _turn = turn();
+    for off in [&[][..], &["syscall:tp_btf/sys_enter"]] {
+        let mut probe = load(off);
+        probe.follow(std::process::id(), None, true).expect("there is room");
+        own(&mut probe);
+        work(false);
+        let window = own(&mut probe);
+        let counted: u64 = window.learned.iter().map(|(_, count)| u64::from(*count)).sum();
+        assert_eq!(counted, window.total(), "{off:?}");
+        let slots = ["getgid", "getppid", "getuid", "getppid", "getgid", "getppid"]
+            .map(|name| slot(name).expect("a slot"));
+        let gram = slots.iter().fold(EMPTY, |gram, slot| roll(gram, *slot));
+        let found = window.learned.iter().find(|(known, _)| *known == gram);
+        assert_eq!(
+            found.map(|(_, count)| *count),
+            Some(ROUNDS - 2),
+            "{off:?}: the first two rounds are not six calls long"
+        );
+    }
+}
+
+#[test]
+fn the_kernel_and_user_space_find_the_same_sums() {
+    let _turn = turn();
+    let mut probe = load(&[]);
+    let table = GramTable::of_counts(&learned(&mut probe));
+    let id = probe.load_table(table.entries()).expect("there is room");
+    probe.follow(std::process::id(), Some(id), true).expect("there is room");
+    own(&mut probe);
+    work(true);
+    let window = own(&mut probe);
+    let grams = window.grams.clone().expect("it was looked up");
+    assert_eq!(grams.table, id.0);
+    assert_eq!(grams.sums, table.sums_of(&window.learned));
+    assert!(grams.sums.misses >= ORDER as u64, "the odd call is in six grams: {grams:?}");
+    let odd = slot("getpgid").expect("a slot");
+    let strange = window.learned.iter().filter(|(gram, _)| symbols(*gram).contains(&odd));
+    assert_eq!(strange.map(|(_, count)| count).sum::<u32>(), ORDER as u32);
+    assert!(grams.strange.iter().all(|gram| window.learned.iter().any(|(known, _)| known == gram)));
+}
+
+#[test]
+fn a_table_stays_with_its_program() {
+    let _turn = turn();
+    let mut probe = load(&[]);
+    let table = GramTable::of_counts(&learned(&mut probe));
+    let id = probe.load_table(table.entries()).expect("there is room");
+    probe.follow(std::process::id(), Some(id), false).expect("there is room");
+    // SAFETY: the child makes two calls that take integers and leaves without running any destructor.
+    let child = unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::getppid();
+            libc::_exit(0);
+        }
+        child
+    };
+    // SAFETY: the child is ours, and no status is asked for.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    let other = Command::new("/bin/true").stdout(Stdio::null()).spawn().map(|mut child| {
+        child.wait().expect("it ends");
+        child.id()
+    });
+    let other = other.expect("it starts");
+    let flushed: Vec<SyscallWindow> = events(&mut probe)
+        .into_iter()
+        .filter_map(|event| match event.kind {
+            models::event::EventKind::Flush(window) => Some(*window),
+            _ => None,
+        })
+        .collect();
+    let of = |tgid: u32| flushed.iter().find(|window| window.tgid == tgid).expect("it was flushed");
+    let child = of(u32::try_from(child).expect("a process id"));
+    assert_eq!(child.grams.as_ref().map(|grams| grams.table), Some(id.0), "a child runs the same program");
+    assert_eq!(of(other).grams, None, "a program that was started is another one");
+    probe.unfollow(std::process::id()).expect("removed");
+    own(&mut probe);
+    work(false);
+    // What was looked up before is not forgotten; nothing more is.
+    assert!(own(&mut probe).grams.is_none_or(|grams| grams.sums.calls < u64::from(ROUNDS)));
+}
+
+#[test]
+fn full_maps_refuse_and_count() {
+    let _turn = turn();
+    let mut probe = load_with(|options| (options.grams, options.learned) = (8, 8));
+    let kept = learned(&mut probe);
+    // Eight at a time: a drain makes room while the epoch goes on.
+    assert!(kept.len() <= 16, "{}", kept.len());
+    assert!(probe.counters().expect("read").grams_refused > 0);
+    let entries: Vec<(u64, u8)> = (0..9).map(|gram| (gram, 1)).collect();
+    let refused = probe.load_table(&entries).expect_err("nine do not fit into eight");
+    assert!(refused.to_string().contains("grams_max"), "{refused}");
+    let first = probe.load_table(&entries[..8]).expect("eight fit");
+    probe.unload_table(first);
+    probe.load_table(&entries[..8]).expect("nothing of a removed table stays");
+}
