@@ -5,6 +5,11 @@
 //! A program is LEARNING until a baseline is activated: its windows go to the fleet. Then it is ACTIVE: its windows
 //! are judged and go nowhere. It is STALE when its baseline has expired: still judged, and said so.
 
+mod counters;
+#[cfg(test)]
+mod tests;
+mod training;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use models::bundle::{Manifest, Verified};
@@ -14,6 +19,7 @@ use models::features::{self, Vector};
 use models::policy::{Decision, Gate, Policy};
 use models::program::ProgramId;
 use models::schema::SEQUENCE;
+use models::sequence::{GramTable, WINDOW_GRAMS_MAX};
 use models::verdict::{Raw, Verdict, judge};
 use models::window::Window;
 use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
@@ -21,9 +27,8 @@ use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::processes::{Identity, Lookup};
-
-/// Windows in one training message: each has at most some 3.5 KB, and a message at most 64 KB.
-const TRAINING_BATCH: usize = 12;
+pub use counters::Counters;
+use training::batches;
 
 /// What the pipeline is told.
 #[derive(Debug)]
@@ -43,66 +48,36 @@ pub enum Input {
     },
 }
 
-/// What the pipeline wants told to the fleet.
-#[derive(Debug)]
+/// What the pipeline wants told to the fleet or to the kernel.
+#[derive(Debug, PartialEq)]
 pub enum Output {
     /// A verdict that passed the policy.
     Alert(Box<Alert>),
     /// Normal windows of a program that is being learned.
     Train(TrainingWindows),
+    /// What the kernel shall do with the order of a process's calls.
+    Follow(Follow),
+    /// The process has left.
+    Unfollow(u32),
 }
 
-/// What happened how often since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Windows judged against a baseline.
-    pub windows_judged: u64,
-    /// Windows given away for training.
-    pub windows_trained: u64,
-    /// Windows of learning programs not used, because something in them was not seen.
-    pub windows_degraded: u64,
-    /// Alerts given away.
-    pub alerts: u64,
-    /// Verdicts folded into an earlier alert.
-    pub alerts_duplicate: u64,
-    /// Verdicts held back by the rate limit.
-    pub alerts_limited: u64,
-    /// Processes not followed because the table was full.
-    pub processes_refused: u64,
-    /// Programs not followed because the table was full.
-    pub programs_refused: u64,
-    /// Processes that had left before they could be identified.
-    pub unidentified: u64,
-    /// Distinct values not kept because a window's set was full.
-    pub window_overflow: u64,
-    /// Detectors that failed on a window.
-    pub detector_errors: u64,
-}
-
-impl Counters {
-    /// Names and values.
-    #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 11] {
-        [
-            ("windows_judged", self.windows_judged),
-            ("windows_trained", self.windows_trained),
-            ("windows_degraded", self.windows_degraded),
-            ("alerts", self.alerts),
-            ("alerts_duplicate", self.alerts_duplicate),
-            ("alerts_limited", self.alerts_limited),
-            ("processes_refused", self.processes_refused),
-            ("programs_refused", self.programs_refused),
-            ("processes_unidentified", self.unidentified),
-            ("window_overflow", self.window_overflow),
-            ("detector_errors", self.detector_errors),
-        ]
-    }
+/// How the order of one process's calls is followed in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Follow {
+    /// The process.
+    pub tgid: u32,
+    /// The kernel's number of its program's table.
+    pub table: Option<u16>,
+    /// Its grams are counted for learning.
+    pub learn: bool,
 }
 
 /// A baseline that can judge.
 pub struct Baseline {
     manifest: Manifest,
     detectors: Detectors,
+    /// The kernel's number of its table.
+    table: Option<u16>,
 }
 
 impl Baseline {
@@ -111,7 +86,19 @@ impl Baseline {
     /// # Errors
     /// When a graph is missing or does not load.
     pub fn load(verified: &Verified) -> Result<Self, DetectError> {
-        Ok(Self { manifest: verified.manifest().clone(), detectors: Detectors::load(verified)? })
+        let (manifest, detectors) = (verified.manifest().clone(), Detectors::load(verified)?);
+        Ok(Self { manifest, detectors, table: None })
+    }
+
+    /// Gives away what the kernel's table is to be filled with.
+    pub fn take_grams(&mut self) -> Option<GramTable> {
+        self.detectors.take_grams()
+    }
+
+    /// The kernel has its table under this number.
+    #[must_use]
+    pub fn with_table(self, table: Option<u16>) -> Self {
+        Self { table, ..self }
     }
 }
 
@@ -181,24 +168,22 @@ impl<L: Lookup> Pipeline<L> {
         }
     }
 
-    /// Uses a verified baseline from now on.
-    ///
-    /// # Errors
-    /// When its graphs cannot be loaded or there is no room for its program; the one before stays in use.
-    pub fn activate(&mut self, verified: &Verified) -> Result<(), ActivateError> {
-        self.switch(Baseline::load(verified)?)
-    }
-
-    /// Uses a loaded baseline from now on: no window is judged by half of it.
+    /// Uses a loaded baseline from now on: no window is judged by half of it. Returns the table of the one before.
     ///
     /// # Errors
     /// When there is no room for its program; never after [`Pipeline::make_room`] for it.
-    pub fn switch(&mut self, baseline: Baseline) -> Result<(), ActivateError> {
+    pub fn switch(
+        &mut self,
+        baseline: Baseline,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<u16>, ActivateError> {
         self.make_room(&baseline.manifest.program)?;
-        if let Some(program) = self.programs.get_mut(&baseline.manifest.program.key()) {
-            program.baseline = Some(baseline);
-        }
-        Ok(())
+        let key = baseline.manifest.program.key();
+        let Some(program) = self.programs.get_mut(&key) else { return Ok(None) };
+        let before = program.baseline.replace(baseline).and_then(|before| before.table);
+        let of_it = self.processes.iter().filter(|(_, process)| process.key.as_ref() == Some(&key));
+        out.extend(of_it.map(|(tgid, _)| Output::Follow(how(program, *tgid))));
+        Ok(before)
     }
 
     /// Takes a place in the table of programs, unless it has one.
@@ -249,7 +234,7 @@ impl<L: Lookup> Pipeline<L> {
 
     fn event(&mut self, now: Now, event: &Event, out: &mut Vec<Output>) {
         match &event.kind {
-            EventKind::Fork { child } => self.forked(event, *child),
+            EventKind::Fork { child } => self.forked(event, *child, out),
             EventKind::Exec { path, fileless } => self.started(now, event, path, *fileless, out),
             EventKind::Inject { call, victim } => self.injected(now, event, *call, *victim, out),
             EventKind::Exit => {
@@ -259,7 +244,7 @@ impl<L: Lookup> Pipeline<L> {
             }
             _ => {}
         }
-        if !self.follow(event.tgid, event.uid) {
+        if !self.follow(event.tgid, event.uid, out) {
             return;
         }
         let opened_ns = self.opened_ns;
@@ -279,8 +264,8 @@ impl<L: Lookup> Pipeline<L> {
         }
     }
 
-    fn forked(&mut self, event: &Event, child: u32) {
-        if !self.follow(event.tgid, event.uid) {
+    fn forked(&mut self, event: &Event, child: u32, out: &mut Vec<Output>) {
+        if !self.follow(event.tgid, event.uid, out) {
             // A child that has the number of one that left must not have its identity.
             self.processes.remove(&child);
             return;
@@ -291,6 +276,10 @@ impl<L: Lookup> Pipeline<L> {
             return;
         }
         let key = self.processes.get(&event.tgid).and_then(|parent| parent.key.clone());
+        // The kernel lets a child inherit its parent's table; a learner of its own it must be given.
+        let program = key.as_ref().and_then(|key| self.programs.get(key));
+        let learns = program.map(|program| how(program, child)).filter(|follow| follow.learn);
+        out.extend(learns.map(Output::Follow));
         let process = Process {
             key,
             run: run_of(child, event.boot_ns),
@@ -326,7 +315,7 @@ impl<L: Lookup> Pipeline<L> {
 
     /// Evidence about the other process: something was written into it.
     fn injected(&mut self, now: Now, event: &Event, call: u16, victim: u32, out: &mut Vec<Output>) {
-        if !self.follow(victim, u32::MAX) {
+        if !self.follow(victim, u32::MAX, out) {
             return;
         }
         let opened_ns = self.opened_ns;
@@ -337,7 +326,7 @@ impl<L: Lookup> Pipeline<L> {
     }
 
     /// Makes sure that the process is in the table; `false` when it is not followed.
-    fn follow(&mut self, tgid: u32, uid: u32) -> bool {
+    fn follow(&mut self, tgid: u32, uid: u32, out: &mut Vec<Output>) -> bool {
         if let Some(process) = self.processes.get(&tgid) {
             return process.key.is_some();
         }
@@ -358,6 +347,8 @@ impl<L: Lookup> Pipeline<L> {
             }
         };
         let followed = key.is_some();
+        let program = key.as_ref().and_then(|key| self.programs.get(key));
+        out.extend(program.map(|program| Output::Follow(how(program, tgid))));
         let history = VecDeque::new();
         let process = Process { key, run, comm, uid, forked_by: None, exited: false, window: None, history };
         self.processes.insert(tgid, process);
@@ -399,7 +390,7 @@ impl<L: Lookup> Pipeline<L> {
 
     fn close(&mut self, now: Now, closed_ns: u64, syscalls: &[SyscallWindow], out: &mut Vec<Output>) {
         for part in syscalls {
-            if !self.follow(part.tgid, u32::MAX) {
+            if !self.follow(part.tgid, u32::MAX, out) {
                 continue;
             }
             let opened_ns = self.opened_ns;
@@ -419,13 +410,14 @@ impl<L: Lookup> Pipeline<L> {
             let Some(program) = self.programs.get_mut(&key) else { continue };
             program.windows += windows.len() as u64;
             self.counters.windows_trained += windows.len() as u64;
-            for batch in windows.chunks(TRAINING_BATCH) {
-                out.push(Output::Train(TrainingWindows {
-                    program: program.id.clone(),
-                    windows: batch.to_vec(),
-                }));
-            }
+            let messages = batches(windows).into_iter();
+            out.extend(
+                messages
+                    .map(|windows| Output::Train(TrainingWindows { program: program.id.clone(), windows })),
+            );
         }
+        let left = self.processes.iter().filter(|(_, process)| process.exited && process.key.is_some());
+        out.extend(left.map(|(tgid, _)| Output::Unfollow(*tgid)));
         self.processes.retain(|_, process| !process.exited);
         if self.processes.len() >= self.config.processes_max as usize {
             // Exits may have been missed.
@@ -460,6 +452,12 @@ impl<L: Lookup> Pipeline<L> {
                     run: process.run,
                     vector: features::to_sparse(&vector),
                     traits: window.traits(),
+                    grams: if window.syscalls.learned.len() > WINDOW_GRAMS_MAX {
+                        self.counters.windows_without_order += 1;
+                        Vec::new()
+                    } else {
+                        std::mem::take(&mut window.syscalls.learned)
+                    },
                 });
             } else {
                 self.counters.windows_degraded += 1;
@@ -483,6 +481,10 @@ impl<L: Lookup> Pipeline<L> {
                     log::warn!("judging process {tgid}: {error}");
                 }
             }
+        }
+        let grams = window.syscalls.grams.as_ref().filter(|grams| Some(grams.table) == baseline.table);
+        if let Some(bits) = grams.and_then(|grams| grams.sums.bits()) {
+            raw.push(Raw { name: "surprisal", score: bits, contributions: &[] });
         }
         let verdict = judge(&window, Some(&vector), &raw, &baseline.manifest);
         self.counters.windows_judged += 1;
@@ -537,6 +539,14 @@ fn baseline_of<'a>(programs: &'a BTreeMap<String, Program>, process: &Process) -
     programs.get(process.key.as_ref()?)?.baseline.as_ref()
 }
 
+/// What the kernel shall do with the order of this program's calls.
+fn how(program: &Program, tgid: u32) -> Follow {
+    match &program.baseline {
+        Some(baseline) => Follow { tgid, table: baseline.table, learn: false },
+        None => Follow { tgid, table: None, learn: true },
+    }
+}
+
 /// The last windows as dense vectors, when there are enough.
 fn sequence(history: &VecDeque<Vec<(u16, f32)>>) -> Option<Vec<Vector>> {
     if history.len() < SEQUENCE {
@@ -549,6 +559,3 @@ fn sequence(history: &VecDeque<Vec<(u16, f32)>>) -> Option<Vec<Vector>> {
 fn run_of(tgid: u32, start: u64) -> u64 {
     start.rotate_left(20) ^ u64::from(tgid)
 }
-
-#[cfg(test)]
-mod tests;

@@ -25,8 +25,8 @@ use crate::files;
 #[cfg(feature = "sled")]
 use crate::outbox::SledOutbox;
 use crate::outbox::{Kept, LogOutbox, Outbox, OutboxError};
-use crate::pipeline::{Baseline, Input, Output, Pipeline};
-use crate::probe::{Probe, ProbeError, ProbeOptions};
+use crate::pipeline::{ActivateError, Baseline, Follow, Input, Output, Pipeline};
+use crate::probe::{Probe, ProbeError, ProbeOptions, TableId};
 use crate::processes::ProcFs;
 use crate::uplink::{News, Uplink};
 use crate::vitals;
@@ -99,6 +99,7 @@ struct Service {
     uplink: Uplink,
     status: Arc<Mutex<Status>>,
     unwritten: VecDeque<Body>,
+    retired: Vec<TableId>,
     refused: VecDeque<[u8; 32]>,
     outbox_fails: bool,
     dropped_before: u64,
@@ -118,6 +119,8 @@ struct OwnCounters {
     bundles_activated: u64,
     bundles_refused: u64,
     drains_failed: u64,
+    tables_refused: u64,
+    follows_refused: u64,
 }
 
 /// Runs the agent until SIGINT or SIGTERM.
@@ -143,12 +146,7 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         OutboxEngine::Sled => Arc::new(SledOutbox::open(&config.state, config.outbox_max)?),
     };
     let (baselines, active) = Baselines::open(&config.state, keys)?;
-    let mut pipeline = Pipeline::new(config.clone(), ProcFs, probe.epoch().1);
-    for verified in &active {
-        if let Err(error) = pipeline.activate(verified) {
-            log::error!("the baseline of {} is not used: {}", verified.manifest().program, chain(&error));
-        }
-    }
+    let pipeline = Pipeline::new(config.clone(), ProcFs, probe.epoch().1);
     for layer in probe.layers() {
         if layer.backend.is_empty() {
             log::warn!("layer {}: not seen on this kernel", layer.layer);
@@ -169,6 +167,7 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         outbox_fails: false,
         dropped_before: 0,
         unwritten: VecDeque::new(),
+        retired: Vec::new(),
         refused: VecDeque::new(),
         online: false,
         started_ns: clock::boot_ns(),
@@ -183,6 +182,14 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         uplink,
         status,
     };
+    for verified in &active {
+        let used = Baseline::load(verified)
+            .map_err(ActivateError::from)
+            .and_then(|baseline| service.switch(baseline));
+        if let Err(error) = used {
+            log::error!("the baseline of {} is not used: {}", verified.manifest().program, chain(&error));
+        }
+    }
     service.note_drops();
     service.show();
     let done = smol::block_on(service.turn(&news)).map_err(ServiceError::Runtime);
@@ -272,6 +279,10 @@ impl Service {
                 Vec::new()
             }
         };
+        // No open window can be looked up in them any more.
+        for table in self.retired.drain(..) {
+            self.probe.unload_table(table);
+        }
         let (_, closed_ns) = self.probe.epoch();
         let later = self.take_events(closed_ns);
         self.note_drops();
@@ -314,6 +325,15 @@ impl Service {
                     Body::Alert(*alert)
                 }
                 Output::Train(windows) => Body::Windows(windows),
+                Output::Follow(follow) => {
+                    self.follow(follow);
+                    continue;
+                }
+                Output::Unfollow(tgid) => {
+                    let done = self.probe.unfollow(tgid);
+                    self.noted(done);
+                    continue;
+                }
             };
             if self.unwritten.len() >= UNWRITTEN_MAX {
                 self.unwritten.pop_front();
@@ -406,7 +426,38 @@ impl Service {
         let baseline = Baseline::load(&verified).map_err(|error| chain(&error))?;
         self.pipeline.make_room(&offer.program).map_err(|error| chain(&error))?;
         self.baselines.store(&verified, raw).map_err(|error| chain(&error))?;
-        self.pipeline.switch(baseline).map_err(|error| chain(&error))
+        self.switch(baseline).map_err(|error| chain(&error))
+    }
+
+    /// Gives the kernel the baseline's table and the pipeline the rest. Without room for the table the order of calls
+    /// is not judged, and the others are.
+    fn switch(&mut self, mut baseline: Baseline) -> Result<(), ActivateError> {
+        let loaded = baseline.take_grams().map(|grams| self.probe.load_table(grams.entries()));
+        let table = loaded.and_then(|loaded| match loaded {
+            Ok(table) => Some(table),
+            Err(error) => {
+                self.counters.tables_refused += 1;
+                log::error!("the order of calls is not judged: {}", chain(&error));
+                None
+            }
+        });
+        let mut out = Vec::new();
+        let before = self.pipeline.switch(baseline.with_table(table.map(|table| table.0)), &mut out)?;
+        self.retired.extend(before.map(TableId));
+        self.keep(out);
+        Ok(())
+    }
+
+    fn follow(&mut self, follow: Follow) {
+        let done = self.probe.follow(follow.tgid, follow.table.map(TableId), follow.learn);
+        self.noted(done);
+    }
+
+    fn noted(&mut self, done: Result<(), ProbeError>) {
+        if let Err(error) = done {
+            self.counters.follows_refused += 1;
+            log::debug!("the order of a process's calls: {}", chain(&error));
+        }
     }
 
     fn refuse(&mut self, offer: &Offer, reason: String) {
@@ -496,6 +547,8 @@ impl Service {
             ("bundles_activated", own.bundles_activated),
             ("bundles_refused", own.bundles_refused),
             ("drains_failed", own.drains_failed),
+            ("tables_refused", own.tables_refused),
+            ("follows_refused", own.follows_refused),
             ("processes_followed", self.pipeline.followed() as u64),
         ];
         let lists =

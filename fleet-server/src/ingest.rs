@@ -263,7 +263,7 @@ mod tests {
 
     fn frame(seq: u64, vector: Vec<(u16, f32)>) -> Vec<u8> {
         let program = ProgramId { unit: "u".into(), exe: "/e".into(), script: None };
-        let windows = vec![TrainingWindow { unix_ms: 1, run: 1, vector, traits: vec![] }];
+        let windows = vec![TrainingWindow { unix_ms: 1, run: 1, vector, traits: vec![], grams: vec![] }];
         let body = Uplink::Windows(TrainingWindows { program, windows });
         wire::encode(&UplinkFrame { epoch: 9, seq, body }).unwrap()
     }

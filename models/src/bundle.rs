@@ -44,7 +44,7 @@ pub struct Manifest {
 /// One part's name, size and hash.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartInfo {
-    /// `vae.onnx`, `lstm.onnx` or `prototypes.bin`.
+    /// `vae.onnx`, `lstm.onnx`, `prototypes.bin` or `grams.bin`.
     pub name: String,
     /// Bytes.
     pub size: u32,

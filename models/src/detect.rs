@@ -9,6 +9,7 @@ use crate::features::Vector;
 use crate::nearest::Prototypes;
 pub use crate::nearest::{Distances, Output};
 use crate::schema::{FEATURES, SEQUENCE};
+use crate::sequence::GramTable;
 
 /// Names of the graphs in a bundle.
 pub const VAE_PART: &str = "vae.onnx";
@@ -16,6 +17,9 @@ pub const VAE_PART: &str = "vae.onnx";
 pub const LSTM_PART: &str = "lstm.onnx";
 /// [`Prototypes`], absent from bundles of an earlier version.
 pub const PROTOTYPES_PART: &str = "prototypes.bin";
+
+/// [`GramTable`], absent when nothing was learned about the order of calls.
+pub const GRAMS_PART: &str = "grams.bin";
 
 /// Why a bundle's graphs cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,7 @@ pub struct Detectors {
     vae: Graph,
     lstm: Option<Graph>,
     prototypes: Prototypes,
+    grams: Option<GramTable>,
 }
 
 impl Detectors {
@@ -57,6 +62,11 @@ impl Detectors {
         let lstm = bundle.part(LSTM_PART).map(|part| Graph::load(LSTM_PART, part, &[SEQUENCE, 1, FEATURES]));
         let prototypes =
             bundle.part(PROTOTYPES_PART).map_or(Some(Prototypes::default()), Prototypes::from_bytes);
+        let grams = bundle.part(GRAMS_PART).map(|part| {
+            let damaged =
+                || DetectError::Load { part: GRAMS_PART, reason: "not a table of grams".to_owned() };
+            GramTable::from_bytes(part).ok_or_else(damaged)
+        });
         let vae = bundle.part(VAE_PART).ok_or(DetectError::Missing(VAE_PART))?;
         Ok(Self {
             vae: Graph::load(VAE_PART, vae, &[1, FEATURES])?,
@@ -65,6 +75,7 @@ impl Detectors {
                 part: PROTOTYPES_PART,
                 reason: "not prototypes of this schema".to_owned(),
             })?,
+            grams: grams.transpose()?,
         })
     }
 
@@ -92,7 +103,13 @@ impl Detectors {
         self.prototypes.score(vector)
     }
 
-    /// Every detector's name and output on a window, with the windows of its process up to it, oldest first.
+    /// Gives away what the kernel's table is filled with; `None` when this baseline has none.
+    #[must_use]
+    pub fn take_grams(&mut self) -> Option<GramTable> {
+        self.grams.take()
+    }
+
+    /// Every detector's name and output on a window, but for what the kernel found about the order of its calls, with the windows of its process up to it, oldest first.
     ///
     /// One that has no model or too few windows is absent; one that fails does not silence the others.
     pub fn all(

@@ -3,13 +3,16 @@
 use crate::bundle::Manifest;
 use crate::features::Vector;
 use crate::novelty::{self, Kind};
-use crate::schema::{self, FEATURES, NAMED, NAMED_BASE};
+use crate::schema::{self, FEATURES, Layer, NAMED, NAMED_BASE};
+use crate::sequence::{self, GramWindow};
 use crate::window::Window;
 use crate::wire::{DetectorScore, Reason};
 
 /// Reasons an explanation holds at most.
 pub const REASONS_MAX: usize = 8;
 const FEATURES_SHOWN: usize = 4;
+/// From this robust z of the surprisal on, the order of calls is a reason.
+const ORDER_Z: f32 = 3.0;
 
 /// One detector's raw output on a window.
 #[derive(Clone, Debug)]
@@ -18,7 +21,7 @@ pub struct Raw<'a> {
     pub name: &'static str,
     /// Not negative; larger is odder.
     pub score: f32,
-    /// Per feature, not normalised.
+    /// Per feature, not normalised; empty when the detector does not look at features.
     pub contributions: &'a [f32],
 }
 
@@ -76,6 +79,10 @@ pub fn judge(window: &Window, vector: Option<&Vector>, raw: &[Raw<'_>], baseline
         });
         remember(&mut techniques, kind.technique());
     }
+    let order = detectors.iter().any(|detector| detector.name == "surprisal" && detector.z >= ORDER_Z);
+    if let Some(grams) = window.syscalls.grams.as_ref().filter(|_| order) {
+        reasons.push(order_reason(grams));
+    }
     if let Some(vector) = vector {
         for (index, share) in top(raw) {
             let feature = (index >= NAMED_BASE).then(|| NAMED[index - NAMED_BASE]);
@@ -96,6 +103,33 @@ pub fn judge(window: &Window, vector: Option<&Vector>, raw: &[Raw<'_>], baseline
     Verdict { score, detectors, reasons, techniques, summary, cause }
 }
 
+fn order_reason(grams: &GramWindow) -> Reason {
+    let share = |n: u64| format!("{n} of {} calls", grams.sums.calls);
+    // A thread's first calls make short ones, which say less.
+    let example =
+        grams.strange.iter().rev().map(|gram| sequence::symbols(*gram)).max_by_key(|calls| calls.len());
+    let text = match example {
+        Some(calls) => {
+            let names: Vec<&str> = calls.iter().map(|call| name_of(*call)).collect();
+            format!(
+                "{} came in an order never seen while it was learned, e.g. {}",
+                share(grams.sums.misses),
+                names.join(", ")
+            )
+        }
+        None => format!("{} in an order rarely seen while it was learned", share(grams.sums.calls)),
+    };
+    Reason { layer: Layer::Syscall.as_str().into(), name: "call_order".into(), text, share: 1.0 }
+}
+
+fn name_of(call: sequence::Symbol) -> &'static str {
+    if usize::from(call) < schema::SYSCALL_SLOTS {
+        crate::syscalls::name(usize::from(call))
+    } else {
+        "another"
+    }
+}
+
 fn remember(techniques: &mut Vec<String>, technique: &str) {
     if !technique.is_empty() && !techniques.iter().any(|known| known == technique) {
         techniques.push(technique.to_owned());
@@ -112,7 +146,7 @@ fn top(raw: &[Raw<'_>]) -> Vec<(usize, f32)> {
         }
     }
     #[allow(clippy::cast_precision_loss, reason = "a few detectors")]
-    let n = raw.len().max(1) as f32;
+    let n = raw.iter().filter(|raw| !raw.contributions.is_empty()).count().max(1) as f32;
     let mut top: Vec<(usize, f32)> = shares.iter().map(|share| share / n).enumerate().collect();
     top.sort_by(|a, b| b.1.total_cmp(&a.1));
     top.truncate(FEATURES_SHOWN);
@@ -197,6 +231,26 @@ mod tests {
         baseline.traits = shadow().traits();
         let verdict = judge(&shadow(), None, &[], &baseline);
         assert!(verdict.score < 40.0 && verdict.reasons.is_empty(), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_strange_order_of_calls_is_told_by_name() {
+        let mut baseline = baseline();
+        let usual: Vec<f32> = (0..20_u8).map(|n| 1.0 + f32::from(n) / 20.0).collect();
+        let detector = crate::calibration::DetectorCalibration::fit("surprisal", 2.0, &usual);
+        baseline.calibration.detectors.push(detector);
+        let mut window = Window::new(1, 0);
+        let gram = [0, 1, 59].iter().fold(sequence::EMPTY, |gram, call| sequence::roll(gram, *call));
+        let sums = sequence::Sums { calls: 40, misses: 6, surprisal: 40 * 16 * 9 };
+        window.syscalls.grams = Some(GramWindow { table: 1, sums, strange: vec![gram] });
+        let raw = [Raw { name: "surprisal", score: 9.0, contributions: &[] }];
+        let verdict = judge(&window, Some(&[0.0; FEATURES]), &raw, &baseline);
+        assert_eq!(
+            verdict.summary,
+            "6 of 40 calls came in an order never seen while it was learned, e.g. read, write, execve"
+        );
+        let usual = [Raw { name: "surprisal", score: 1.5, contributions: &[] }];
+        assert!(judge(&window, None, &usual, &baseline).reasons.is_empty());
     }
 
     #[test]

@@ -123,7 +123,7 @@ pub struct Reason {
 /// One detector's say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DetectorScore {
-    /// `vae`, `lstm` or `novelty`.
+    /// e.g. `vae`, or `novelty`.
     pub name: String,
     /// Robust z against the calibration windows.
     pub z: f32,
@@ -149,6 +149,8 @@ pub struct TrainingWindow {
     pub vector: Vec<(u16, f32)>,
     /// What was seen beside the vector; see [`crate::novelty`].
     pub traits: Vec<u64>,
+    /// Six calls in order and how often they came, ascending; see [`crate::sequence`]. Empty when there were too many.
+    pub grams: Vec<(u64, u32)>,
 }
 
 /// What a device asks or reports without a number.

@@ -146,8 +146,13 @@ mod tests {
     }
 
     fn windows() -> Uplink {
-        let window =
-            models::wire::TrainingWindow { unix_ms: 1, run: 1, vector: vec![], traits: vec![u64::MAX; 100] };
+        let window = models::wire::TrainingWindow {
+            unix_ms: 1,
+            run: 1,
+            vector: vec![],
+            traits: vec![u64::MAX; 100],
+            grams: vec![],
+        };
         Uplink::Windows(TrainingWindows { program: program(), windows: vec![window] })
     }
 

@@ -33,6 +33,17 @@ fn found(exe: &str) -> Identity {
 struct Bench {
     pipeline: Pipeline<Table>,
     now_s: u64,
+    /// What the kernel was told so far.
+    told: Vec<Output>,
+    table: GramTable,
+}
+
+/// The kernel's number of the table in these tests.
+const TABLE: u16 = 4;
+
+/// Six calls that are normal here.
+fn usual_gram() -> u64 {
+    [0, 1, 0, 1, 0, 1].iter().fold(models::sequence::EMPTY, |gram, call| models::sequence::roll(gram, *call))
 }
 
 impl Bench {
@@ -41,7 +52,12 @@ impl Bench {
         change(&mut config);
         let mut table = Table::default();
         table.0.insert(GATEWAY, found("/usr/bin/gw"));
-        Self { pipeline: Pipeline::new(config, table, 0), now_s: 0 }
+        Self {
+            pipeline: Pipeline::new(config, table, 0),
+            now_s: 0,
+            told: Vec::new(),
+            table: GramTable::default(),
+        }
     }
 
     fn event(&mut self, tgid: u32, kind: EventKind) -> Vec<Output> {
@@ -59,6 +75,10 @@ impl Bench {
     }
 
     fn close(&mut self, tgids: &[u32]) -> Vec<Output> {
+        self.close_with(tgids, |_| {})
+    }
+
+    fn close_with(&mut self, tgids: &[u32], change: impl Fn(&mut SyscallWindow)) -> Vec<Output> {
         let syscalls = tgids.iter().map(|tgid| {
             let mut window = SyscallWindow::empty(*tgid, 1);
             // A little different every time, as life is.
@@ -66,6 +86,8 @@ impl Bench {
             window.calls[1] = 20;
             window.bigrams[3] = 30;
             window.active = [0b1011, 0, 0, 0, 0, 0, 0, 0];
+            window.learned = vec![(usual_gram(), 50), (usual_gram() + 1, 10)];
+            change(&mut window);
             window
         });
         let syscalls = syscalls.collect();
@@ -77,7 +99,14 @@ impl Bench {
         let mut out = Vec::new();
         let now = Now { boot_ns: self.now_s * SECOND + 2, unix_ms: self.now_s * 1000 };
         self.pipeline.step(now, input, &mut out);
+        let told = |output: &mut Output| matches!(output, Output::Follow(_) | Output::Unfollow(_));
+        self.told.extend(out.extract_if(.., told));
         out
+    }
+
+    /// What the kernel was told since the last question.
+    fn told(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.told)
     }
 
     fn learn(&mut self) {
@@ -105,14 +134,16 @@ impl Bench {
         };
         let raw = seal(manifest, trained.parts, &key);
         let keys = Keyring([key.public()].into_iter().collect());
-        self.pipeline.activate(&bundle::open(&raw, &keys).unwrap()).unwrap();
+        let mut baseline = Baseline::load(&bundle::open(&raw, &keys).unwrap()).unwrap();
+        self.table = baseline.take_grams().expect("the order of calls was learned");
+        self.pipeline.switch(baseline.with_table(Some(TABLE)), &mut self.told).unwrap();
     }
 }
 
 fn alerts(outputs: Vec<Output>) -> Vec<Alert> {
     let alert = |output| match output {
         Output::Alert(alert) => *alert,
-        Output::Train(training) => panic!("trained after learning: {training:?}"),
+        other => panic!("not an alert: {other:?}"),
     };
     outputs.into_iter().map(alert).collect()
 }
@@ -179,6 +210,75 @@ fn a_program_without_a_file_is_told_at_once() {
     let found = alerts(bench.event(200, EventKind::Exec { path, fileless: true }));
     let [alert] = &found[..] else { panic!("{found:?}") };
     assert!(alert.pid == GATEWAY && alert.techniques.contains(&"T1620".to_owned()), "{alert:?}");
+}
+
+#[test]
+fn the_kernel_is_told_whom_to_learn_and_whom_to_look_up() {
+    let mut bench = Bench::new(|_| {});
+    bench.close(&[GATEWAY]);
+    let learning = |tgid| Output::Follow(Follow { tgid, table: None, learn: true });
+    assert_eq!(bench.told(), [learning(GATEWAY)]);
+    bench.event(GATEWAY, EventKind::Fork { child: 201 });
+    assert_eq!(bench.told(), [learning(201)]);
+    bench.event(201, EventKind::Exit);
+    bench.close(&[GATEWAY]);
+    assert_eq!(bench.told(), [Output::Unfollow(201)]);
+    bench.learn();
+    let looked_up = |tgid| Output::Follow(Follow { tgid, table: Some(TABLE), learn: false });
+    assert_eq!(bench.told(), [looked_up(GATEWAY)]);
+    bench.event(GATEWAY, EventKind::Fork { child: 202 });
+    assert_eq!(bench.told(), [], "the kernel lets children inherit");
+    bench.pipeline.lookup.0.insert(203, found("/usr/bin/gw"));
+    bench.close(&[203]);
+    assert_eq!(bench.told(), [looked_up(203)]);
+}
+
+#[test]
+fn a_strange_order_of_usual_calls_is_told_and_the_sums_of_another_table_are_not() {
+    let mut bench = Bench::new(|_| {});
+    bench.learn();
+    let strange = [1, 1, 1, 0, 0, 0].iter().fold(0, |gram, call| models::sequence::roll(gram, *call));
+    let sums = bench.table.sums_of(&[(usual_gram(), 10), (strange, 50)]);
+    assert_eq!(sums.misses, 50);
+    for (table, told) in [(TABLE + 1, false), (TABLE, true)] {
+        let found = alerts(bench.close_with(&[GATEWAY], |window| {
+            window.grams = Some(models::sequence::GramWindow { table, sums, strange: vec![strange] });
+        }));
+        let about = |alert: &Alert| alert.reasons.iter().any(|reason| reason.name == "call_order");
+        assert_eq!(found.iter().any(about), told, "{found:?}");
+    }
+}
+
+#[test]
+fn too_many_orders_in_one_window_are_not_learned_and_counted() {
+    let mut bench = Bench::new(|_| {});
+    let many: Vec<(u64, u32)> = (0..=WINDOW_GRAMS_MAX as u64).map(|gram| (gram, 1)).collect();
+    let outputs = bench.close_with(&[GATEWAY], |window| window.learned.clone_from(&many));
+    let [Output::Train(training)] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!(training.windows[0].grams, []);
+    assert_eq!(bench.pipeline.counters().windows_without_order, 1);
+}
+
+#[test]
+fn training_messages_hold_what_fits() {
+    let window = |grams| TrainingWindow {
+        unix_ms: u64::MAX,
+        run: u64::MAX,
+        vector: vec![(426, 0.5); 427],
+        traits: vec![u64::MAX; 128],
+        grams: vec![(models::sequence::EMPTY, u32::MAX); grams],
+    };
+    let windows =
+        vec![window(WINDOW_GRAMS_MAX), window(0), window(WINDOW_GRAMS_MAX), window(WINDOW_GRAMS_MAX)];
+    let messages = batches(windows.clone());
+    assert_eq!(messages.concat(), windows);
+    assert_eq!(messages.len(), 3);
+    for windows in messages {
+        let body =
+            models::wire::Uplink::Windows(TrainingWindows { program: program("/usr/bin/gw"), windows });
+        let frame = models::wire::UplinkFrame { epoch: u64::MAX, seq: u64::MAX, body };
+        assert!(models::wire::encode(&frame).is_ok());
+    }
 }
 
 #[test]

@@ -105,7 +105,13 @@ fn options() -> TrainOptions {
 }
 
 fn window(run: usize, vector: &Vector) -> TrainingWindow {
-    TrainingWindow { unix_ms: 0, run: run as u64, vector: features::to_sparse(vector), traits: vec![] }
+    TrainingWindow {
+        unix_ms: 0,
+        run: run as u64,
+        vector: features::to_sparse(vector),
+        traits: vec![],
+        grams: vec![],
+    }
 }
 
 /// Trains, seals, opens and loads, as fleet and device do between them.

@@ -15,7 +15,7 @@ mod stop;
 mod vae;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::{Array2, Axis, Slice};
 
@@ -24,6 +24,7 @@ use crate::calibration::{Calibration, DetectorCalibration, News, weight};
 use crate::features::{self, Vector};
 use crate::nearest::Prototypes;
 use crate::schema::{FEATURES, SEQUENCE};
+use crate::sequence::GramTable;
 use crate::wire::TrainingWindow;
 use lstm::Autoencoder;
 use random::Random;
@@ -36,6 +37,8 @@ pub const WINDOWS_MIN: usize = 40;
 pub const WINDOWS_MAX: usize = 20_000;
 /// Windows that are kept or thinned out together, so that the LSTM has neighbours to learn from.
 pub const BLOCK: usize = 100;
+/// Fewer calibration windows than this say nothing about a detector.
+const OUTPUTS_MIN: usize = 5;
 /// The smallest variance of a residual: a feature that never moved must not be infinitely surprising.
 const VARIANCE_FLOOR: f32 = 1e-3;
 
@@ -182,7 +185,10 @@ pub fn fit(
     let held = vectors(&windows[variance_end..]);
     let distances = held.iter().filter_map(|vector| prototypes.score(vector));
     let (nearest, repertoire) = distances.map(|d| (d.nearest.score, d.repertoire.score)).unzip();
+    let grams = order(&windows[..variance_end]);
+    let bits = |window: &TrainingWindow| grams.as_ref()?.sums_of(&window.grams).bits();
     let calibration = calibrate(&Held {
+        surprisal: windows[variance_end..].iter().map(bits).collect(),
         windows,
         from: variance_end,
         nearest,
@@ -196,6 +202,9 @@ pub fn fit(
         parts.push(("lstm.onnx".to_owned(), onnx::lstm(auto, &lstm_inverse, SEQUENCE)));
     }
     parts.push(("prototypes.bin".to_owned(), prototypes.to_bytes()));
+    if let Some(grams) = &grams {
+        parts.push(("grams.bin".to_owned(), grams.to_bytes()));
+    }
     Ok(Trained {
         parts,
         calibration,
@@ -260,19 +269,33 @@ struct Held<'a> {
     vae: &'a [f32],
     lstm: &'a [f32],
     lstm_ends: Vec<usize>,
+    surprisal: Vec<Option<f32>>,
+}
+
+/// The order of calls in windows that hold it; `None` when none does.
+fn order(windows: &[TrainingWindow]) -> Option<GramTable> {
+    let mut counts = BTreeMap::new();
+    for (gram, count) in windows.iter().flat_map(|window| &window.grams) {
+        let sum: &mut u32 = counts.entry(*gram).or_default();
+        *sum = sum.saturating_add(*count);
+    }
+    (!counts.is_empty()).then(|| GramTable::of_counts(&counts))
+}
+
+/// A detector that few calibration windows tell of has no say.
+fn weight_of(name: &str, outputs: usize) -> f32 {
+    if outputs < OUTPUTS_MIN { 0.0 } else { weight(name) }
 }
 
 fn calibrate(held: &Held<'_>) -> Calibration {
+    let surprisal: Vec<f32> = held.surprisal.iter().copied().flatten().collect();
     let calibration = Calibration {
         detectors: vec![
             DetectorCalibration::fit("vae", weight("vae"), held.vae),
-            DetectorCalibration::fit(
-                "lstm",
-                if held.lstm.len() < 5 { 0.0 } else { weight("lstm") },
-                held.lstm,
-            ),
+            DetectorCalibration::fit("lstm", weight_of("lstm", held.lstm.len()), held.lstm),
             DetectorCalibration::fit("nearest", weight("nearest"), &held.nearest),
             DetectorCalibration::fit("repertoire", weight("repertoire"), &held.repertoire),
+            DetectorCalibration::fit("surprisal", weight_of("surprisal", surprisal.len()), &surprisal),
         ],
         fused: Vec::new(),
         news: News::count(held.windows.iter().map(|window| &window.traits[..]), held.windows.len() * 6 / 10),
@@ -288,6 +311,7 @@ fn calibrate(held: &Held<'_>) -> Calibration {
             if let Some(sequence) = held.lstm_ends.iter().position(|end| *end == window) {
                 raw.push(("lstm", held.lstm[sequence]));
             }
+            raw.extend(held.surprisal[at].map(|bits| ("surprisal", bits)));
             calibration.fuse(&raw)
         })
         .collect();
@@ -333,6 +357,17 @@ fn check_gradients(gradients: &[Array2<f32>], mut loss_at: impl FnMut(usize, (us
 mod tests {
     use super::*;
 
+    /// Counted grams of some calls.
+    fn order_of(calls: Vec<u16>) -> Vec<(u64, u32)> {
+        let mut counts = BTreeMap::new();
+        let mut gram = crate::sequence::EMPTY;
+        for call in calls {
+            gram = crate::sequence::roll(gram, call);
+            *counts.entry(gram).or_insert(0) += 1;
+        }
+        counts.into_iter().collect()
+    }
+
     pub(super) fn normal_windows(n: usize) -> Vec<TrainingWindow> {
         let mut random = Random::new(9);
         (0..n)
@@ -343,6 +378,7 @@ mod tests {
                     run: 1,
                     vector: vec![(0, share), (1, 1.0 - share), (425, 0.2)],
                     traits: vec![crate::novelty::trait_id(crate::novelty::Kind::Syscall, "read")],
+                    grams: order_of([0, 1, 2].repeat(20 + at % 7)),
                 }
             })
             .collect()
@@ -394,9 +430,9 @@ mod tests {
         }
         let trained = fit(&windows, &quick(), &mut |_| {}).unwrap();
         let names: Vec<&str> = trained.parts.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["vae.onnx", "prototypes.bin"]);
+        assert_eq!(names, ["vae.onnx", "prototypes.bin", "grams.bin"]);
         let weights: Vec<f32> = trained.calibration.detectors.iter().map(|d| d.weight).collect();
-        assert_eq!(weights, ["vae", "", "nearest", "repertoire"].map(weight));
+        assert_eq!(weights, ["vae", "", "nearest", "repertoire", "surprisal"].map(weight));
     }
 
     #[test]
@@ -420,6 +456,26 @@ mod tests {
         let options = TrainOptions { split: Some([30, 10]), ..quick() };
         let refused = fit(&normal_windows(40), &options, &mut |_| {}).unwrap_err();
         assert_eq!(refused, TrainError::Split { found: 40 });
+    }
+
+    #[test]
+    fn windows_without_order_are_learned_without_it() {
+        let mut windows = normal_windows(60);
+        windows.iter_mut().for_each(|window| window.grams.clear());
+        let trained = fit(&windows, &quick(), &mut |_| {}).unwrap();
+        assert!(trained.parts.iter().all(|(name, _)| name != "grams.bin"));
+        assert_eq!(trained.calibration.detectors.last().map(|d| d.weight), Some(0.0));
+    }
+
+    #[test]
+    fn an_order_never_seen_is_far_beyond_calibration() {
+        let trained = fit(&normal_windows(60), &quick(), &mut |_| {}).unwrap();
+        let part = trained.parts.iter().find(|(name, _)| name == "grams.bin").expect("it was learned");
+        let table = GramTable::from_bytes(&part.1).unwrap();
+        let surprisal = trained.calibration.detectors.iter().find(|d| d.name == "surprisal").unwrap();
+        let z = |calls: Vec<u16>| surprisal.z(table.sums_of(&order_of(calls)).bits().unwrap());
+        let (usual, reversed) = (z([0, 1, 2].repeat(23)), z([2, 1, 0].repeat(23)));
+        assert!(usual < 3.0 && reversed > 10.0, "{usual} and {reversed}");
     }
 
     #[cfg(feature = "infer")]

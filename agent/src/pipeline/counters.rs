@@ -1,0 +1,51 @@
+//! What the pipeline counts.
+
+/// What happened how often since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Windows judged against a baseline.
+    pub windows_judged: u64,
+    /// Windows given away for training.
+    pub windows_trained: u64,
+    /// Windows of learning programs whose calls came in too many orders to tell.
+    pub windows_without_order: u64,
+    /// Windows of learning programs not used, because something in them was not seen.
+    pub windows_degraded: u64,
+    /// Alerts given away.
+    pub alerts: u64,
+    /// Verdicts folded into an earlier alert.
+    pub alerts_duplicate: u64,
+    /// Verdicts held back by the rate limit.
+    pub alerts_limited: u64,
+    /// Processes not followed because the table was full.
+    pub processes_refused: u64,
+    /// Programs not followed because the table was full.
+    pub programs_refused: u64,
+    /// Processes that had left before they could be identified.
+    pub unidentified: u64,
+    /// Distinct values not kept because a window's set was full.
+    pub window_overflow: u64,
+    /// Detectors that failed on a window.
+    pub detector_errors: u64,
+}
+
+impl Counters {
+    /// Names and values.
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, u64); 12] {
+        [
+            ("windows_judged", self.windows_judged),
+            ("windows_trained", self.windows_trained),
+            ("windows_degraded", self.windows_degraded),
+            ("windows_without_order", self.windows_without_order),
+            ("alerts", self.alerts),
+            ("alerts_duplicate", self.alerts_duplicate),
+            ("alerts_limited", self.alerts_limited),
+            ("processes_refused", self.processes_refused),
+            ("programs_refused", self.programs_refused),
+            ("processes_unidentified", self.unidentified),
+            ("window_overflow", self.window_overflow),
+            ("detector_errors", self.detector_errors),
+        ]
+    }
+}
