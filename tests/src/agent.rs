@@ -23,13 +23,18 @@ impl Agent {
     /// # Errors
     /// When a file cannot be written or the server refuses.
     pub fn enroll(dir: &Path, watch: &Path, fleet: &Fleet, device: &str) -> Result<Self, Failed> {
+        let config = format!("watch = [{watch:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n");
+        Self::enroll_with(dir, &config, fleet, device)
+    }
+
+    /// Writes a configuration, to which the state folder is added, and enrols.
+    ///
+    /// # Errors
+    /// When a file cannot be written or the server refuses.
+    pub fn enroll_with(dir: &Path, config: &str, fleet: &Fleet, device: &str) -> Result<Self, Failed> {
         fs::create_dir_all(dir).map_err(|error| Failed::new(dir.display(), error))?;
         let agent = Self { dir: dir.to_owned(), process: None };
-        let config = format!(
-            "state = {:?}\nwatch = [{:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n",
-            agent.state(),
-            watch
-        );
+        let config = format!("state = {:?}\n{config}", agent.state());
         fs::write(agent.config(), config).map_err(|error| Failed::new("writing the configuration", error))?;
         let ticket = dir.join("ticket");
         fs::write(&ticket, fleet.ticket(device)?)
@@ -47,6 +52,14 @@ impl Agent {
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.dir.join("state")
+    }
+
+    /// Its process id.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn id(&self) -> Result<u32, Failed> {
+        self.process.as_ref().map(Process::id).ok_or_else(|| Failed("the agent does not run".into()))
     }
 
     /// What it wrote so far.

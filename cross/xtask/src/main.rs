@@ -1,5 +1,6 @@
 //! The project's own tasks.
 
+mod bench;
 mod demo;
 mod ebpf;
 mod eval;
@@ -39,6 +40,14 @@ enum Task {
         /// Lines of `set program label split count syscalls`, separated by tabs; may be compressed with gzip.
         file: PathBuf,
     },
+    /// Measures: `cargo xtask bench overhead`.
+    Bench {
+        /// What.
+        bench: bench::Bench,
+        /// Passed on: --rounds N.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Rebuilds the committed eBPF object.
     Ebpf {
         /// Compare with the committed object instead of replacing it.
@@ -72,6 +81,7 @@ fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
             });
         }
         Task::Eval { file } => eval::run(root, &file)?,
+        Task::Bench { bench, arguments } => bench::run(root, bench, &arguments)?,
         Task::Ebpf { check } => ebpf::rebuild(root, check)?,
     }
     Ok(ExitCode::SUCCESS)
