@@ -331,8 +331,24 @@ pub struct WindowKey {
 pub struct Window {
     /// First call, `CLOCK_BOOTTIME` nanoseconds.
     pub first_ns: u64,
-    /// Last call.
+    /// Last call, but for what came within the same tick of the kernel's timer, 1 to 10 ms.
     pub last_ns: u64,
+    /// That tick.
+    pub tick: u32,
+    /// [`Epoch::assigned`] when `table` and `learner` were last looked up.
+    pub checked: u32,
+    /// Table that the grams of this window are looked up in, 0 for none.
+    pub table: u16,
+    /// Id under which the grams of this window are counted, 0 for none.
+    pub learner: u16,
+    /// Grams looked up.
+    pub grams: u32,
+    /// Of these, not in the table.
+    pub misses: u32,
+    /// Zero.
+    pub _pad: u32,
+    /// Sum of what the table holds for them, [`GRAM_MISS`] for each miss.
+    pub surprisal: u64,
     /// One bit per [`ACTIVE_BUCKET_NS`] since the epoch's start.
     pub active: [u64; 8],
     /// Bytes sent over IPv4 and IPv6.
@@ -355,18 +371,6 @@ pub struct Window {
     pub n_bulk: u32,
     /// Connections and sensitive opens, for their cap.
     pub n_urgent: u32,
-    /// [`Epoch::assigned`] when `table` and `learner` were last looked up.
-    pub checked: u32,
-    /// Table that the grams of this window are looked up in, 0 for none.
-    pub table: u16,
-    /// Id under which the grams of this window are counted, 0 for none.
-    pub learner: u16,
-    /// Grams looked up.
-    pub grams: u32,
-    /// Of these, not in the table.
-    pub misses: u32,
-    /// Sum of what the table holds for them, [`GRAM_MISS`] for each miss.
-    pub surprisal: u64,
     /// The first grams that were not in the table.
     pub strange: [u64; STRANGE],
 }
@@ -376,6 +380,14 @@ impl Window {
     pub const EMPTY: Self = Self {
         first_ns: 0,
         last_ns: 0,
+        tick: 0,
+        checked: 0,
+        table: 0,
+        learner: 0,
+        grams: 0,
+        misses: 0,
+        _pad: 0,
+        surprisal: 0,
         active: [0; 8],
         bytes_sent: 0,
         bytes_recv: 0,
@@ -387,12 +399,6 @@ impl Window {
         bigrams: [0; BIGRAMS],
         n_bulk: 0,
         n_urgent: 0,
-        checked: 0,
-        table: 0,
-        learner: 0,
-        grams: 0,
-        misses: 0,
-        surprisal: 0,
         strange: [0; STRANGE],
     };
 }
@@ -441,8 +447,8 @@ const _: () = assert!(size_of::<Exec>() == 304);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);
-const _: () = assert!(size_of::<Window>() == 1744);
-const _: () = assert!(size_of::<Flush>() == 1792);
+const _: () = assert!(size_of::<Window>() == 1752);
+const _: () = assert!(size_of::<Flush>() == 1800);
 const _: () = assert!(size_of::<Epoch>() == 32);
 const _: () = assert!(size_of::<Inject>() == 56);
 const _: () = assert!(size_of::<Escape>() == 568);

@@ -67,8 +67,8 @@ fn moved(sock: u64, result: i32, counted: fn(*mut Window) -> *mut u64) {
 /// Adds to a sum of this process's window.
 #[inline(always)]
 fn count_bytes(caller: Caller, n: u64, counted: fn(*mut Window) -> *mut u64) {
-    let Some((epoch, _)) = open_epoch() else { return };
-    if let Some(window) = caller.window(epoch) {
+    let Some(epoch) = open_epoch() else { return };
+    if let Some(window) = caller.window(epoch.number) {
         add_u64(counted(window), n);
     }
 }

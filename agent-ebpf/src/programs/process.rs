@@ -143,8 +143,8 @@ fn exec(filename: u64, links: Option<u32>) {
 #[inline(always)]
 fn unfollow(caller: Caller) {
     let _ = FOLLOWED.remove(caller.tgid);
-    let Some((epoch, _)) = open_epoch() else { return };
-    if let Some(window) = WINDOWS.get_ptr_mut(WindowKey { tgid: caller.tgid, epoch }) {
+    let Some(epoch) = open_epoch() else { return };
+    if let Some(window) = WINDOWS.get_ptr_mut(WindowKey { tgid: caller.tgid, epoch: epoch.number }) {
         // SAFETY: `window` points into a map value.
         unsafe { sequence::set(window, Follow { table: 0, learner: 0 }) };
     }
@@ -212,8 +212,8 @@ fn is_last(caller: Caller) -> bool {
 /// Sends the window of the open epoch and removes it. When the ring is full the entry stays for the next drain.
 #[inline(always)]
 fn flush(caller: Caller) {
-    let Some((epoch, _)) = open_epoch() else { return };
-    let key = WindowKey { tgid: caller.tgid, epoch };
+    let Some(epoch) = open_epoch() else { return };
+    let key = WindowKey { tgid: caller.tgid, epoch: epoch.number };
     let Some(window) = WINDOWS.get_ptr_mut(key) else { return };
     count(Class::Flush, counter::SEEN);
     let Some(mut entry) = BULK.reserve::<Flush>(0) else {

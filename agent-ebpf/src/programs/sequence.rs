@@ -7,17 +7,16 @@ use agent_ebpf::{
     records::{Follow, GRAM_MISS, STRANGE, Window, counter},
 };
 
-use crate::shared::{Caller, FOLLOWED, GRAMS, LEARNED, add, add_u64, assigned, count_at};
+use crate::shared::{Caller, FOLLOWED, GRAMS, LEARNED, OpenEpoch, add, add_u64, count_at};
 
 /// Looks up and counts the latest gram of a thread, as its process is followed.
 #[inline(always)]
-pub(crate) fn follow(caller: Caller, window: *mut Window, epoch: u32, gram: u64) {
-    let assigned = assigned();
+pub(crate) fn follow(caller: Caller, window: *mut Window, epoch: OpenEpoch, gram: u64) {
     // SAFETY: `window` points into a map value that stays valid while the program runs. Threads that race here write
     // the same values.
     let (table, learner) = unsafe {
-        if (*window).checked != assigned {
-            (*window).checked = assigned;
+        if (*window).checked != epoch.assigned {
+            (*window).checked = epoch.assigned;
             let followed = FOLLOWED.get(caller.tgid).copied().unwrap_or_default();
             set(window, followed);
         }
@@ -27,7 +26,7 @@ pub(crate) fn follow(caller: Caller, window: *mut Window, epoch: u32, gram: u64)
         look_up(window, table, gram);
     }
     if learner != 0 {
-        learn(gram::learner_key(learner, epoch, gram));
+        learn(gram::learner_key(learner, epoch.number, gram));
     }
 }
 

@@ -119,9 +119,9 @@ impl Caller {
     #[inline(always)]
     pub(crate) fn may_act(self, class: Class) -> bool {
         count(class, counter::SEEN);
-        let Some((epoch, _)) = open_epoch() else { return true };
+        let Some(epoch) = open_epoch() else { return true };
         // As for `within_cap`.
-        let Some(window) = self.window(epoch) else { return true };
+        let Some(window) = self.window(epoch.number) else { return true };
         let Some(place) = class.act() else { return true };
         // SAFETY: `window` points into a map value; a class is a constant, and a test holds its place below the end.
         let counted = unsafe { (&raw mut (*window).n_acts).cast::<u32>().add(place) };
@@ -137,9 +137,9 @@ impl Caller {
     /// Takes one from a cap of this process in the open epoch; false when it is used up.
     #[inline(always)]
     pub(crate) fn within_cap(self, cap: u32, counted: fn(*mut Window) -> *mut u32) -> bool {
-        let Some((epoch, _)) = open_epoch() else { return true };
+        let Some(epoch) = open_epoch() else { return true };
         // A full map cannot hold the cap. The ring's size is the bound then.
-        let Some(window) = self.window(epoch) else { return true };
+        let Some(window) = self.window(epoch.number) else { return true };
         let counted = counted(window);
         // SAFETY: `counted` points into a map value that stays valid while the program runs.
         if unsafe { ptr::read_volatile(counted) } >= cap {
@@ -150,27 +150,30 @@ impl Caller {
     }
 }
 
-/// How often processes were given another table or learner.
-#[inline(always)]
-pub(crate) fn assigned() -> u32 {
-    // SAFETY: the pointer is to the array's only element.
-    EPOCH.get_ptr(0).map_or(0, |epoch| unsafe { ptr::read_volatile(&raw const (*epoch).assigned) })
+/// The open epoch, as one look at it shows.
+#[derive(Clone, Copy)]
+pub(crate) struct OpenEpoch {
+    pub(crate) number: u32,
+    /// [`Epoch::assigned`].
+    pub(crate) assigned: u32,
+    pub(crate) start_ns: u64,
 }
 
-/// The open epoch and its start, once the agent has opened one.
+/// The open epoch, once the agent has opened one.
 #[inline(always)]
-pub(crate) fn open_epoch() -> Option<(u32, u64)> {
+pub(crate) fn open_epoch() -> Option<OpenEpoch> {
     let epoch = EPOCH.get_ptr(0)?;
     // SAFETY: `epoch` points to the array's only element. The start of an epoch is written before the epoch is opened,
     // and is not written again before the next but one.
     unsafe {
-        let current = ptr::read_volatile(&raw const (*epoch).current);
-        let start_ns = if current & 1 == 0 {
+        let number = ptr::read_volatile(&raw const (*epoch).current);
+        let assigned = ptr::read_volatile(&raw const (*epoch).assigned);
+        let start_ns = if number & 1 == 0 {
             ptr::read_volatile(&raw const (*epoch).start_ns[0])
         } else {
             ptr::read_volatile(&raw const (*epoch).start_ns[1])
         };
-        (current != 0).then_some((current, start_ns))
+        (number != 0).then_some(OpenEpoch { number, assigned, start_ns })
     }
 }
 

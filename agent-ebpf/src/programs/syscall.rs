@@ -11,14 +11,16 @@ use agent_ebpf::{
     },
 };
 use aya_ebpf::{
-    helpers::bpf_ktime_get_boot_ns,
+    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns},
     macros::{btf_tracepoint, raw_tracepoint},
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 
 use crate::{
     sequence,
-    shared::{CALLS_BTF, CALLS_RAW, Caller, THREADS, add, caller, count, count_at, open_epoch, slot},
+    shared::{
+        CALLS_BTF, CALLS_RAW, Caller, OpenEpoch, THREADS, add, caller, count, count_at, open_epoch, slot,
+    },
 };
 
 #[btf_tracepoint(function = "sys_enter")]
@@ -45,31 +47,33 @@ fn sys_enter_raw(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn enter(nr: u64) -> bool {
     let Some(caller) = caller() else { return false };
-    let Some((epoch, start_ns)) = open_epoch() else { return false };
-    match caller.window(epoch) {
-        Some(window) => tally(caller, window, slot(nr), epoch, start_ns),
+    let Some(epoch) = open_epoch() else { return false };
+    match caller.window(epoch.number) {
+        Some(window) => tally(caller, window, slot(nr), epoch),
         None => count(Class::Syscall, counter::DROPPED),
     }
     true
 }
 
 #[inline(always)]
-fn tally(caller: Caller, window: *mut Window, slot: u16, epoch: u32, start_ns: u64) {
+fn tally(caller: Caller, window: *mut Window, slot: u16, epoch: OpenEpoch) {
+    // The exact clock costs a call up to 70 ns, so it is asked once per tick. Never zero, as a new window's is.
     // SAFETY: the helper takes no arguments.
-    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let tick = unsafe { bpf_jiffies64() } as u32 | 1 << 31;
     // SAFETY: `window` points into a map value that stays valid while the program runs. Times and activity bits are
     // written without a lock: threads that race here write nearly the same time and the same bit.
     unsafe {
-        if (*window).first_ns == 0 {
-            (*window).first_ns = now_ns;
-        }
-        (*window).last_ns = now_ns;
-        let bucket = now_ns.saturating_sub(start_ns) / ACTIVE_BUCKET_NS;
-        let bucket = if bucket < ACTIVE_BUCKETS { bucket } else { ACTIVE_BUCKETS - 1 };
-        let word = (&raw mut (*window).active).cast::<u64>().add((bucket as usize >> 6) & 7);
-        let bit = 1_u64 << (bucket & 63);
-        if *word & bit == 0 {
-            *word |= bit;
+        if (*window).tick != tick {
+            (*window).tick = tick;
+            let now_ns = bpf_ktime_get_boot_ns();
+            (*window).last_ns = now_ns;
+            if (*window).first_ns == 0 {
+                (*window).first_ns = now_ns;
+            }
+            let bucket = now_ns.saturating_sub(epoch.start_ns) / ACTIVE_BUCKET_NS;
+            let bucket = if bucket < ACTIVE_BUCKETS { bucket } else { ACTIVE_BUCKETS - 1 };
+            let word = (&raw mut (*window).active).cast::<u64>().add((bucket as usize >> 6) & 7);
+            *word |= 1_u64 << (bucket & 63);
         }
     }
     let Some(cell) = THREADS.get_ptr_mut(caller.tid & (THREAD_CELLS - 1)) else { return };

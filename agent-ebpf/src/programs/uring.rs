@@ -56,6 +56,5 @@ fn enter(nr: u64, arg: impl Fn(usize) -> u64) {
 
 #[inline(always)]
 fn window(caller: Caller) -> Option<*mut Window> {
-    let (epoch, _) = open_epoch()?;
-    caller.window(epoch)
+    caller.window(open_epoch()?.number)
 }

@@ -58,7 +58,11 @@ fn every_call_of_a_learning_process_is_counted_in_one_gram() {
         work(false);
         let window = own(&mut probe);
         let counted: u64 = window.learned.iter().map(|(_, count)| u64::from(*count)).sum();
-        assert_eq!(counted, window.total(), "{off:?}");
+        assert!(
+            counted == window.total() && counted > u64::from(ROUNDS),
+            "{off:?}: {counted} of {}",
+            window.total()
+        );
         let slots = ["getgid", "getppid", "getuid", "getppid", "getgid", "getppid"]
             .map(|name| slot(name).expect("a slot"));
         let gram = slots.iter().fold(EMPTY, |gram, slot| roll(gram, *slot));
