@@ -4,16 +4,20 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use agent_ebpf::watched::{Prefix, WATCHED_MAX};
 use models::policy::Policy;
 use models::program::ProgramId;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use toml::Table;
+
+use crate::probe::ProbeOptions;
 
 /// Where the file is looked for.
 pub const DEFAULT_PATH: &str = "/etc/behaveguard/agent.toml";
 
 /// Everything the operator can choose. Defaults fit a gateway with 256 MB.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// Keys, baselines and the outbox.
     pub state: PathBuf,
@@ -33,6 +37,53 @@ pub struct Config {
     pub outbox_engine: OutboxEngine,
     /// When a verdict becomes an alert.
     pub policy: Policy,
+    /// Tools beside those of the feature schema whose start is evidence, by file name.
+    pub lolbins: Vec<String>,
+    /// Sizes of the kernel's maps, caps, and watched directories.
+    pub kernel: Kernel,
+}
+
+/// Sizes of the kernel's maps, what one process may report per window, and directories whose files keep traces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Processes that make calls between two drains; further ones are counted, not seen.
+    pub processes_max: u32,
+    /// Grams of all tables together; a table without room is not used.
+    pub grams_max: u32,
+    /// Grams of learning processes between two drains; further ones are counted, not learned.
+    pub learned_max: u32,
+    /// Sockets connected to port 53; the one not used for longest goes.
+    pub dns_sockets_max: u32,
+    /// Bytes of the ring of urgent records, a power of two.
+    pub urgent_ring: u64,
+    /// Bytes of the ring of bulk records, a power of two.
+    pub bulk_ring: u64,
+    /// Ordinary opens that one process may report per window.
+    pub opens_max: u32,
+    /// Connections and sensitive opens that one process may report per window.
+    pub connects_max: u32,
+    /// Records of each rare class that one process may report per window.
+    pub acts_max: u32,
+    /// Directories whose files nobody should remove, empty or redate.
+    pub traces: Vec<String>,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        let options = ProbeOptions::new(0);
+        Self {
+            processes_max: options.windows,
+            grams_max: options.grams,
+            learned_max: options.learned,
+            dns_sockets_max: options.dns_sockets,
+            urgent_ring: options.urgent_bytes.into(),
+            bulk_ring: options.bulk_bytes.into(),
+            opens_max: options.bulk_cap,
+            connects_max: options.urgent_cap,
+            acts_max: options.act_cap,
+            traces: options.watched,
+        }
+    }
 }
 
 impl Default for Config {
@@ -47,6 +98,8 @@ impl Default for Config {
             outbox_max: 32 * 1024 * 1024,
             outbox_engine: OutboxEngine::Log,
             policy: Policy::default(),
+            lolbins: Vec::new(),
+            kernel: Kernel::default(),
         }
     }
 }
@@ -78,6 +131,10 @@ pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these 
 # What keeps them: "log", or "sled" in builds with the feature of that name.
 #outbox_engine = "log"
 
+# Further tools whose start is evidence, by file name, such as "rclone"; up to 64. wget, curl, python, nc and the like
+# are watched always.
+#lolbins = []
+
 [alerts]
 # Scores (0 to 100) from which a verdict is MEDIUM, HIGH and CRITICAL, ascending.
 #thresholds = [40, 70, 90]
@@ -87,10 +144,37 @@ pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these 
 
 # Alerts a minute over all programs, 1 to 1000. CRITICAL ones have as many again.
 #per_minute = 10
+
+[kernel]
+# Sizes of the kernel's maps; `behaveguard doctor` shows what they cost. What finds no room is counted, see `status`.
+# Processes that make calls within one window, 64 to 65536.
+#processes_max = 4096
+
+# Calls in order, six at a time, in the tables of all baselines together, 1024 to 4194304.
+#grams_max = 65536
+
+# The same of programs that are being learned, within one window, 1024 to 4194304.
+#learned_max = 16384
+
+# Sockets connected to port 53, 16 to 65536. When it is full, the one not used for longest goes.
+#dns_sockets_max = 1024
+
+# Rings of records, 64KiB to 256MiB, a power of two.
+#urgent_ring = "256KiB"
+#bulk_ring = "1MiB"
+
+# What one process may report within one window, 1 to 1000000: ordinary opens; connections and sensitive opens; records
+# of each rare class, such as injection. The rest is counted, as `throttled`.
+#opens_max = 256
+#connects_max = 512
+#acts_max = 256
+
+# Folders whose files keep traces: removing, emptying or redating one is evidence. Up to 8, each below 64 bytes.
+#traces = ["/var/log", "/run/log"]
 "#;
 
 /// What keeps the messages that wait for the fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OutboxEngine {
     /// Segment files of our own.
     Log,
@@ -100,7 +184,7 @@ pub enum OutboxEngine {
 }
 
 /// A program pattern: `*` stands for any characters, everything else for itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pattern(pub String);
 
 impl Pattern {
@@ -152,7 +236,14 @@ impl Config {
         keys.number("processes_max", 16, 65_536, &mut config.processes_max);
         keys.size("outbox_max", 64 * 1024, 4 * 1024 * 1024 * 1024, &mut config.outbox_max);
         keys.engine("outbox_engine", &mut config.outbox_engine);
+        keys.value(
+            "lolbins",
+            "a list of up to 64 file names in quotes, without folders",
+            &mut config.lolbins,
+            |list| list.len() <= 64 && list.iter().all(|name| !name.is_empty() && !name.contains('/')),
+        );
         let alerts = keys.table("alerts");
+        let kernel = keys.table("kernel");
         let mut problems = keys.rest();
 
         let mut keys = Keys { table: alerts, prefix: "alerts.", problems: Vec::new() };
@@ -169,7 +260,46 @@ impl Config {
         config.policy.dedup_ns = u64::try_from(dedup.as_nanos()).unwrap_or(u64::MAX);
         keys.number("per_minute", 1, 1000, &mut config.policy.per_minute);
         problems.extend(keys.rest());
+
+        let mut keys = Keys { table: kernel, prefix: "kernel.", problems: Vec::new() };
+        let kernel = &mut config.kernel;
+        keys.number("processes_max", 64, 65_536, &mut kernel.processes_max);
+        keys.number("grams_max", 1024, 4_194_304, &mut kernel.grams_max);
+        keys.number("learned_max", 1024, 4_194_304, &mut kernel.learned_max);
+        keys.number("dns_sockets_max", 16, 65_536, &mut kernel.dns_sockets_max);
+        keys.ring("urgent_ring", &mut kernel.urgent_ring);
+        keys.ring("bulk_ring", &mut kernel.bulk_ring);
+        keys.number("opens_max", 1, 1_000_000, &mut kernel.opens_max);
+        keys.number("connects_max", 1, 1_000_000, &mut kernel.connects_max);
+        keys.number("acts_max", 1, 1_000_000, &mut kernel.acts_max);
+        let form = format!("a list of up to {WATCHED_MAX} absolute folders in quotes, each below 64 bytes");
+        keys.value("traces", &form, &mut kernel.traces, |list| {
+            list.len() <= WATCHED_MAX && list.iter().all(|folder| Prefix::new(folder, 0, 0).is_some())
+        });
+        problems.extend(keys.rest());
         if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// How to load the kernel part.
+    #[must_use]
+    pub fn probe(&self, own_tgid: u32) -> ProbeOptions {
+        let kernel = &self.kernel;
+        // The ranges keep both far below.
+        let bytes = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
+        ProbeOptions {
+            own_tgid,
+            windows: kernel.processes_max,
+            grams: kernel.grams_max,
+            learned: kernel.learned_max,
+            dns_sockets: kernel.dns_sockets_max,
+            urgent_bytes: bytes(kernel.urgent_ring),
+            bulk_bytes: bytes(kernel.bulk_ring),
+            bulk_cap: kernel.opens_max,
+            urgent_cap: kernel.connects_max,
+            act_cap: kernel.acts_max,
+            watched: kernel.traces.clone(),
+            ..ProbeOptions::new(own_tgid)
+        }
     }
 
     /// Whether this program is learned and judged.
@@ -229,6 +359,15 @@ impl Keys {
         }
     }
 
+    fn ring(&mut self, key: &str, into: &mut u64) {
+        let before = *into;
+        self.size(key, 64 * 1024, 256 * 1024 * 1024, into);
+        if !into.is_power_of_two() {
+            *into = before;
+            self.problem(key, "must be a power of two, e.g. \"512KiB\" or \"1MiB\"".into());
+        }
+    }
+
     fn engine(&mut self, key: &str, into: &mut OutboxEngine) {
         let Some(value) = self.table.remove(key) else { return };
         match value.as_str() {
@@ -273,7 +412,8 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 }
 
 /// A whole number with `KiB`, `MiB` or `GiB`.
-fn parse_size(text: &str) -> Option<u64> {
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let unit_bytes = match unit {
@@ -332,7 +472,18 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         assert_eq!(Config::parse(&uncommented), Ok(Config::default()));
-        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 11);
+        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 22);
+    }
+
+    #[test]
+    fn sizes_of_the_kernels_maps_are_checked() {
+        let text = "[kernel]\nurgent_ring = \"300KiB\"\ntraces = [\"log\"]\nacts_max = 0\ngrams_max = 2048";
+        let problems = Config::parse(text).unwrap_err();
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["kernel.urgent_ring", "kernel.acts_max", "kernel.traces"]);
+        let config = Config::parse("[kernel]\nbulk_ring = \"2MiB\"\ntraces = [\"/srv/log\"]").unwrap();
+        let options = config.probe(7);
+        assert_eq!((options.bulk_bytes, options.watched), (2 * 1024 * 1024, vec!["/srv/log".to_owned()]));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::io;
 use models::wire::LayerState;
 use serde::Serialize;
 
-use crate::probe::{MapMemory, Probe, ProbeError, ProbeOptions, unseen};
+use crate::config::Config;
+use crate::probe::{MapMemory, Probe, ProbeError, unseen};
 use crate::vitals;
 
 /// What was found.
@@ -48,8 +49,8 @@ pub enum DoctorError {
 ///
 /// # Errors
 /// When the kernel allows no `bpf()` at all.
-pub fn examine() -> Result<Findings, DoctorError> {
-    let probe = Probe::load(&ProbeOptions::new(std::process::id()))?;
+pub fn examine(config: &Config) -> Result<Findings, DoctorError> {
+    let probe = Probe::load(&config.probe(std::process::id()))?;
     let layer = |state: &LayerState| Layer {
         layer: state.layer.clone(),
         backend: state.backend.clone(),

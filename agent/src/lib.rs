@@ -8,6 +8,7 @@
 //! [`service`] ties these together on one thread; [`uplink`] has a thread of its own.
 
 pub mod baselines;
+pub mod capture;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -18,6 +19,9 @@ pub mod outbox;
 pub mod pipeline;
 pub mod probe;
 pub mod processes;
+pub mod record;
+pub mod replay;
 pub mod service;
 pub mod uplink;
 pub mod vitals;
+pub mod watch;

@@ -1,13 +1,18 @@
 //! `behaveguard`: sets up, enrols, runs and asks the agent.
 
+mod report;
+
 use std::error::Error;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use agent::baselines::Baselines;
 use agent::config::{self, Config};
-use agent::{control, doctor, enroll, service, vitals};
+use agent::enroll::EnrollError;
+use agent::{control, doctor, enroll, record, service, vitals};
 use clap::{Parser, Subcommand};
+use models::bundle::{self, Keyring, PublicKey, Verified};
 use models::chain::chain;
 use models::policy::Severity;
 
@@ -56,6 +61,31 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write down everything that is judged, into a new file, for `behaveguard replay`: it holds paths and addresses.
+    Record {
+        /// The file.
+        file: PathBuf,
+        /// How long, e.g. 10m; until SIGINT or SIGTERM without it.
+        #[arg(long = "for", value_parser = duration)]
+        time: Option<std::time::Duration>,
+        /// The file's largest size, e.g. 256MiB.
+        #[arg(long, value_parser = size, default_value = "64MiB")]
+        max: u64,
+    },
+    /// Judge a recorded file again, with this device's baselines and those named here.
+    Replay {
+        /// The file.
+        file: PathBuf,
+        /// A bundle that was used then; may be repeated.
+        #[arg(long)]
+        bundle: Vec<PathBuf>,
+        /// Public key that signed it, 64 hexadecimal digits; by default the keys that this device trusts.
+        #[arg(long, value_parser = public_key)]
+        key: Option<PublicKey>,
+        /// As JSON, one alert a line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Show how the running agent is.
     Status {
         /// As JSON.
@@ -99,18 +129,18 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     if let Command::Init { print } = cli.command {
         return init(cli.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH)), print);
     }
+    let mut config = load(cli.config.as_deref())?;
+    if let Some(state) = cli.state {
+        config.state = state;
+    }
     if let Command::Doctor { json } = cli.command {
-        let findings = doctor::examine()?;
+        let findings = doctor::examine(&config)?;
         if json {
             println!("{}", serde_json::to_string_pretty(&findings)?);
         } else {
             print!("{}", findings.table());
         }
         return Ok(());
-    }
-    let mut config = load(cli.config.as_deref())?;
-    if let Some(state) = cli.state {
-        config.state = state;
     }
     match cli.command {
         Command::Init { .. } | Command::Doctor { .. } => {}
@@ -120,7 +150,31 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             println!("enrolled as {} at {}:{}", identity.device, identity.host, identity.port);
         }
         Command::Run => service::run(config)?,
-        Command::Status { json } => show_status(&control::status(&config.state)?, json)?,
+        Command::Record { file, time, max } => {
+            let time = time.unwrap_or(std::time::Duration::MAX);
+            let recorded = record::record(&config, &own_baselines(&config)?, &file, max, time)?;
+            let size =
+                recorded.bytes.map_or("its full size".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
+            println!(
+                "{} windows, {} alerts, {size} in {}",
+                recorded.windows,
+                recorded.alerts,
+                file.display()
+            );
+        }
+        Command::Replay { file, bundle, key, json } => {
+            let mut baselines = own_baselines(&config)?;
+            let keys = key.map(|key| Keyring([key].into_iter().collect()));
+            let keys = keys.map_or_else(|| own_keys(&config), Ok)?;
+            for path in bundle {
+                let raw = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                let opened =
+                    bundle::open(&raw, &keys).map_err(|error| format!("{}: {error}", path.display()))?;
+                baselines.push(opened);
+            }
+            report::replayed(&file, &baselines, json)?;
+        }
+        Command::Status { json } => report::status(&control::status(&config.state)?, json)?,
         Command::Alerts { json, severity, last } => {
             let since = last.map_or(0, |last| {
                 agent::clock::now()
@@ -133,16 +187,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
                 println!("{}", serde_json::to_string_pretty(&alerts)?);
                 return Ok(());
             }
-            for alert in &alerts {
-                println!(
-                    "{} {:.0}  {} (process {})",
-                    alert.severity.as_str(),
-                    alert.score,
-                    alert.program,
-                    alert.pid
-                );
-                println!("    {}  {}", alert.techniques.join(" "), alert.summary);
-            }
+            alerts.iter().for_each(report::alert);
             println!("{} alerts", alerts.len());
         }
     }
@@ -189,37 +234,34 @@ fn read_ticket(path: &Path) -> Result<String, Box<dyn Error>> {
     Ok(text)
 }
 
-fn show_status(status: &control::Status, json: bool) -> Result<(), Box<dyn Error>> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(status)?);
-        return Ok(());
+/// Baselines of this device; none when it is not enrolled.
+fn own_baselines(config: &Config) -> Result<Vec<Verified>, Box<dyn Error>> {
+    let keys = own_keys(config)?;
+    if keys.0.is_empty() {
+        return Ok(Vec::new());
     }
-    let beat = &status.heartbeat;
-    let link = if status.online { "linked to" } else { "no link to" };
-    println!("{} {link} {}, {} messages wait", status.device, status.fleet, beat.outbox_waiting);
-    let share = beat.cpu_ms as f64 * 100.0 / beat.uptime_ms.max(1) as f64;
-    println!("{} MiB, {share:.1} % CPU, up {} s", beat.rss_bytes / 1_048_576, beat.uptime_ms / 1000);
-    for layer in &beat.layers {
-        let backend = if layer.backend.is_empty() { "not seen" } else { &layer.backend };
-        println!("layer {:16} {backend}", layer.layer);
-        for (backend, reason) in &layer.failed {
-            println!("                not {backend}: {reason}");
-        }
-        let unseen = agent::probe::unseen(layer);
-        if !unseen.is_empty() {
-            println!("                less is seen: {unseen}");
-        }
+    Ok(Baselines::open(&config.state, keys)?.1)
+}
+
+/// Keys that this device trusts; none when it is not enrolled.
+fn own_keys(config: &Config) -> Result<Keyring, Box<dyn Error>> {
+    match enroll::Identity::load(&config.state) {
+        Ok(identity) => Ok(identity.keyring().unwrap_or_default()),
+        Err(EnrollError::NotEnrolled(_)) => Ok(Keyring::default()),
+        Err(error) => Err(error.into()),
     }
-    for program in &beat.programs {
-        println!("{:8} generation {} {}", program.state, program.generation, program.program);
-    }
-    let lost = ["damaged", "dropped", "refused", "failed", "limited", "overflow", "errors", "rejected"];
-    for (name, value) in &beat.counters {
-        if *value > 0 && lost.iter().any(|word| name.contains(word)) {
-            println!("{name} {value}");
-        }
-    }
-    Ok(())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    config::parse_size(text)
+        .filter(|size| *size >= 4096)
+        .ok_or_else(|| "must be like 64MiB, 4KiB or more".into())
+}
+
+fn public_key(text: &str) -> Result<PublicKey, String> {
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
+    let key = bytes.and_then(|bytes| bytes.try_into().ok());
+    key.map(PublicKey).ok_or_else(|| "must be 64 hexadecimal digits".into())
 }
 
 fn severity(text: &str) -> Result<Severity, String> {

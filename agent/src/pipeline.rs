@@ -24,6 +24,8 @@ use models::verdict::{Raw, Verdict, judge};
 use models::window::Window;
 use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::Now;
 use crate::config::Config;
 use crate::processes::{Identity, Lookup};
@@ -31,7 +33,7 @@ pub use counters::Counters;
 use training::batches;
 
 /// What the pipeline is told.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(
     clippy::large_enum_variant,
     reason = "events are many and live for one call: boxing each would cost more"
@@ -203,6 +205,23 @@ impl<L: Lookup> Pipeline<L> {
         self.degraded = layers;
     }
 
+    /// The layers that do not see everything at the moment.
+    #[must_use]
+    pub fn degraded(&self) -> &[String] {
+        &self.degraded
+    }
+
+    /// Where identities come from.
+    #[must_use]
+    pub fn lookup(&self) -> &L {
+        &self.lookup
+    }
+
+    /// The same, to be changed.
+    pub fn lookup_mut(&mut self) -> &mut L {
+        &mut self.lookup
+    }
+
     /// What happened how often.
     #[must_use]
     pub fn counters(&self) -> &Counters {
@@ -301,6 +320,10 @@ impl<L: Lookup> Pipeline<L> {
         if let Some(process) = self.processes.get_mut(&starter).filter(|process| process.key.is_some()) {
             let window = process.window.get_or_insert_with(|| Box::new(Window::new(starter, opened_ns)));
             window.program_started(path);
+            let name = path.rsplit('/').next().unwrap_or(path);
+            if self.config.lolbins.iter().any(|tool| tool == name) {
+                window.tool_started(name);
+            }
             let decisive = fileless.then(|| window.fileless_program_started(path));
             if let (Some(id), Some(_)) = (decisive, forked_by) {
                 self.decide(now, starter, id, out);

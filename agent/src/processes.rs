@@ -1,15 +1,17 @@
 //! Who a process is: `/proc` to a [`Found`].
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Read as _};
 
 use models::program::{NO_UNIT, ProgramId};
+use serde::{Deserialize, Serialize};
 
 /// The longest part of a command line that is read to find a script, in bytes.
 const CMDLINE_MAX: u64 = 4096;
 
 /// A process that was there when it was looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// What its baseline is learned for.
     pub program: ProgramId,
@@ -20,7 +22,7 @@ pub struct Found {
 }
 
 /// What a lookup may find.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Identity {
     /// A program.
     Program(Found),
@@ -34,6 +36,40 @@ pub enum Identity {
 pub trait Lookup {
     /// Who this process is now.
     fn identity(&mut self, tgid: u32) -> Identity;
+}
+
+/// Another source, whose answers are kept while somebody writes them down.
+#[derive(Debug)]
+pub struct Tapped<L> {
+    inner: L,
+    answers: RefCell<Option<Vec<Identity>>>,
+}
+
+impl<L> Tapped<L> {
+    /// Nothing is kept yet.
+    pub fn new(inner: L) -> Self {
+        Self { inner, answers: RefCell::new(None) }
+    }
+
+    /// Keeps answers from now on, or no longer.
+    pub fn tap(&self, keep: bool) {
+        self.answers.replace(keep.then(Vec::new));
+    }
+
+    /// The answers since the last question, in order.
+    pub fn answers(&self) -> Vec<Identity> {
+        self.answers.borrow_mut().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+}
+
+impl<L: Lookup> Lookup for Tapped<L> {
+    fn identity(&mut self, tgid: u32) -> Identity {
+        let answer = self.inner.identity(tgid);
+        if let Some(answers) = self.answers.get_mut() {
+            answers.push(answer.clone());
+        }
+        answer
+    }
 }
 
 /// The kernel's `/proc`.

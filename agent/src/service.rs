@@ -8,10 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use agent_ebpf::records::Class;
 use models::bundle::{BUNDLE_MAX, BundleError};
 use models::chain::chain;
-use models::event::Event;
 use models::wire::{BundleReport, Heartbeat, Offer, Request, Uplink as Body};
 use smol::future::FutureExt as _;
 use smol::{Async, Timer};
@@ -25,11 +23,11 @@ use crate::files;
 #[cfg(feature = "sled")]
 use crate::outbox::SledOutbox;
 use crate::outbox::{Kept, LogOutbox, Outbox, OutboxError};
-use crate::pipeline::{ActivateError, Baseline, Follow, Input, Output, Pipeline};
-use crate::probe::{Probe, ProbeError, ProbeOptions, TableId};
-use crate::processes::ProcFs;
+use crate::pipeline::{Baseline, Output};
+use crate::probe::{Probe, ProbeError};
 use crate::uplink::{News, Uplink};
 use crate::vitals;
+use crate::watch::Watch;
 
 /// How long ordinary records may wait in their ring.
 const BULK_EVERY: Duration = Duration::from_millis(250);
@@ -92,17 +90,14 @@ enum Wake {
 struct Service {
     config: Config,
     identity: Identity,
-    probe: Probe,
-    pipeline: Pipeline<ProcFs>,
+    watch: Watch,
     baselines: Baselines,
     outbox: Arc<dyn Outbox>,
     uplink: Uplink,
     status: Arc<Mutex<Status>>,
     unwritten: VecDeque<Body>,
-    retired: Vec<TableId>,
     refused: VecDeque<[u8; 32]>,
     outbox_fails: bool,
-    dropped_before: u64,
     online: bool,
     started_ns: u64,
     heartbeat_ns: u64,
@@ -118,9 +113,6 @@ struct OwnCounters {
     windows_refused: u64,
     bundles_activated: u64,
     bundles_refused: u64,
-    drains_failed: u64,
-    tables_refused: u64,
-    follows_refused: u64,
 }
 
 /// Runs the agent until SIGINT or SIGTERM.
@@ -129,7 +121,7 @@ struct OwnCounters {
 /// When it cannot start.
 pub fn run(config: Config) -> Result<(), ServiceError> {
     let failed = |source| ServiceError::State { path: config.state.clone(), source };
-    let probe = Probe::load(&ProbeOptions::new(std::process::id()))?;
+    let probe = Probe::load(&config.probe(std::process::id()))?;
     files::make_private_dir(&config.state).map_err(failed)?;
     let lock = File::create(config.state.join("lock")).map_err(failed)?;
     match lock.try_lock() {
@@ -146,8 +138,9 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         OutboxEngine::Sled => Arc::new(SledOutbox::open(&config.state, config.outbox_max)?),
     };
     let (baselines, active) = Baselines::open(&config.state, keys)?;
-    let pipeline = Pipeline::new(config.clone(), ProcFs, probe.epoch().1);
-    for layer in probe.layers() {
+    let mut watch = Watch::new(&config, probe);
+    watch.activate(&active);
+    for layer in watch.probe().layers() {
         if layer.backend.is_empty() {
             log::warn!("layer {}: not seen on this kernel", layer.layer);
         } else {
@@ -165,9 +158,7 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
     log::info!("{} watches {} in windows of {:?}", identity.device, patterns(&config), config.window);
     let mut service = Service {
         outbox_fails: false,
-        dropped_before: 0,
         unwritten: VecDeque::new(),
-        retired: Vec::new(),
         refused: VecDeque::new(),
         online: false,
         started_ns: clock::boot_ns(),
@@ -175,22 +166,12 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         counters: OwnCounters::default(),
         config,
         identity,
-        probe,
-        pipeline,
+        watch,
         baselines,
         outbox,
         uplink,
         status,
     };
-    for verified in &active {
-        let used = Baseline::load(verified)
-            .map_err(ActivateError::from)
-            .and_then(|baseline| service.switch(baseline));
-        if let Err(error) = used {
-            log::error!("the baseline of {} is not used: {}", verified.manifest().program, chain(&error));
-        }
-    }
-    service.note_drops();
     service.show();
     let done = smol::block_on(service.turn(&news)).map_err(ServiceError::Runtime);
     service.uplink.stop();
@@ -205,10 +186,10 @@ fn patterns(config: &Config) -> String {
 
 impl Service {
     async fn turn(&mut self, news: &async_channel::Receiver<News>) -> io::Result<()> {
-        let urgent = Async::new(self.probe.urgent_fd().try_clone_to_owned()?)?;
+        let urgent = Async::new(self.watch.probe().urgent_fd().try_clone_to_owned()?)?;
         let stop = stop_signal()?;
         let window_ns = u64::try_from(self.config.window.as_nanos()).unwrap_or(u64::MAX);
-        let mut close_ns = self.probe.epoch().1 + window_ns;
+        let mut close_ns = self.watch.probe().epoch().1 + window_ns;
         loop {
             let left = Duration::from_nanos(close_ns.saturating_sub(clock::boot_ns()));
             let wake = async {
@@ -228,7 +209,7 @@ impl Service {
             .await?;
             match wake {
                 Wake::Urgent | Wake::Time => {
-                    self.take_events(u64::MAX);
+                    self.take_events();
                 }
                 Wake::News(news) => self.news(news),
                 Wake::Stop => {
@@ -239,7 +220,7 @@ impl Service {
             if clock::boot_ns() >= close_ns {
                 self.close();
                 // After a long pause (sleep, a stopped machine) the next window starts now.
-                close_ns = (close_ns + window_ns).max(self.probe.epoch().1 + window_ns / 2);
+                close_ns = (close_ns + window_ns).max(self.watch.probe().epoch().1 + window_ns / 2);
             }
             if clock::boot_ns().saturating_sub(self.heartbeat_ns) >= self.config.heartbeat.as_nanos() as u64 {
                 self.beat();
@@ -247,67 +228,18 @@ impl Service {
         }
     }
 
-    /// Gives waiting records to the pipeline; those after `until_ns` are kept for the caller.
-    fn take_events(&mut self, until_ns: u64) -> Vec<Event> {
-        let (mut now_events, mut later) = (Vec::new(), Vec::new());
-        self.probe.poll_events(&mut |event| {
-            if event.boot_ns <= until_ns { now_events.push(event) } else { later.push(event) }
-        });
-        // Two rings: what happened first is told first.
-        now_events.sort_by_key(|event| event.boot_ns);
-        later.sort_by_key(|event| event.boot_ns);
-        self.feed(now_events);
-        later
-    }
-
-    fn feed(&mut self, events: Vec<Event>) {
+    fn take_events(&mut self) {
         let mut out = Vec::new();
-        let now = clock::now();
-        for event in events {
-            self.pipeline.step(now, Input::Event(event), &mut out);
-        }
+        self.watch.take_events(u64::MAX, &mut out);
         self.keep(out);
     }
 
     /// Ends the kernel's epoch and judges its windows.
     fn close(&mut self) {
-        let syscalls = match self.probe.drain() {
-            Ok(syscalls) => syscalls,
-            Err(error) => {
-                self.counters.drains_failed += 1;
-                log::error!("taking the kernel's counts: {error}");
-                Vec::new()
-            }
-        };
-        // No open window can be looked up in them any more.
-        for table in self.retired.drain(..) {
-            self.probe.unload_table(table);
-        }
-        let (_, closed_ns) = self.probe.epoch();
-        let later = self.take_events(closed_ns);
-        self.note_drops();
         let mut out = Vec::new();
-        self.pipeline.step(clock::now(), Input::Close { closed_ns, syscalls }, &mut out);
+        self.watch.close(&mut out);
         self.keep(out);
-        self.feed(later);
         self.show();
-    }
-
-    /// Tells the pipeline which layers did not see everything in this window.
-    fn note_drops(&mut self) {
-        let mut degraded: Vec<String> =
-            self.probe.layers().iter().filter(|l| l.backend.is_empty()).map(|l| l.layer.clone()).collect();
-        if let Ok(counters) = self.probe.counters() {
-            let dropped = counters.classes.iter().map(|(_, class)| class.dropped).sum();
-            if dropped > self.dropped_before {
-                let classes = counters.classes.iter().filter(|(_, class)| class.dropped > 0);
-                degraded.extend(classes.map(|(name, _)| layer_of(name).to_owned()));
-                self.dropped_before = dropped;
-            }
-        }
-        degraded.sort();
-        degraded.dedup();
-        self.pipeline.set_degraded(degraded);
     }
 
     /// Writes what the pipeline said into the outbox, after what could not be written before.
@@ -325,15 +257,8 @@ impl Service {
                     Body::Alert(*alert)
                 }
                 Output::Train(windows) => Body::Windows(windows),
-                Output::Follow(follow) => {
-                    self.follow(follow);
-                    continue;
-                }
-                Output::Unfollow(tgid) => {
-                    let done = self.probe.unfollow(tgid);
-                    self.noted(done);
-                    continue;
-                }
+                // Done already.
+                Output::Follow(_) | Output::Unfollow(_) => continue,
             };
             if self.unwritten.len() >= UNWRITTEN_MAX {
                 self.unwritten.pop_front();
@@ -424,40 +349,9 @@ impl Service {
     fn activate(&mut self, offer: &Offer, raw: &[u8], unix_s: u64) -> Result<(), String> {
         let verified = self.baselines.check(&offer.program, raw, unix_s).map_err(|error| chain(&error))?;
         let baseline = Baseline::load(&verified).map_err(|error| chain(&error))?;
-        self.pipeline.make_room(&offer.program).map_err(|error| chain(&error))?;
+        self.watch.make_room(&offer.program).map_err(|error| chain(&error))?;
         self.baselines.store(&verified, raw).map_err(|error| chain(&error))?;
-        self.switch(baseline).map_err(|error| chain(&error))
-    }
-
-    /// Gives the kernel the baseline's table and the pipeline the rest. Without room for the table the order of calls
-    /// is not judged, and the others are.
-    fn switch(&mut self, mut baseline: Baseline) -> Result<(), ActivateError> {
-        let loaded = baseline.take_grams().map(|grams| self.probe.load_table(grams.entries()));
-        let table = loaded.and_then(|loaded| match loaded {
-            Ok(table) => Some(table),
-            Err(error) => {
-                self.counters.tables_refused += 1;
-                log::error!("the order of calls is not judged: {}", chain(&error));
-                None
-            }
-        });
-        let mut out = Vec::new();
-        let before = self.pipeline.switch(baseline.with_table(table.map(|table| table.0)), &mut out)?;
-        self.retired.extend(before.map(TableId));
-        self.keep(out);
-        Ok(())
-    }
-
-    fn follow(&mut self, follow: Follow) {
-        let done = self.probe.follow(follow.tgid, follow.table.map(TableId), follow.learn);
-        self.noted(done);
-    }
-
-    fn noted(&mut self, done: Result<(), ProbeError>) {
-        if let Err(error) = done {
-            self.counters.follows_refused += 1;
-            log::debug!("the order of a process's calls: {}", chain(&error));
-        }
+        self.watch.switch(&verified, baseline).map_err(|error| chain(&error))
     }
 
     fn refuse(&mut self, offer: &Offer, reason: String) {
@@ -494,7 +388,7 @@ impl Service {
 
     fn heartbeat(&self) -> Heartbeat {
         let now = clock::now();
-        let mut programs = self.pipeline.programs(now.unix_ms / 1000);
+        let mut programs = self.watch.pipeline().programs(now.unix_ms / 1000);
         programs.truncate(PROGRAMS_TOLD_MAX);
         Heartbeat {
             unix_ms: now.unix_ms,
@@ -506,14 +400,14 @@ impl Service {
             uptime_ms: now.boot_ns.saturating_sub(self.started_ns) / 1_000_000,
             outbox_waiting: self.outbox.waiting() + self.unwritten.len() as u64,
             counters: self.all_counters(),
-            layers: self.probe.layers().to_vec(),
+            layers: self.watch.probe().layers().to_vec(),
             programs,
         }
     }
 
     fn all_counters(&self) -> Vec<(String, u64)> {
         let mut all = Vec::new();
-        match self.probe.counters() {
+        match self.watch.probe().counters() {
             Ok(counters) => {
                 for (name, class) in &counters.classes {
                     for (what, value) in [
@@ -536,7 +430,7 @@ impl Service {
             }
             Err(error) => log::warn!("reading the kernel's counters: {error}"),
         }
-        let own = &self.counters;
+        let (own, watch) = (&self.counters, self.watch.counters());
         let named = [
             ("outbox_dropped", own.outbox_dropped),
             ("outbox_failed", own.outbox_failed),
@@ -546,36 +440,18 @@ impl Service {
             ("training_refused", own.windows_refused),
             ("bundles_activated", own.bundles_activated),
             ("bundles_refused", own.bundles_refused),
-            ("drains_failed", own.drains_failed),
-            ("tables_refused", own.tables_refused),
-            ("follows_refused", own.follows_refused),
-            ("processes_followed", self.pipeline.followed() as u64),
+            ("drains_failed", watch.drains_failed),
+            ("tables_refused", watch.tables_refused),
+            ("follows_refused", watch.follows_refused),
+            ("processes_followed", self.watch.pipeline().followed() as u64),
         ];
-        let lists =
-            named.into_iter().chain(self.pipeline.counters().list()).chain(self.uplink.counters().list());
+        let lists = named
+            .into_iter()
+            .chain(self.watch.pipeline().counters().list())
+            .chain(self.uplink.counters().list());
         all.extend(lists.map(|(name, value)| (name.to_owned(), value)));
         all
     }
-}
-
-/// The layer that a class of kernel records belongs to.
-fn layer_of(class: &str) -> &'static str {
-    let layers = [
-        (Class::Exec, "process"),
-        (Class::Fork, "process"),
-        (Class::Exit, "process"),
-        (Class::Open, "file"),
-        (Class::Connect, "network"),
-        (Class::Flush, "syscall"),
-        (Class::Injection, "injection"),
-        (Class::Escape, "container_escape"),
-        (Class::AntiForensic, "anti_forensic"),
-        (Class::Unplaced, "anti_forensic"),
-        (Class::Dns, "dns"),
-        (Class::Privilege, "privilege"),
-        (Class::KernelLoad, "kernel_load"),
-    ];
-    layers.iter().find(|(known, _)| known.name() == class).map_or("syscall", |(_, layer)| layer)
 }
 
 /// Readable when SIGINT or SIGTERM came.

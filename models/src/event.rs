@@ -19,7 +19,7 @@ pub type PathText = heapless::String<PATH_MAX>;
 pub type Comm = heapless::String<16>;
 
 /// One record from the kernel.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     /// `CLOCK_BOOTTIME` at the hook, in nanoseconds.
     pub boot_ns: u64,
@@ -36,7 +36,7 @@ pub struct Event {
 }
 
 /// What a process did.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(
     clippy::large_enum_variant,
     reason = "events are many and live for one call: boxing each would cost more"
@@ -136,7 +136,7 @@ pub enum EventKind {
 }
 
 /// What happened to a file that should keep traces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Tampering {
     /// It was removed.
     Removed,
@@ -149,7 +149,7 @@ pub enum Tampering {
 }
 
 /// The question of a DNS query.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DnsQuestion {
     /// The last two labels of the name.
     pub domain: PathText,

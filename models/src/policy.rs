@@ -30,7 +30,7 @@ impl Severity {
 }
 
 /// When a score alerts, and how often.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
     /// Scores from which a verdict is MEDIUM, HIGH and CRITICAL.
     pub thresholds: [f32; 3],

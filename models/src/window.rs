@@ -183,6 +183,11 @@ impl Window {
         }
     }
 
+    /// A tool was started that the operator wants to know of, beside those of the schema.
+    pub fn tool_started(&mut self, name: &str) {
+        self.note(Kind::Lolbin, name, name);
+    }
+
     /// A program was started by this process or by a child it had just forked.
     pub fn program_started(&mut self, path: &str) {
         let name = path.rsplit('/').next().unwrap_or(path);

@@ -182,6 +182,19 @@ fn a_shell_started_by_a_child_is_the_parents_doing() {
 }
 
 #[test]
+fn a_tool_that_the_operator_named_is_evidence() {
+    for (lolbins, told) in [(vec![], false), (vec!["rclone".to_owned()], true)] {
+        let mut bench = Bench::new(|config| config.lolbins = lolbins);
+        bench.learn();
+        bench.event(GATEWAY, EventKind::Fork { child: 200 });
+        bench.exec(200, "/opt/bin/rclone");
+        let found = alerts(bench.close(&[GATEWAY]));
+        let technique = |alert: &Alert| alert.techniques.iter().any(|id| id == "T1218");
+        assert_eq!(found.iter().any(technique), told, "{found:?}");
+    }
+}
+
+#[test]
 fn a_forked_worker_is_judged_by_its_parents_baseline() {
     let mut bench = Bench::new(|_| {});
     bench.learn();

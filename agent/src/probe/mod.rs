@@ -53,6 +53,8 @@ pub struct ProbeOptions {
     pub grams: u32,
     /// Grams that learning processes may show between two drains, each counted per process.
     pub learned: u32,
+    /// Sockets connected to port 53 that are told apart.
+    pub dns_sockets: u32,
     /// Size of the urgent ring. A power of two, at least a page.
     pub urgent_bytes: u32,
     /// Size of the bulk ring. A power of two, at least a page.
@@ -80,6 +82,7 @@ impl ProbeOptions {
             windows: 4096,
             grams: 65_536,
             learned: 16_384,
+            dns_sockets: 1024,
             urgent_bytes: 256 * 1024,
             bulk_bytes: 1024 * 1024,
             bulk_cap: 256,
@@ -249,6 +252,7 @@ impl Probe {
             .map_max_entries(names::FOLLOWED, options.windows)
             .map_max_entries(names::GRAMS, options.grams)
             .map_max_entries(names::LEARNED, options.learned)
+            .map_max_entries(names::DNS_SOCKETS, options.dns_sockets)
             .map_max_entries(names::URGENT, options.urgent_bytes)
             .map_max_entries(names::BULK, options.bulk_bytes);
         let mut programs = loader.load(OBJECT).map_err(refusal)?;

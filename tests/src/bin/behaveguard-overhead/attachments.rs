@@ -2,15 +2,16 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::time::ClockId;
 use tests::agent::Agent;
 use tests::fleet::Fleet;
 use tests::process::Process;
 use tests::{Failed, wait_for};
 
 use crate::empty::Empty;
-use crate::workloads::{Workload, cpu_of};
+use crate::workloads::{Workload, clock, cpu_of};
 
 /// Every program is learned, with the defaults, but in windows of 5 s: six times as many drains.
 const CONFIG: &str = "watch = [\"*\"]\nwindow = \"5s\"\nheartbeat = \"5s\"\n";
@@ -58,7 +59,7 @@ pub(crate) enum Attached {
     Nothing,
     #[allow(dead_code, reason = "held so that it stays attached")]
     Empty(Empty),
-    Agent(Instant),
+    Agent(Duration),
     Bpftrace(Process),
 }
 
@@ -106,7 +107,7 @@ impl Attachments {
                     self.agent.check()?;
                     Ok(self.agent.status().ok())
                 })?;
-                Ok(Attached::Agent(Instant::now()))
+                Ok(Attached::Agent(clock(ClockId::Monotonic)))
             }
             Attachment::Bpftrace => {
                 let log = self.dir.join("bpftrace.log");
@@ -135,7 +136,7 @@ impl Attachments {
                     .filter_map(|counter| counter[1].as_u64())
                     .sum::<u64>();
                 self.cpu += cpu_of(self.agent.id()?)?;
-                self.time += since.elapsed();
+                self.time += clock(ClockId::Monotonic).saturating_sub(since);
                 self.agent.stop()
             }
             Attached::Bpftrace(process) => process.stop(),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use tests::process::Process;
@@ -155,17 +155,21 @@ impl Workloads {
 /// On a new thread, so that its first call is the loop's.
 fn getppid() -> Cost {
     let work = || {
-        let (wall, cpu) = (Instant::now(), thread_cpu());
+        let (wall, cpu) = (clock(ClockId::Monotonic), clock(ClockId::ThreadCPUTime));
         for _ in 0..GETPPID_CALLS {
             std::hint::black_box(rustix::process::getppid());
         }
-        Cost { wall: wall.elapsed(), cpu: thread_cpu().saturating_sub(cpu) }
+        Cost {
+            wall: clock(ClockId::Monotonic).saturating_sub(wall),
+            cpu: clock(ClockId::ThreadCPUTime).saturating_sub(cpu),
+        }
     };
     std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_default()
 }
 
-fn thread_cpu() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
+/// A clock's time.
+pub(crate) fn clock(id: ClockId) -> Duration {
+    let time = clock_gettime(id);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
@@ -175,9 +179,12 @@ fn command(program: &str, arguments: &[&str]) -> Result<Cost, Failed> {
 
 /// The CPU time of children that were waited for, and this process's.
 fn measured(work: impl FnOnce() -> Result<(), Failed>) -> Result<Cost, Failed> {
-    let (wall, cpu) = (Instant::now(), children_cpu()?);
+    let (wall, cpu) = (clock(ClockId::Monotonic), children_cpu()?);
     work()?;
-    Ok(Cost { wall: wall.elapsed(), cpu: children_cpu()?.saturating_sub(cpu) })
+    Ok(Cost {
+        wall: clock(ClockId::Monotonic).saturating_sub(wall),
+        cpu: children_cpu()?.saturating_sub(cpu),
+    })
 }
 
 fn start(program: &str, arguments: &[&str]) -> Result<(), Failed> {
