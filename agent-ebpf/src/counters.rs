@@ -94,7 +94,7 @@ pub mod counter {
     pub const SUBMITTED: u32 = 1;
     /// Records that found a ring or map full.
     pub const DROPPED: u32 = 2;
-    /// Records beyond a cap.
+    /// Records beyond a cap, or a process's further ones of a kind while the urgent ring was half full.
     pub const THROTTLED: u32 = 3;
     /// Threads that lost their cell in the table of previous calls to another one.
     pub const COLLISIONS: u32 = 60;

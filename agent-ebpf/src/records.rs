@@ -74,6 +74,10 @@ pub mod names {
     pub const CALLS_RAW: &str = "CALLS_RAW";
     /// Global `u32`: the agent's own process, which is not watched.
     pub const OWN_TGID: &str = "OWN_TGID";
+    /// Global `u32`: bytes in the urgent ring up to which a process's further records of a kind go in.
+    pub const REPEATS_UP_TO: &str = "REPEATS_UP_TO";
+    /// Global `u32`: bytes in the urgent ring up to which the coming and going of processes goes in.
+    pub const LIFE_UP_TO: &str = "LIFE_UP_TO";
     /// Array of one [`crate::watched::Watched`].
     pub const WATCHED: &str = "WATCHED";
     /// LRU hash: [`super::SocketKey`] to [`super::Peer`], sockets connected to port 53.

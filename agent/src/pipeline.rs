@@ -32,6 +32,9 @@ use crate::processes::{Identity, Lookup};
 pub use counters::Counters;
 use training::batches;
 
+/// Windows of one program that are learned from between two closes; the others are counted.
+const TRAINING_WAITING_MAX: usize = 128;
+
 /// What the pipeline is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(
@@ -145,6 +148,8 @@ pub struct Pipeline<L> {
     counters: Counters,
     opened_ns: u64,
     degraded: Vec<String>,
+    /// Windows of learning programs since the last close.
+    training: BTreeMap<String, Vec<TrainingWindow>>,
 }
 
 impl<L: Lookup> Pipeline<L> {
@@ -159,6 +164,7 @@ impl<L: Lookup> Pipeline<L> {
             counters: Counters::default(),
             opened_ns,
             degraded: Vec::new(),
+            training: BTreeMap::new(),
         }
     }
 
@@ -280,6 +286,22 @@ impl<L: Lookup> Pipeline<L> {
         }
         if let Some(id) = decisive {
             self.decide(now, event.tgid, id, out);
+        }
+        if event.kind == EventKind::Exit {
+            self.left(now, event, out);
+        }
+    }
+
+    /// A process left. When the kernel's counts have come, nothing more will, so it is judged at once. One that is
+    /// learned waits for its grams, which come at the window's end, unless the table fills up.
+    fn left(&mut self, now: Now, event: &Event, out: &mut Vec<Output>) {
+        let Some(process) = self.processes.get(&event.tgid) else { return };
+        let counted = process.window.as_ref().is_some_and(|window| window.syscalls.total() > 0);
+        let crowded = self.processes.len() > self.config.processes_max as usize / 2;
+        if counted && (crowded || baseline_of(&self.programs, process).is_some()) {
+            self.close_one(now, event.boot_ns, event.tgid, out);
+            self.processes.remove(&event.tgid);
+            out.push(Output::Unfollow(event.tgid));
         }
     }
 
@@ -425,11 +447,10 @@ impl<L: Lookup> Pipeline<L> {
         }
         let open: Vec<u32> =
             self.processes.iter().filter(|(_, p)| p.window.is_some()).map(|(id, _)| *id).collect();
-        let mut training: BTreeMap<String, Vec<TrainingWindow>> = BTreeMap::new();
         for tgid in open {
-            self.close_one(now, closed_ns, tgid, &mut training, out);
+            self.close_one(now, closed_ns, tgid, out);
         }
-        for (key, windows) in training {
+        for (key, windows) in std::mem::take(&mut self.training) {
             let Some(program) = self.programs.get_mut(&key) else { continue };
             program.windows += windows.len() as u64;
             self.counters.windows_trained += windows.len() as u64;
@@ -450,14 +471,7 @@ impl<L: Lookup> Pipeline<L> {
         self.opened_ns = closed_ns;
     }
 
-    fn close_one(
-        &mut self,
-        now: Now,
-        closed_ns: u64,
-        tgid: u32,
-        training: &mut BTreeMap<String, Vec<TrainingWindow>>,
-        out: &mut Vec<Output>,
-    ) {
+    fn close_one(&mut self, now: Now, closed_ns: u64, tgid: u32, out: &mut Vec<Output>) {
         let Some(process) = self.processes.get_mut(&tgid) else { return };
         let Some(mut window) = process.window.take() else { return };
         // Without a single call there is nothing to compare; decisive events were judged when they came.
@@ -469,8 +483,11 @@ impl<L: Lookup> Pipeline<L> {
         let vector = features::extract(&window);
         let Some(baseline) = baseline_of(&self.programs, process) else {
             let Some(key) = process.key.clone() else { return };
-            if self.degraded.is_empty() {
-                training.entry(key).or_default().push(TrainingWindow {
+            let waiting = self.training.entry(key).or_default();
+            if waiting.len() >= TRAINING_WAITING_MAX {
+                self.counters.windows_surplus += 1;
+            } else if self.degraded.is_empty() {
+                waiting.push(TrainingWindow {
                     unix_ms: now.unix_ms,
                     run: process.run,
                     vector: features::to_sparse(&vector),

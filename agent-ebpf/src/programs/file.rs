@@ -12,10 +12,7 @@ use aya_ebpf::{macros::map, maps::PerCpuArray};
 
 use crate::{
     call_layer, escape,
-    shared::{
-        BULK_CAP, Caller, URGENT_CAP, call_of, caller, count, read_path, read_user, send_bulk, send_urgent,
-        slot,
-    },
+    shared::{BULK_CAP, Caller, call_of, caller, count, read_path, read_user, send_bulk, send_urgent, slot},
     traces,
 };
 
@@ -64,7 +61,7 @@ fn open(nr: u64, arg: impl Fn(usize) -> u64) {
         written(caller, nr, record, len);
     }
     if sensitive {
-        if caller.within_cap(URGENT_CAP.load(), urgent) {
+        if caller.may_report() {
             send_urgent(Class::Open, record);
         } else {
             count(Class::Open, counter::THROTTLED);
@@ -96,10 +93,4 @@ fn written(caller: Caller, nr: u64, record: &Open, len: usize) {
 fn bulk(window: *mut Window) -> *mut u32 {
     // SAFETY: `window` points into a map value.
     unsafe { &raw mut (*window).n_bulk }
-}
-
-#[inline(always)]
-fn urgent(window: *mut Window) -> *mut u32 {
-    // SAFETY: `window` points into a map value.
-    unsafe { &raw mut (*window).n_urgent }
 }

@@ -11,8 +11,8 @@ use aya_ebpf::{
 use crate::{
     call_layer,
     shared::{
-        Caller, DNS_SOCKETS, EPOCH, URGENT_CAP, add_u64, caller, count, count_at, field, open_epoch,
-        read_user, send_urgent, slot,
+        Caller, DNS_SOCKETS, EPOCH, add_u64, caller, count, count_at, field, open_epoch, read_user,
+        send_urgent, slot,
     },
 };
 
@@ -161,15 +161,9 @@ fn connect(_: u64, arg: impl Fn(usize) -> u64) {
         let _ = DNS_SOCKETS.remove(socket);
     }
     count(Class::Connect, counter::SEEN);
-    if !caller.within_cap(URGENT_CAP.load(), urgent) {
+    if !caller.may_report() {
         return count(Class::Connect, counter::THROTTLED);
     }
     let header = caller.header(KIND_CONNECT);
     send_urgent(Class::Connect, &Connect { header, family: peer.family, port: peer.port, addr: peer.addr });
-}
-
-#[inline(always)]
-fn urgent(window: *mut Window) -> *mut u32 {
-    // SAFETY: `window` points into a map value.
-    unsafe { &raw mut (*window).n_urgent }
 }

@@ -22,7 +22,8 @@ use aya_ebpf::{
 use crate::sequence;
 use crate::shared::{
     BPRM_FILENAME, BULK, Caller, FOLLOWED, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, THREADS, URGENT,
-    WINDOWS, bulk_flags, caller, count, count_at, field, open_epoch, read_kernel, send_urgent,
+    WINDOWS, bulk_flags, caller, count, count_at, field, has_room_for_life, open_epoch, read_kernel,
+    send_life,
 };
 
 const CLONE_THREAD: u64 = 0x0001_0000;
@@ -116,7 +117,7 @@ fn exec(filename: u64, links: Option<u32>) {
     let Some(caller) = caller() else { return };
     unfollow(caller);
     count(Class::Exec, counter::SEEN);
-    let Some(mut entry) = URGENT.reserve::<Exec>(0) else {
+    let Some(mut entry) = (if has_room_for_life() { URGENT.reserve::<Exec>(0) } else { None }) else {
         return count(Class::Exec, counter::DROPPED);
     };
     let record = entry.as_mut_ptr();
@@ -170,7 +171,7 @@ fn fork(child: u32) {
     if let Some(followed) = unsafe { FOLLOWED.get(caller.tgid) } {
         let _ = FOLLOWED.insert(child, followed, 0);
     }
-    send_urgent(Class::Fork, &Fork { header: caller.header(KIND_FORK), child, _pad: 0 });
+    send_life(Class::Fork, &Fork { header: caller.header(KIND_FORK), child, _pad: 0 });
 }
 
 #[inline(always)]
@@ -191,7 +192,7 @@ fn exit() {
     flush(caller);
     let _ = FOLLOWED.remove(caller.tgid);
     count(Class::Exit, counter::SEEN);
-    send_urgent::<Header>(Class::Exit, &caller.header(KIND_EXIT));
+    send_life::<Header>(Class::Exit, &caller.header(KIND_EXIT));
 }
 
 /// Whether the whole process goes with this thread. The kernel has already counted this thread out of `signal.live`.

@@ -72,7 +72,11 @@ pub(crate) static BPRM_FILENAME: Global<u32> = Global::new(OFFSET_UNKNOWN);
 #[unsafe(no_mangle)]
 pub(crate) static BULK_CAP: Global<u32> = Global::new(256);
 #[unsafe(no_mangle)]
-pub(crate) static URGENT_CAP: Global<u32> = Global::new(512);
+static URGENT_CAP: Global<u32> = Global::new(512);
+#[unsafe(no_mangle)]
+static REPEATS_UP_TO: Global<u32> = Global::new(128 * 1024);
+#[unsafe(no_mangle)]
+static LIFE_UP_TO: Global<u32> = Global::new(192 * 1024);
 #[unsafe(no_mangle)]
 static BULK_WAKE_BYTES: Global<u32> = Global::new(256 * 1024);
 
@@ -126,8 +130,26 @@ impl Caller {
         // SAFETY: `window` points into a map value; a class is a constant, and a test holds its place below the end.
         let counted = unsafe { (&raw mut (*window).n_acts).cast::<u32>().add(place) };
         // SAFETY: as above.
-        if unsafe { ptr::read_volatile(counted) } >= ACT_CAP.load() {
+        let before = unsafe { ptr::read_volatile(counted) };
+        if before >= ACT_CAP.load() || !has_room(before) {
             count(class, counter::THROTTLED);
+            return false;
+        }
+        add(counted);
+        true
+    }
+
+    /// Takes one from the cap of connections and sensitive opens; false when it is used up.
+    #[inline(always)]
+    pub(crate) fn may_report(self) -> bool {
+        // As for `within_cap`.
+        let Some(epoch) = open_epoch() else { return true };
+        let Some(window) = self.window(epoch.number) else { return true };
+        // SAFETY: `window` points into a map value that stays valid while the program runs.
+        let counted = unsafe { &raw mut (*window).n_urgent };
+        // SAFETY: as above.
+        let before = unsafe { ptr::read_volatile(counted) };
+        if before >= URGENT_CAP.load() || !has_room(before) {
             return false;
         }
         add(counted);
@@ -314,6 +336,30 @@ pub(crate) fn count_at(index: u32) {
         // SAFETY: `counted` points into this CPU's element, and tracing programs are not preempted by another one of
         // ours: none of our hooks can fire in an interrupt.
         unsafe { *counted += 1 };
+    }
+}
+
+/// Whether the urgent ring takes one more record of a kind of which this process had so many in its window. When the
+/// ring is half full only a process's first ones go in, so that no process hides another one's.
+#[inline(always)]
+fn has_room(before: u32) -> bool {
+    before == 0 || URGENT.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(REPEATS_UP_TO.load())
+}
+
+/// Whether the urgent ring takes what is told about the coming and going of processes. Its last quarter is left to what
+/// they do, so that a fork bomb hides nothing but itself.
+#[inline(always)]
+pub(crate) fn has_room_for_life() -> bool {
+    URGENT.query(u64::from(BPF_RB_AVAIL_DATA)) < u64::from(LIFE_UP_TO.load())
+}
+
+/// Sends a record about the coming and going of processes, and counts what became of it.
+#[inline(always)]
+pub(crate) fn send_life<T: 'static>(class: Class, record: &T) {
+    if has_room_for_life() {
+        send_urgent(class, record);
+    } else {
+        count(class, counter::DROPPED);
     }
 }
 

@@ -158,7 +158,7 @@ pub struct ClassCounters {
     pub submitted: u64,
     /// A ring or map was full.
     pub dropped: u64,
-    /// Its process had used up its cap. For `flush`: left in the map for the next drain.
+    /// Its process had used up its cap, or it was not its first while the urgent ring was half full. For `flush`: left in the map for the next drain.
     pub throttled: u64,
     /// The agent decoded it.
     pub received: u64,
@@ -232,6 +232,7 @@ impl Probe {
         let filename = offset("linux_binprm", "filename");
         let slots = slot_table(ARCH);
         let wake_bytes = options.bulk_bytes / 4;
+        let (repeats_up_to, life_up_to) = (options.urgent_bytes / 2, options.urgent_bytes / 4 * 3);
         let mut loader = EbpfLoader::new();
         loader
             .btf(btf.as_ref())
@@ -247,6 +248,8 @@ impl Probe {
             .override_global(names::ACT_CAP, &options.act_cap, true)
             .override_global(names::BULK_CAP, &options.bulk_cap, true)
             .override_global(names::URGENT_CAP, &options.urgent_cap, true)
+            .override_global(names::REPEATS_UP_TO, &repeats_up_to, true)
+            .override_global(names::LIFE_UP_TO, &life_up_to, true)
             .override_global(names::BULK_WAKE_BYTES, &wake_bytes, true)
             .map_max_entries(names::WINDOWS, options.windows)
             .map_max_entries(names::FOLLOWED, options.windows)

@@ -40,6 +40,9 @@ pub enum TableError {
     Map(#[from] MapError),
 }
 
+/// Counts of an id come with the next drain, or with the one after when they were of the open epoch.
+const DRAINS_AT_REST: u8 = 2;
+
 /// Grams and how often one process showed them in one epoch.
 pub(super) type Learned = Vec<(u64, u32)>;
 
@@ -52,6 +55,8 @@ pub(super) struct Sequences {
     grams_max: usize,
     /// Learner to process.
     learners: BTreeMap<u16, u32>,
+    /// Learners without a process: the kernel may still hold their counts for this many drains.
+    resting: BTreeMap<u16, u8>,
     /// Processes that got no learner because all were in use.
     refused: u64,
     /// Counts of epochs that were still open when the map was read.
@@ -67,6 +72,7 @@ impl Sequences {
             HashMap::try_from(take(programs, names::FOLLOWED)?).map_err(in_map(names::FOLLOWED))?;
         let (tables, learners, early) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Ok(Self {
+            resting: BTreeMap::new(),
             grams,
             learned,
             followed,
@@ -128,6 +134,10 @@ impl Sequences {
             let (learner, parity, gram) = of_learner_key(*key);
             found.entry((learner, parity)).or_default().push((gram, *count));
         })?;
+        self.resting.retain(|_, drains| {
+            *drains -= 1;
+            *drains > 0
+        });
         let mut closed: BTreeMap<u32, Learned> = BTreeMap::new();
         for ((learner, parity), mut counts) in found {
             if parity == open & 1 {
@@ -154,8 +164,8 @@ impl Sequences {
         if let Some((id, _)) = self.learners.iter().find(|(_, known)| **known == tgid) {
             return *id;
         }
-        // Counts of the open epoch may still arrive under a free id: they belong to the process before.
-        let Some(id) = (1..LEARNERS).find(|id| !self.learners.contains_key(id)) else {
+        let free = |id: &u16| !self.learners.contains_key(id) && !self.resting.contains_key(id);
+        let Some(id) = (1..LEARNERS).find(free) else {
             self.refused += 1;
             return 0;
         };
@@ -164,7 +174,13 @@ impl Sequences {
     }
 
     fn forget_learner(&mut self, tgid: u32) -> u16 {
-        self.learners.retain(|_, known| *known != tgid);
+        let resting = &mut self.resting;
+        self.learners.retain(|id, known| {
+            if *known == tgid {
+                resting.insert(*id, DRAINS_AT_REST);
+            }
+            *known != tgid
+        });
         0
     }
 

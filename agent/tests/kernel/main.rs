@@ -2,6 +2,7 @@
 
 mod acts;
 mod capture;
+mod floods;
 mod sequences;
 
 use std::{
