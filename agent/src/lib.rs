@@ -19,5 +19,6 @@ pub mod pipeline;
 pub mod probe;
 pub mod processes;
 pub mod service;
+pub mod simulate;
 pub mod uplink;
 pub mod vitals;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use agent::config::{self, Config};
-use agent::{control, doctor, enroll, service, vitals};
+use agent::{control, doctor, enroll, service, simulate, vitals};
 use clap::{Parser, Subcommand};
 use models::chain::chain;
 use models::policy::Severity;
@@ -74,6 +74,8 @@ enum Command {
         #[arg(long, value_parser = duration)]
         last: Option<std::time::Duration>,
     },
+    /// Enact attacks without harm, to see whether an alarm works.
+    Simulate(simulate::Options),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +88,9 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if let Command::Simulate(options) = &cli.command {
+        return simulate::run(options);
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -113,7 +118,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         config.state = state;
     }
     match cli.command {
-        Command::Init { .. } | Command::Doctor { .. } => {}
+        Command::Init { .. } | Command::Doctor { .. } | Command::Simulate(_) => {}
         Command::Enroll { ticket, device, force } => {
             let device = device.unwrap_or_else(|| enroll::device_name(&vitals::host_name()));
             let identity = enroll::enroll(&config.state, &read_ticket(&ticket)?, &device, force)?;

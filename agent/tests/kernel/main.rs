@@ -1,6 +1,7 @@
 //! The probe against the running kernel. Needs root.
 
 mod acts;
+mod simulate;
 
 use std::{
     fs::File,
