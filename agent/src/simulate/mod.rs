@@ -100,7 +100,8 @@ pub fn run(options: &Options) -> ExitCode {
             return fail(USAGE, format!("there is no {id}"));
         };
         let report = stage::play(threat, variant, options.owner, &stop_signals());
-        println!("{}", serde_json::to_string(&report).unwrap_or_default());
+        // A simulator that was killed reads no more.
+        let _ = writeln!(io::stdout(), "{}", serde_json::to_string(&report).unwrap_or_default());
         return ExitCode::SUCCESS;
     }
     let chosen = match choose(options) {
@@ -289,30 +290,13 @@ impl Drop for Leftovers {
     fn drop(&mut self) {
         if let Ok(stage @ 1..) = u32::try_from(self.stage.load(Ordering::SeqCst)) {
             sys::kill_group(stage, libc::SIGKILL);
-            end_orphans(stage);
+            sys::end_children(Some(stage));
         }
         if !self.sandbox.is_private() {
             let _ = fs::remove_dir_all(self.sandbox.root());
         }
         if self.log {
             let _ = fs::remove_file(self.sandbox.log());
-        }
-    }
-}
-
-/// Ends what the stage's processes left behind: their orphans are children of this process.
-fn end_orphans(stage: u32) {
-    for _ in 0..20 {
-        let own = std::process::id();
-        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
-        let orphans: Vec<u32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
-        let orphans: Vec<u32> = orphans.into_iter().filter(|pid| *pid != stage).collect();
-        if orphans.is_empty() {
-            return;
-        }
-        for pid in orphans {
-            sys::kill(pid);
-            sys::reap(pid);
         }
     }
 }

@@ -57,6 +57,7 @@ pub(super) fn play(threat: &Threat, variant: &Variant, owner: u32, stopped: &Arc
 impl Stage {
     fn open(owner: u32, threat: &Threat, variant: &Variant) -> Result<Self, Problem> {
         let private = sys::is_root();
+        step("becoming a parent of orphans", sys::adopt_orphans())?;
         if private {
             Self::separate(variant)?;
         }
@@ -281,6 +282,7 @@ impl Drop for Stage {
             let _ = victim.kill();
             let _ = victim.wait();
         }
+        sys::end_children(None);
         // Both carry the owner's process id, and were made by this stage.
         let _ = std::env::set_current_dir("/");
         let _ = fs::remove_dir_all(self.sandbox.root());

@@ -32,25 +32,30 @@ pub(super) fn kill_group(leader: u32, signal: i32) {
     }
 }
 
-/// Kills one process.
-pub(super) fn kill(pid: u32) {
-    if let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 1) {
-        // SAFETY: the call takes integers and touches no memory.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
-    }
-}
-
 /// Children whose parent ends become children of this process.
 pub(super) fn adopt_orphans() -> io::Result<()> {
     // SAFETY: the option takes one integer.
     check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into()).map(drop)
 }
 
-/// Takes one child that has ended, if there is one.
-pub(super) fn reap(pid: u32) {
-    if let Ok(pid) = i32::try_from(pid) {
-        // SAFETY: no status is asked for.
-        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+/// Ends every child of this process but one, and the orphans that come to it then.
+pub(super) fn end_children(but: Option<u32>) {
+    for _ in 0..20 {
+        let own = std::process::id();
+        let children =
+            std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
+        let others: Vec<i32> = children.filter(|pid| u32::try_from(*pid).ok() != but).collect();
+        if others.is_empty() {
+            return;
+        }
+        for pid in others {
+            // SAFETY: both calls take integers; no status is asked for. A child's number is its own until it is waited for.
+            unsafe {
+                libc::kill(pid, libc::SIGKILL);
+                libc::waitpid(pid, std::ptr::null_mut(), 0);
+            }
+        }
     }
 }
 

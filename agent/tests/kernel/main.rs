@@ -1,7 +1,9 @@
 //! The probe against the running kernel. Needs root.
 
 mod acts;
+mod leftovers;
 mod simulate;
+mod strace;
 
 use std::{
     fs::File,

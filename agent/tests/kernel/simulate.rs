@@ -121,6 +121,13 @@ impl Recording {
         family
     }
 
+    /// What one process did, in order of time; the two rings are read one after the other.
+    pub(crate) fn of_process(&self, pid: u32) -> impl Iterator<Item = &Event> {
+        let mut events: Vec<&Event> = self.events.iter().filter(|event| event.tgid == pid).collect();
+        events.sort_by_key(|event| event.boot_ns);
+        events.into_iter()
+    }
+
     /// What a report promises and was not seen.
     fn unseen(&self, report: &Report) -> Vec<String> {
         let (pid, ppid) = (report.pid.expect("it ran"), report.ppid.expect("it ran"));
