@@ -139,7 +139,7 @@ fn choose(options: &Options) -> Result<Chosen, String> {
     }
 }
 
-/// The table, for people (as it stands in docs/operations.md) or one JSON object per line.
+/// The table, for people or as one JSON object per line.
 fn list(chosen: &Chosen, json: bool) -> String {
     let mut text = String::new();
     if !json {
@@ -297,6 +297,70 @@ impl Drop for Leftovers {
         }
         if self.log {
             let _ = fs::remove_file(self.sandbox.log());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn chosen(line: &str) -> Result<Vec<String>, String> {
+        let words = std::iter::once("simulate").chain(line.split_whitespace());
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        let chosen = choose(&line.options)?;
+        Ok(chosen.iter().map(|(threat, variant)| format!("{}/{}", threat.name, variant.name)).collect())
+    }
+
+    #[test]
+    fn unknown_threats_and_variants_are_refused_with_what_there_is() {
+        let all: usize = THREATS.iter().map(|threat| threat.variants.len()).sum();
+        assert_eq!(chosen("--all").unwrap().len(), all);
+        assert_eq!(chosen("--list").unwrap().len(), all);
+        assert_eq!(chosen("reverse-shell --variant static").unwrap(), ["reverse-shell/static"]);
+        assert!(chosen("nonsense").unwrap_err().contains("io-uring-access"));
+        assert!(chosen("reverse-shell --variant rm").unwrap_err().contains("no variant rm"));
+        assert!(chosen("").unwrap_err().contains("--list"));
+        assert!(chosen("--all reverse-shell").is_err());
+    }
+
+    #[test]
+    fn nobody_but_a_simulator_makes_the_binary_act() {
+        let words = ["simulate", "--act", "credential-dumping/open-shadow", "--", "/etc/shadow"];
+        let line = Line::try_parse_from(words).unwrap();
+        let refused = act(line.options.act.as_deref().unwrap(), &line.options);
+        assert!(matches!(refused, Err(Problem::Refused(_))), "{refused:?}");
+    }
+
+    #[test]
+    fn the_documented_threats_are_those_of_the_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+        let text = fs::read_to_string(path).unwrap();
+        let head = "| threat | technique | variants |\n|---|---|---|\n";
+        let (before, rest) = text.split_once(head).expect("the table's head");
+        let end = rest.find("\n\n").expect("the table ends");
+        let mut table = String::new();
+        for threat in THREATS {
+            let variants: Vec<_> = threat.variants.iter().map(|variant| variant.name).collect();
+            table +=
+                &format!("| {} | {} | {} |\n", threat.name, threat.techniques.join(" "), variants.join(", "));
+        }
+        let table = table.trim_end();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            fs::write(path, format!("{before}{head}{table}{}", &rest[end..])).unwrap();
+        } else {
+            assert!(
+                &rest[..end] == table,
+                "run `UPDATE_DOCS=1 cargo xtask test documented_threats` and commit docs/"
+            );
         }
     }
 }
