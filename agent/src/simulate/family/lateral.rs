@@ -39,7 +39,10 @@ const VARIANTS: &[Variant] = &[
         None,
         |stage| {
             let to = stage.listen_at(neighbour(2).into(), 22, Talk::Say(b"SSH-2.0-simulation\r\n"))?;
+            // Nobody's keys are looked at.
             let options = [
+                "IdentityFile=none",
+                "GlobalKnownHostsFile=/dev/null",
                 "BatchMode=yes",
                 "StrictHostKeyChecking=no",
                 "UserKnownHostsFile=/dev/null",

@@ -32,7 +32,7 @@ const ENCODED: &str = "cHJpbnQoImRvbmUiKQ==";
 
 const VARIANTS: &[Variant] = &[
     lolbin!("curl-download", &["T1218", "T1105"], "curl fetches a payload", &[CURL], |stage| {
-        download(stage, "curl", &["-s", "-m", "5", "--noproxy", "*", "-o"])
+        download(stage, "curl", &["-q", "-s", "-m", "5", "--noproxy", "*", "-o"])
     }),
     lolbin!(
         "wget-download",
