@@ -87,6 +87,12 @@ fn is_stage(words: &[u8]) -> bool {
     String::from_utf8_lossy(words).contains("\0--stage\0")
 }
 
+/// The stage, once it has started its program: one that is stopped before would hold up the simulator.
+fn stage_of(owner: u32) -> u32 {
+    let is = |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| is_stage(&words));
+    wait_for("the stage", || children(owner).into_iter().find(is))
+}
+
 fn start(arguments: &[&str]) -> Child {
     simulate(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts")
 }
@@ -116,7 +122,7 @@ fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
 
 /// Stops whatever the stage has started, so that it cannot end by itself.
 fn freeze(owner: u32) {
-    let stage = wait_for("the stage", || children(owner).first().copied());
+    let stage = stage_of(owner);
     // One that has not yet started its program would hold up the stage.
     let started = |pid: u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| !is_stage(&words));
     let mut next = wait_for("the actor", || {
@@ -171,7 +177,7 @@ fn an_interrupted_or_killed_simulation_leaves_nothing() {
     for of_stage in [true, false] {
         let child = start(&["reverse-shell", "--variant", "nc-mkfifo"]);
         let owner = child.id();
-        let stage = wait_for("the stage", || children(owner).first().copied());
+        let stage = stage_of(owner);
         wait_for("the pipe", || children(*children(stage).first()?).get(2).copied());
         freeze(owner);
         signal(if of_stage { stage } else { owner }, libc::SIGKILL);
@@ -189,9 +195,8 @@ fn a_simulation_that_hangs_is_ended_in_time_and_leaves_nothing() {
     let hang = |whole_stage: bool| {
         let child = start(&["anti-forensics", "--variant", "ftruncate"]);
         let owner = child.id();
-        let stage = wait_for("the stage", || children(owner).first().copied());
         if whole_stage {
-            signal(stage, libc::SIGSTOP);
+            signal(stage_of(owner), libc::SIGSTOP);
         } else {
             freeze(owner);
         }
