@@ -22,6 +22,7 @@ pub mod processes;
 pub mod record;
 pub mod replay;
 pub mod service;
+pub mod simulate;
 pub mod uplink;
 pub mod vitals;
 pub mod watch;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use agent::baselines::Baselines;
 use agent::config::{self, Config};
 use agent::enroll::EnrollError;
-use agent::{control, doctor, enroll, record, service, vitals};
+use agent::{control, doctor, enroll, record, service, simulate, vitals};
 use clap::{Parser, Subcommand};
 use models::bundle::{self, Keyring, PublicKey, Verified};
 use models::chain::chain;
@@ -104,6 +104,8 @@ enum Command {
         #[arg(long, value_parser = duration)]
         last: Option<std::time::Duration>,
     },
+    /// Enact attacks without harm, to see whether an alarm works.
+    Simulate(simulate::Options),
 }
 
 fn main() -> ExitCode {
@@ -116,6 +118,9 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if let Command::Simulate(options) = &cli.command {
+        return simulate::run(options);
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -143,7 +148,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     match cli.command {
-        Command::Init { .. } | Command::Doctor { .. } => {}
+        Command::Init { .. } | Command::Doctor { .. } | Command::Simulate(_) => {}
         Command::Enroll { ticket, device, force } => {
             let device = device.unwrap_or_else(|| enroll::device_name(&vitals::host_name()));
             let identity = enroll::enroll(&config.state, &read_ticket(&ticket)?, &device, force)?;

@@ -5,6 +5,7 @@ mod bundles;
 mod dashboard;
 mod device;
 mod faults;
+mod simulated;
 mod story;
 
 /// Fails the test when it cannot load kernel programs.

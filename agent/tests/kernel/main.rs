@@ -3,7 +3,10 @@
 mod acts;
 mod capture;
 mod floods;
+mod leftovers;
 mod sequences;
+mod simulate;
+mod strace;
 
 use std::{
     fs::File,

@@ -53,6 +53,24 @@ const BROWSER: &[Need] = &[
     },
 ];
 
+/// For the simulated attacks: without one of these its variants are skipped, and the test of the probe fails.
+const SIMULATOR: &[Need] = &[
+    Need { file: "/usr/bin/python3", packages: &["python3"], why: "simulated attacks that a script makes" },
+    Need { file: "/usr/bin/perl", packages: &["perl"], why: "the same in another language" },
+    Need { file: "nc", packages: &["netcat-openbsd"], why: "reverse shells and uploads by nc" },
+    Need { file: "nc.traditional", packages: &["netcat-traditional"], why: "a reverse shell by nc -e" },
+    Need { file: "socat", packages: &["socat"], why: "a reverse shell by socat" },
+    Need { file: "curl", packages: &["curl"], why: "uploads and downloads by a system tool" },
+    Need { file: "wget", packages: &["wget"], why: "a download by a system tool" },
+    Need { file: "xxd", packages: &["xxd"], why: "decodes a payload" },
+    Need { file: "ssh", packages: &["openssh-client"], why: "lateral movement to a neighbour on loopback" },
+    Need {
+        file: "strace",
+        packages: &["strace"],
+        why: "observes the simulated attacks independently of the agent",
+    },
+];
+
 /// Runs everything. With `filter`, only the tests whose names contain it.
 ///
 /// # Errors
@@ -61,6 +79,7 @@ const BROWSER: &[Need] = &[
 pub(crate) fn run(root: &Path, filter: Option<&str>) -> Result<Totals, ToolError> {
     tools::install(tools::BUILD)?;
     tools::install(BROWSER)?;
+    tools::install(SIMULATOR)?;
     let mut totals = Totals::default();
     if filter.is_none() {
         checks(root, &mut totals);
