@@ -11,6 +11,8 @@ use crate::tools::{self, FEATURES, Need, ToolError};
 pub(crate) enum Bench {
     /// What watching costs each system call and whole workloads, against nothing, an empty program and bpftrace.
     Overhead,
+    /// Floods at full size: 200,000 processes, a fork bomb, 10,000 threads, and full speed on every CPU for a minute.
+    Flood,
 }
 
 const OVERHEAD: &[Need] = &[
@@ -33,12 +35,16 @@ const OVERHEAD: &[Need] = &[
 /// When something is missing and cannot be installed, or the build or the bench fails.
 pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(), ToolError> {
     tools::install(tools::BUILD)?;
-    let program = match bench {
+    match bench {
         Bench::Overhead => {
             tools::install(OVERHEAD)?;
-            "behaveguard-overhead"
+            tools::run(tools::cargo(root).args(["build", "--workspace", "--locked"]).args(FEATURES))?;
+            tools::run(Command::new(tools::target(root).join("debug/behaveguard-overhead")).args(arguments))
         }
-    };
-    tools::run(tools::cargo(root).args(["build", "--workspace", "--locked"]).args(FEATURES))?;
-    tools::run(Command::new(tools::target(root).join("debug").join(program)).args(arguments))
+        Bench::Flood => {
+            let mut test = tools::cargo(root);
+            test.args(["test", "--workspace", "--locked", "--test", "kernel"]).args(FEATURES);
+            tools::run(test.args(["--", "floods", "--nocapture"]).args(arguments).env("FLOOD_FULL", "1"))
+        }
+    }
 }
