@@ -162,7 +162,7 @@ fn a_fork_bomb_hides_nothing_of_another_process() {
         || {
             for _ in 0..scaled(1, 8) {
                 // 256 processes at a time, all doing what is told urgently, as often as they can.
-                let script = "i=0; while [ $i -lt 256 ]; do (while :; do : < /etc/shadow; done) & i=$((i+1)); done; sleep 1; kill $(jobs -p)";
+                let bomb = "i=0; while [ $i -lt 256 ]; do (while :; do : < /etc/shadow; done) & i=$((i+1)); done; sleep 1; kill $(jobs -p)";
                 Command::new("/bin/bash").arg("-c").arg(bomb).status().expect("it runs");
             }
         },
@@ -260,7 +260,7 @@ fn two_thousand_windows_are_drained_at_once() {
     let _turn = turn();
     let mut probe = load(&[]);
     probe.drain().expect("drained");
-    let bomb = "i=0; while [ $i -lt 2100 ]; do sleep 30 & i=$((i+1)); done; echo ready; read go; kill $(jobs -p); wait";
+    let script = "i=0; while [ $i -lt 2100 ]; do sleep 30 & i=$((i+1)); done; echo ready; read go; kill $(jobs -p); wait";
     let mut child = Command::new("/bin/bash")
         .arg("-c")
         .arg(script)
