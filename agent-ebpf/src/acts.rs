@@ -30,7 +30,14 @@ pub const fn is_bpf_load(command: u64) -> bool {
     matches!(command, 5 | 8 | 17 | 28)
 }
 
-/// The process whose memory `/proc/<pid>/mem` is; `None` for other paths and for the caller's own (`self`).
+/// Whether a mode of `fallocate` takes content away: punching, collapsing or zeroing a range.
+#[inline(always)]
+#[must_use]
+pub const fn is_erasure(mode: u64) -> bool {
+    mode & (0x02 | 0x08 | 0x10) != 0
+}
+
+/// The process whose memory `/proc/<pid>/mem` or `/proc/<pid>/task/<tid>/mem` is; `None` for other paths and for the caller's own (`self`).
 #[inline(always)]
 #[must_use]
 pub fn memory_of(path: &[u8; PATH_LEN]) -> Option<u32> {
@@ -46,11 +53,8 @@ pub fn memory_of(path: &[u8; PATH_LEN]) -> Option<u32> {
     while at < START + 10 {
         let byte = path[at];
         if byte == b'/' {
-            let is_mem = (path[at + 1] == b'm')
-                & (path[at + 2] == b'e')
-                & (path[at + 3] == b'm')
-                & (path[at + 4] == 0);
-            return if is_mem & (at > START) { Some(pid) } else { None };
+            let found = (at > START) & (is_mem(path, at + 1) | is_memory_of_thread(path, at + 1));
+            return if found { Some(pid) } else { None };
         }
         let digit = byte.wrapping_sub(b'0');
         if digit > 9 {
@@ -60,6 +64,33 @@ pub fn memory_of(path: &[u8; PATH_LEN]) -> Option<u32> {
         at += 1;
     }
     None
+}
+
+/// Whether a path ends with `mem` here.
+#[inline(always)]
+pub(crate) const fn is_mem(path: &[u8; PATH_LEN], at: usize) -> bool {
+    (path[at] == b'm') & (path[at + 1] == b'e') & (path[at + 2] == b'm') & (path[at + 3] == 0)
+}
+
+/// Whether a path goes on with `task/<tid>/mem` here.
+#[inline(always)]
+pub(crate) fn is_memory_of_thread(path: &[u8; PATH_LEN], start: usize) -> bool {
+    let is_task = (path[start] == b't')
+        & (path[start + 1] == b'a')
+        & (path[start + 2] == b's')
+        & (path[start + 3] == b'k')
+        & (path[start + 4] == b'/');
+    if !is_task {
+        return false;
+    }
+    let mut at = 5;
+    while at < 15 {
+        if path[start + at] == b'/' {
+            return is_mem(path, start + at + 1);
+        }
+        at += 1;
+    }
+    false
 }
 
 /// Whether a path of `len` bytes without its NUL ends in `release_agent`.
@@ -98,7 +129,9 @@ mod tests {
             ("/proc//mem", None),
             ("/proc/17/maps", None),
             ("/proc/17/memory", None),
-            ("/proc/17/task/17/mem", None),
+            ("/proc/17/task/18/mem", Some(17)),
+            ("/proc/17/task/18/maps", None),
+            ("/proc/17/tasks/18/mem", None),
             ("/proc/12345678901/mem", None),
             ("proc/17/mem", None),
         ] {
@@ -126,6 +159,7 @@ mod tests {
         assert!([0, 1, 7].iter().all(|request| !is_injection(*request)));
         assert!([0, 1].iter().all(|command| !is_bpf_load(*command)));
         assert!(is_injection(16) && is_injection(0x4206) && is_bpf_load(5));
+        assert!(!is_erasure(0) && !is_erasure(1) && is_erasure(3), "KEEP_SIZE alone takes nothing away");
         assert_eq!(NAMESPACES & 0x0001_0f00, 0, "threads and shared memory are no namespaces");
     }
 }

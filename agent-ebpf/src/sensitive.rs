@@ -3,6 +3,7 @@
 //! The match is on the text that the program passed: a relative path or a link to one of these files does not match.
 //! It is written so that the kernel's verifier accepts it: fixed lengths, no pointers inside tables, no library calls.
 
+use crate::acts::{is_mem, is_memory_of_thread};
 use crate::records::PATH_LEN;
 
 macro_rules! prefixes {
@@ -55,7 +56,7 @@ fn starts_with<const N: usize>(path: &[u8; PATH_LEN], prefix: &[u8; N]) -> bool 
     true
 }
 
-/// `/proc/<up to ten characters without a slash>/mem`.
+/// `/proc/<up to ten characters without a slash>/mem`, or the same of one of its threads.
 #[inline(always)]
 fn is_process_memory(path: &[u8; PATH_LEN]) -> bool {
     const START: usize = 6;
@@ -66,7 +67,7 @@ fn is_process_memory(path: &[u8; PATH_LEN]) -> bool {
     let mut i = START;
     while i < START + LONGEST {
         if path[i] == b'/' {
-            return path[i + 1] == b'm' && path[i + 2] == b'e' && path[i + 3] == b'm' && path[i + 4] == 0;
+            return is_mem(path, i + 1) || is_memory_of_thread(path, i + 1);
         }
         i += 1;
     }
@@ -109,10 +110,10 @@ mod tests {
 
     #[test]
     fn memory_of_a_process_matches() {
-        for path in ["/proc/1/mem", "/proc/self/mem", "/proc/4194304/mem"] {
+        for path in ["/proc/1/mem", "/proc/self/mem", "/proc/4194304/mem", "/proc/1/task/1/mem"] {
             assert!(check(path), "{path}");
         }
-        for path in ["/proc/1/memory", "/proc/meminfo", "/proc/1/task/1/mem", "/proc/1/me"] {
+        for path in ["/proc/1/memory", "/proc/meminfo", "/proc/1/task/1/maps", "/proc/1/me"] {
             assert!(!check(path), "{path}");
         }
     }

@@ -5,6 +5,7 @@
 //! agent, under a cap of its own.
 
 use agent_ebpf::{
+    acts::is_erasure,
     records::{Class, Field, KIND_TAMPER, Open, PATH_LEN, PLACE_UNKNOWN, PLACE_WATCHED, Tamper},
     watched::{Prefix, WATCHED_MAX, WORDS, Watched},
 };
@@ -26,6 +27,7 @@ const SLOT_RENAME: u16 = 82;
 const SLOT_UNLINK: u16 = 87;
 const SLOT_UTIME: u16 = 132;
 const SLOT_UTIMES: u16 = 235;
+const SLOT_FALLOCATE: u16 = 285;
 /// Directories between a file and the root that are looked at.
 const DEPTH: usize = 12;
 
@@ -46,7 +48,8 @@ enum Place {
 #[inline(always)]
 fn tamper(nr: u64, arg: impl Fn(usize) -> u64) {
     let (dfd, path) = match slot(nr) {
-        SLOT_FTRUNCATE => (arg(0) as i32, 0),
+        SLOT_FALLOCATE if !is_erasure(arg(1)) => return,
+        SLOT_FTRUNCATE | SLOT_FALLOCATE => (arg(0) as i32, 0),
         SLOT_TRUNCATE | SLOT_RENAME | SLOT_UNLINK | SLOT_UTIME | SLOT_UTIMES => (AT_FDCWD, arg(0)),
         // unlinkat, renameat, renameat2, futimesat, utimensat. Without a path the last two mean the descriptor.
         _ => (arg(0) as i32, arg(1)),

@@ -201,7 +201,9 @@ fn escape(header: &Header, record: &Escape) -> Result<EventKind, DecodeError> {
 fn tampering(header: &Header, number: u32) -> Result<Tampering, DecodeError> {
     Ok(match models::event::call_name(call(header, number)?) {
         "unlink" | "unlinkat" => Tampering::Removed,
-        "truncate" | "ftruncate" | "open" | "creat" | "openat" | "openat2" => Tampering::Emptied,
+        "truncate" | "ftruncate" | "fallocate" | "open" | "creat" | "openat" | "openat2" => {
+            Tampering::Emptied
+        }
         "rename" | "renameat" | "renameat2" => Tampering::Renamed,
         "utime" | "utimes" | "futimesat" | "utimensat" => Tampering::Redated,
         _ => return Err(DecodeError::Call { kind: header.kind, call: number }),

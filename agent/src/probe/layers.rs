@@ -144,6 +144,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
             "unlinkat",
             "truncate",
             "ftruncate",
+            "fallocate",
             "rename",
             "renameat",
             "renameat2",
