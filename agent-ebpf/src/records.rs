@@ -74,6 +74,8 @@ pub mod names {
     pub const CALLS_RAW: &str = "CALLS_RAW";
     /// Global `u32`: the agent's own process, which is not watched.
     pub const OWN_TGID: &str = "OWN_TGID";
+    /// Array of one [`super::Directories`].
+    pub const DIRECTORIES: &str = "DIRECTORIES";
     /// Global `u32`: bytes in the urgent ring up to which a process's further records of a kind go in.
     pub const REPEATS_UP_TO: &str = "REPEATS_UP_TO";
     /// Global `u32`: bytes in the urgent ring up to which the coming and going of processes goes in.
@@ -405,6 +407,38 @@ impl Window {
         n_urgent: 0,
         strange: [0; STRANGE],
     };
+}
+
+/// A directory from which a relative path may lead to a sensitive file.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Directory {
+    /// Its inode; zero where the list has ended.
+    pub inode: u64,
+    /// Its device as the kernel numbers it.
+    pub device: u32,
+    /// Bytes of `text`.
+    pub len: u32,
+    /// Its absolute path with a final slash.
+    pub text: [u8; DIRECTORY_LEN],
+}
+
+impl Directory {
+    /// The list's end.
+    pub const NONE: Self = Self { inode: 0, device: 0, len: 0, text: [0; DIRECTORY_LEN] };
+}
+
+/// Bytes of a [`Directory`]'s path at most; a power of two.
+pub const DIRECTORY_LEN: usize = 32;
+/// Directories in the list.
+pub const DIRECTORIES: usize = 24;
+
+/// The directories that lead to sensitive files.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Directories {
+    /// The used ones come first.
+    pub list: [Directory; DIRECTORIES],
 }
 
 /// What becomes of the grams of a process.

@@ -1,6 +1,7 @@
 //! Paths whose opening is reported at once, however busy the device is.
 //!
-//! The match is on the text that the program passed: a relative path or a link to one of these files does not match.
+//! The match is on the text that the program passed, made absolute when it starts from a directory above one of these: a
+//! link to one of these files, or a path with `..`, does not match.
 //! It is written so that the kernel's verifier accepts it: fixed lengths, no pointers inside tables, no library calls.
 
 use crate::acts::{is_mem, is_memory_of_thread};

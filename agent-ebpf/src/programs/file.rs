@@ -3,12 +3,16 @@
 use agent_ebpf::{
     acts::{TRUNCATES, WRITES, is_release_agent, memory_of},
     records::{
-        Class, Inject, KIND_INJECT, KIND_OPEN, NR_OPENAT2, Open, SLOT_CREAT, SLOT_OPEN, SLOT_OPENAT, Window,
-        counter,
+        Class, DIRECTORIES as LISTED, DIRECTORY_LEN, Directories, Inject, KIND_INJECT, KIND_OPEN, NR_OPENAT2,
+        Open, PATH_LEN, SLOT_CREAT, SLOT_OPEN, SLOT_OPENAT, Window, counter,
     },
     sensitive::is_sensitive,
 };
-use aya_ebpf::{macros::map, maps::PerCpuArray};
+use aya_ebpf::{
+    helpers::generated::bpf_probe_read_kernel as raw_read_kernel,
+    macros::map,
+    maps::{Array, PerCpuArray},
+};
 
 use crate::{
     call_layer, escape,
@@ -23,6 +27,11 @@ const CREAT_FLAGS: u32 = 0o1101;
 /// The record is too large for the stack, and which ring it goes to is known only when its path is.
 #[map]
 static OPENING: PerCpuArray<Open> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+static DIRECTORIES: Array<Directories> = Array::with_max_entries(1, 0);
+#[map]
+static COMPLETE: PerCpuArray<[u8; PATH_LEN]> = PerCpuArray::with_max_entries(1, 0);
 
 call_layer!(open_btf, open_raw, open_tp, open);
 
@@ -51,6 +60,9 @@ fn open(nr: u64, arg: impl Fn(usize) -> u64) {
         (*record)._pad = 0;
         let text = &raw mut (*record).path;
         let len = read_path(text, path);
+        if len > 0 && (*text)[0] != b'/' {
+            complete(record);
+        }
         let sensitive = is_sensitive(&*text);
         (*record).sensitive = u32::from(sensitive);
         (sensitive, len)
@@ -70,6 +82,44 @@ fn open(nr: u64, arg: impl Fn(usize) -> u64) {
         send_bulk(Class::Open, record);
     } else {
         count(Class::Open, counter::THROTTLED);
+    }
+}
+
+/// Makes a relative path absolute when it starts from a directory that leads to sensitive files: `cd /etc; cat shadow`
+/// is no less than `cat /etc/shadow`.
+///
+/// # Safety
+///
+/// `record` points into this CPU's element of a per-CPU map.
+#[inline(always)]
+unsafe fn complete(record: *mut Open) {
+    const REST: usize = PATH_LEN - DIRECTORY_LEN;
+    // SAFETY: by this function's contract.
+    let dfd = unsafe { (*record).dfd };
+    let start = if dfd == AT_FDCWD { traces::working_directory() } else { traces::file(dfd) };
+    let Some((inode, device)) = start.and_then(traces::identity) else { return };
+    let (Some(known), Some(full)) = (DIRECTORIES.get_ptr(0), COMPLETE.get_ptr_mut(0)) else { return };
+    let mut at = 0;
+    while at < LISTED {
+        // SAFETY: `known` points to the array's only element, which the agent writes once.
+        let directory = unsafe { &(*known).list[at] };
+        if directory.inode == 0 {
+            return;
+        }
+        if directory.inode == inode && directory.device == device {
+            let len = (directory.len as usize) & (DIRECTORY_LEN - 1);
+            // SAFETY: all are whole fields of map values. The first copy fills 32 bytes, the second at most the 224
+            // that follow the first 31, the third 256; the helper cannot fail for them.
+            unsafe {
+                let (to, path) = (full.cast::<u8>(), (&raw mut (*record).path).cast::<u8>());
+                raw_read_kernel(to.cast(), DIRECTORY_LEN as u32, (&raw const directory.text).cast());
+                raw_read_kernel(to.add(len).cast(), REST as u32, path.cast());
+                *to.add(PATH_LEN - 1) = 0;
+                raw_read_kernel(path.cast(), PATH_LEN as u32, to.cast());
+            }
+            return;
+        }
+        at += 1;
     }
 }
 

@@ -155,7 +155,7 @@ fn is_bare(path: &[u8; PATH_LEN]) -> bool {
 }
 
 #[inline(always)]
-fn working_directory() -> Option<u64> {
+pub(crate) fn working_directory() -> Option<u64> {
     // SAFETY: the helper takes no arguments.
     let task = unsafe { bpf_get_current_task() };
     let fs: u64 = field(task, Field::TaskFs)?;
@@ -163,7 +163,7 @@ fn working_directory() -> Option<u64> {
 }
 
 #[inline(always)]
-fn file(fd: i32) -> Option<u64> {
+pub(crate) fn file(fd: i32) -> Option<u64> {
     // SAFETY: the helper takes no arguments.
     let task = unsafe { bpf_get_current_task() };
     let files: u64 = field(task, Field::TaskFiles)?;
@@ -177,15 +177,20 @@ fn file(fd: i32) -> Option<u64> {
     read_kernel(file + offset(Field::FilePath)? + offset(Field::PathDentry)?)
 }
 
+/// Inode and device of a file or directory.
+#[inline(always)]
+pub(crate) fn identity(dentry: u64) -> Option<(u64, u32)> {
+    let inode: u64 = field(dentry, Field::DentryInode)?;
+    let sb: u64 = field(inode, Field::InodeSb)?;
+    Some((field(inode, Field::InodeIno)?, field(sb, Field::SbDev)?))
+}
+
 /// Walks up from a file or directory; `None` when its end was not reached.
 #[inline(always)]
 fn is_below(mut dentry: u64, watched: &Watched) -> Option<bool> {
     let mut depth = 0;
     while depth < DEPTH {
-        let inode: u64 = field(dentry, Field::DentryInode)?;
-        let number: u64 = field(inode, Field::InodeIno)?;
-        let sb: u64 = field(inode, Field::InodeSb)?;
-        let device: u32 = field(sb, Field::SbDev)?;
+        let (number, device) = identity(dentry)?;
         let mut at = 0;
         while at < WATCHED_MAX {
             if Prefix::is(&watched.list[at], number, device) {

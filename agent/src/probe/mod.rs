@@ -7,18 +7,18 @@ mod decode;
 mod drain;
 mod layers;
 mod memory;
+mod places;
 mod resolve;
 mod sequences;
 
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd},
-    os::unix::fs::MetadataExt as _,
 };
 
 use agent_ebpf::{
     records::{Class, Field, MODE_COUNT_CALLS, OFFSET_UNKNOWN, counter, names},
-    watched::{Prefix, WATCHED_MAX, Watched, device},
+    watched::WATCHED_MAX,
 };
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness, include_bytes_aligned,
@@ -259,7 +259,8 @@ impl Probe {
             .map_max_entries(names::URGENT, options.urgent_bytes)
             .map_max_entries(names::BULK, options.bulk_bytes);
         let mut programs = loader.load(OBJECT).map_err(refusal)?;
-        watch(&mut programs, &options.watched)?;
+        places::watch(&mut programs, &options.watched)?;
+        places::lead(&mut programs)?;
         let epoch = Array::try_from(take(&mut programs, names::EPOCH)?).map_err(in_map(names::EPOCH))?;
         let windows = programs
             .map(names::WINDOWS)
@@ -493,26 +494,6 @@ fn complete(record: &mut decode::Record, watched: &[String]) -> Completed {
         None if unplaced.watched => Completed::Event,
         None => Completed::Gone,
     }
-}
-
-/// Tells the programs which directories to watch, by text and by inode.
-fn watch(programs: &mut Ebpf, directories: &[String]) -> Result<(), ProbeError> {
-    let mut watched = Watched { list: [Prefix::NONE; WATCHED_MAX] };
-    for (place, directory) in directories.iter().enumerate() {
-        let (inode, device) = fs::metadata(directory).map_or((0, 0), |found| {
-            (found.ino(), device(libc::major(found.dev()), libc::minor(found.dev())))
-        });
-        let prefix = Prefix::new(directory, inode, device);
-        match (watched.list.get_mut(place), prefix) {
-            (Some(free), Some(prefix)) => *free = prefix,
-            _ => return Err(ProbeError::Watched(directory.clone())),
-        }
-    }
-    let map = programs.map_mut(names::WATCHED).ok_or(ProbeError::MissingMap(names::WATCHED))?;
-    let mut map: Array<&mut MapData, [u8; size_of::<Watched>()]> =
-        Array::try_from(map).map_err(in_map(names::WATCHED))?;
-    let bytes: [u8; size_of::<Watched>()] = zerocopy::transmute!(watched);
-    map.set(0, bytes, 0).map_err(in_map(names::WATCHED))
 }
 
 fn take(programs: &mut Ebpf, name: &'static str) -> Result<Map, ProbeError> {

@@ -11,6 +11,7 @@ mod strace;
 use std::{
     fs::File,
     net::{Ipv4Addr, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard},
     thread,
@@ -141,6 +142,15 @@ fn every_file_and_network_backend_sees_its_event() {
         };
         assert!(opened("/etc/shadow", true), "{off:?}");
         assert!(opened("/etc/hostname", false), "{off:?}");
+        let etc = File::open("/etc").expect("it exists");
+        // SAFETY: the path is NUL-terminated and outlives the call; the descriptor is closed at once.
+        unsafe { libc::close(libc::openat(etc.as_raw_fd(), c"gshadow".as_ptr(), libc::O_RDONLY)) };
+        let relative = self::events(&mut probe);
+        let made_absolute = |e: &&Event| {
+            e.tgid == own
+                && matches!(&e.kind, EventKind::Open { path, sensitive: true, .. } if path == "/etc/gshadow")
+        };
+        assert_eq!(relative.iter().filter(made_absolute).count(), 1, "{off:?}: {relative:?}");
         let wanted = EventKind::Connect { addr: address.ip(), port: address.port() };
         assert_eq!(events.iter().filter(|e| e.kind == wanted).count(), 1, "{off:?}");
     }

@@ -143,7 +143,7 @@ const VARIANTS: &[Variant] = &[
     own!(
         "punch-hole",
         "T1070.002",
-        Private,
+        Real,
         "fallocate makes a hole of it",
         EMPTIED,
         success,
