@@ -59,7 +59,10 @@ pub(crate) enum Attached {
     Nothing,
     #[allow(dead_code, reason = "held so that it stays attached")]
     Empty(Empty),
-    Agent(Duration),
+    Agent {
+        since: Duration,
+        cpu: Duration,
+    },
     Bpftrace(Process),
 }
 
@@ -107,7 +110,8 @@ impl Attachments {
                     self.agent.check()?;
                     Ok(self.agent.status().ok())
                 })?;
-                Ok(Attached::Agent(clock(ClockId::Monotonic)))
+                // Loading and verifying is not watching.
+                Ok(Attached::Agent { since: clock(ClockId::Monotonic), cpu: cpu_of(self.agent.id()?)? })
             }
             Attachment::Bpftrace => {
                 let log = self.dir.join("bpftrace.log");
@@ -127,7 +131,7 @@ impl Attachments {
     pub(crate) fn detach(&mut self, attached: Attached) -> Result<(), Failed> {
         match attached {
             Attached::Nothing | Attached::Empty(_) => Ok(()),
-            Attached::Agent(since) => {
+            Attached::Agent { since, cpu } => {
                 let counters = self.agent.status()?["heartbeat"]["counters"].clone();
                 let list = counters.as_array().cloned().unwrap_or_default();
                 self.drops += list
@@ -135,7 +139,7 @@ impl Attachments {
                     .filter(|counter| counter[0].as_str().is_some_and(|name| name.ends_with("_dropped")))
                     .filter_map(|counter| counter[1].as_u64())
                     .sum::<u64>();
-                self.cpu += cpu_of(self.agent.id()?)?;
+                self.cpu += cpu_of(self.agent.id()?)?.saturating_sub(cpu);
                 self.time += clock(ClockId::Monotonic).saturating_sub(since);
                 self.agent.stop()
             }
