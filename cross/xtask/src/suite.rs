@@ -19,7 +19,7 @@ pub(crate) struct Totals {
 
 impl Totals {
     /// Reads one line of what the test harness prints.
-    fn add_line(&mut self, line: &str) {
+    pub(crate) fn add_line(&mut self, line: &str) {
         let Some(result) = line.trim_start().strip_prefix("test result: ") else { return };
         let number = |what: &str| {
             let before = result.split(what).next().filter(|before| before.len() < result.len())?;
