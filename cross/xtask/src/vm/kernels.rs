@@ -147,6 +147,8 @@ fn apt(program: &str, work: &Path, arch: &str) -> Command {
         ("Dir::Etc::SourceParts", "/dev/null".to_owned()),
         ("Dir::Etc::Preferences", "/dev/null".to_owned()),
         ("Dir::Etc::PreferencesParts", "/dev/null".to_owned()),
+        // What is installed on this machine must not decide what is fetched.
+        ("Dir::State::Status", "/dev/null".to_owned()),
         ("Dir::State::Lists", own("lists")),
         ("Dir::Cache", own(".")),
         ("Dir::Cache::Archives", own("archives")),
