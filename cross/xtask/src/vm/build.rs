@@ -26,7 +26,7 @@ struct Cross {
     needs: &'static [Need],
 }
 
-const AARCH64: Cross = Cross {
+static AARCH64: Cross = Cross {
     triple: "aarch64-unknown-linux-gnu",
     linker: "aarch64-linux-gnu-gcc",
     needs: &[Need {
@@ -35,7 +35,7 @@ const AARCH64: Cross = Cross {
         why: "compiles ring, and links, for aarch64",
     }],
 };
-const X86_64: Cross = Cross {
+static X86_64: Cross = Cross {
     triple: "x86_64-unknown-linux-gnu",
     linker: "x86_64-linux-gnu-gcc",
     needs: &[Need {
@@ -61,62 +61,54 @@ const LIBRARY_X86_64: &[Need] = &[Need {
     why: "Rust's standard library for x86-64",
 }];
 
-/// Nothing here runs for long, and tract compiles three times as fast without optimisation.
-const QUICKLY: [&str; 8] = [
-    "--config",
-    "profile.dev.opt-level=0",
-    "--config",
+/// Nothing here runs for long, and tract compiles three times as fast without optimisation. Only what reads the kernel's
+/// type information at every load is worth it on an emulated processor.
+const QUICKLY: [&str; 6] = [
     "profile.dev.package.\"*\".opt-level=0",
-    "--config",
     "profile.dev.package.models.opt-level=0",
-    "--config",
+    "profile.dev.package.aya.opt-level=2",
+    "profile.dev.package.aya-obj.opt-level=2",
+    "profile.dev.package.object.opt-level=1",
     "profile.dev.strip=true",
 ];
 
-/// Builds the agent and its kernel tests.
-pub(super) fn build(root: &Path, arch: Arch) -> Result<Built, VmError> {
-    println!("building the agent and its kernel tests for {}", arch.name());
+/// Installs what builds for these processors need.
+pub(super) fn install(archs: &[Arch]) -> Result<(), ToolError> {
     tools::install(tools::BUILD)?;
-    let native = Arch::of(std::env::consts::ARCH) == Some(arch);
-    let mut cargo = if native {
-        let mut cargo = tools::cargo(root);
-        // The whole workspace, as the suite builds it: what was built there is not built again.
-        cargo.args(["test", "--workspace"]).args(FEATURES);
-        cargo
-    } else {
-        foreign(root, arch)?
-    };
-    cargo.args(["--no-run", "--locked", "--quiet", "--message-format", "json-render-diagnostics"]);
-    let text = tools::words(&cargo);
-    let child = cargo.stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = child.output().map_err(|error| ToolError::Start(text.clone(), error))?;
-    if !output.status.success() {
-        return Err(ToolError::Failed(text, output.status).into());
-    }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let find = |kind, name| messages.lines().find_map(|line| executable(line, kind, name));
-    match (find("bin", "behaveguard"), find("test", "kernel")) {
-        (Some(agent), Some(tests)) => Ok(Built { agent, tests, native }),
-        _ => Err(VmError::NotBuilt),
-    }
-}
-
-fn foreign(root: &Path, arch: Arch) -> Result<Command, VmError> {
-    let (cross, library) = match arch {
-        Arch::X86_64 => (X86_64, LIBRARY_X86_64),
-        Arch::Aarch64 => (AARCH64, LIBRARY_AARCH64),
-    };
-    tools::install(cross.needs)?;
-    let mut cargo;
-    if toolchain_has(cross.triple) {
-        cargo = tools::cargo(root);
-    } else {
+    for arch in archs.iter().copied().filter(|arch| !is_native(*arch)) {
+        let (cross, library) = cross(arch);
+        tools::install(cross.needs)?;
+        if toolchain_has(cross.triple) {
+            continue;
+        }
         tools::install(COMPILER)?;
         if library.iter().any(|need| tools::find(need.file).is_none()) {
             println!("telling dpkg that packages for {} may be installed", arch.debian());
             tools::run(Command::new("dpkg").args(["--add-architecture", arch.debian()]))?;
         }
         tools::install(library)?;
+    }
+    Ok(())
+}
+
+/// Builds for this processor. Gives the tool that makes a state folder as well.
+pub(super) fn native(root: &Path) -> Result<(Built, PathBuf), VmError> {
+    println!("building the agent and its kernel tests for this machine");
+    // The whole workspace, as the suite builds it: what was built there is not built again.
+    let mut cargo = tools::cargo(root);
+    let messages = messages(cargo.args(["test", "--workspace"]).args(FEATURES))?;
+    let enrolled = executable_in(&messages, "example", "enrolled").ok_or(VmError::NotBuilt)?;
+    Ok((built(&messages, true)?, enrolled))
+}
+
+/// Builds for another processor.
+pub(super) fn foreign(root: &Path, arch: Arch) -> Result<Built, VmError> {
+    println!("building the agent and its kernel tests for {}", arch.name());
+    let (cross, _) = cross(arch);
+    let mut cargo;
+    if toolchain_has(cross.triple) {
+        cargo = tools::cargo(root);
+    } else {
         cargo = tools::cargo_at(Path::new("/usr/bin/cargo"), root);
         cargo.env("RUSTC", "/usr/bin/rustc").env_remove("RUSTUP_TOOLCHAIN");
     }
@@ -125,11 +117,47 @@ fn foreign(root: &Path, arch: Arch) -> Result<Command, VmError> {
         .args(["test", "--package", "agent", "--bin", "behaveguard", "--test", "kernel"])
         .args(["--target", cross.triple, "--target-dir"])
         .arg(tools::target(root).join("vm").join(arch.name()))
-        .args(QUICKLY)
+        .args(QUICKLY.iter().flat_map(|setting| ["--config", setting]))
         .env(format!("CARGO_TARGET_{variable}_LINKER"), cross.linker)
         .env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-Ctarget-feature=+crt-static")
         .env_remove("RUSTFLAGS");
-    Ok(cargo)
+    built(&messages(&mut cargo)?, false)
+}
+
+/// Whether programs for this processor run here.
+pub(super) fn is_native(arch: Arch) -> bool {
+    Arch::of(std::env::consts::ARCH) == Some(arch)
+}
+
+fn cross(arch: Arch) -> (&'static Cross, &'static [Need]) {
+    match arch {
+        Arch::X86_64 => (&X86_64, LIBRARY_X86_64),
+        Arch::Aarch64 => (&AARCH64, LIBRARY_AARCH64),
+    }
+}
+
+/// Builds and gives what cargo says about each artifact.
+fn messages(cargo: &mut Command) -> Result<String, VmError> {
+    cargo.args(["--no-run", "--locked", "--quiet", "--message-format", "json-render-diagnostics"]);
+    let text = tools::words(cargo);
+    let child = cargo.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = child.output().map_err(|error| ToolError::Start(text.clone(), error))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(ToolError::Failed(text, output.status).into())
+    }
+}
+
+fn built(messages: &str, native: bool) -> Result<Built, VmError> {
+    match (executable_in(messages, "bin", "behaveguard"), executable_in(messages, "test", "kernel")) {
+        (Some(agent), Some(tests)) => Ok(Built { agent, tests, native }),
+        _ => Err(VmError::NotBuilt),
+    }
+}
+
+fn executable_in(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
+    messages.lines().find_map(|line| executable(line, kind, name))
 }
 
 /// Whether the toolchain in use can build for `triple`, as rustup's can where the target was added.

@@ -26,6 +26,21 @@ impl Image {
         Ok(())
     }
 
+    /// Adds a folder and everything below it.
+    pub(super) fn copy_all(&mut self, from: &Path, to: &str) -> Result<(), VmError> {
+        let failed = |error| VmError::File(from.to_owned(), error);
+        for entry in fs::read_dir(from).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let to = format!("{to}/{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() {
+                self.copy_all(&entry.path(), &to)?;
+            } else {
+                self.copy(&entry.path(), &to)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Adds a file and the folders on its way.
     pub(super) fn file(&mut self, path: &str, mode: u32, bytes: &[u8]) {
         self.parents(path);

@@ -16,6 +16,7 @@ use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
 use crate::{
@@ -85,7 +86,10 @@ pub(crate) const USUAL: [Kernel; 2] =
     [Kernel { arch: Arch::X86_64, version: "5.10" }, Kernel { arch: Arch::Aarch64, version: "6.1" }];
 
 /// What runs in each machine, as `init.sh` names it.
-const PARTS: [&str; 2] = ["doctor", "tests"];
+const PARTS: [&str; 3] = ["doctor", "tests", "agent"];
+
+/// The agent's configuration in a machine.
+const CONFIG: &str = "state = \"/tmp/state\"\nwindow = \"1s\"\nheartbeat = \"2s\"\n";
 
 /// The kernels that a command line means: with `all` every one, else those of these processors and versions, else the
 /// usual ones.
@@ -115,41 +119,58 @@ pub(crate) fn choose(arch: Option<&str>, versions: &[String], all: bool) -> Resu
 /// When something is missing and cannot be installed or fetched, or a build fails.
 pub(crate) fn run(root: &Path, kernels: &[Kernel]) -> Result<Totals, VmError> {
     tools::install(NEEDS)?;
+    let mut archs: Vec<Arch> = kernels.iter().map(|kernel| kernel.arch).collect();
+    archs.dedup();
+    archs.iter().try_for_each(|arch| tools::install(boot::needs(*arch)))?;
+    build::install(&archs)?;
     let vm = tools::target(root).join("vm");
+    let (native, enrolled) = build::native(root)?;
+    let state = vm.join("state");
+    let _ = fs::remove_dir_all(&state);
+    tools::run(Command::new(enrolled).arg(&state).args(["/bin/busybox", "/bin/gateway.sh"]))?;
+    // One processor's machines run while the other's programs are built.
+    let of_one = |arch: Arch| -> Result<Vec<(Kernel, Console)>, VmError> {
+        let foreign;
+        let built = if build::is_native(arch) {
+            &native
+        } else {
+            foreign = build::foreign(root, arch)?;
+            &foreign
+        };
+        let wanted = kernels.iter().filter(|kernel| kernel.arch == arch);
+        wanted.map(|kernel| Ok((*kernel, one(&vm, *kernel, built, &state)?))).collect()
+    };
+    let ran = thread::scope(|scope| {
+        let threads: Vec<_> = archs.iter().map(|arch| scope.spawn(|| of_one(*arch))).collect();
+        let ran = threads.into_iter().map(|thread| thread.join().expect("nothing here panics"));
+        ran.collect::<Result<Vec<_>, _>>()
+    })?;
     let mut totals = Totals::default();
     let mut reports = Vec::new();
-    for arch in [Arch::X86_64, Arch::Aarch64] {
-        let wanted: Vec<_> = kernels.iter().filter(|kernel| kernel.arch == arch).collect();
-        if wanted.is_empty() {
-            continue;
-        }
-        tools::install(boot::needs(arch))?;
-        let built = build::build(root, arch)?;
-        for kernel in wanted {
-            let console = one(&vm, *kernel, &built)?;
-            let of_this = console.totals(&PARTS);
-            reports.push(report(*kernel, &console, &of_this));
-            totals.passed += of_this.passed;
-            totals.failed += of_this.failed;
-        }
+    for (kernel, console) in ran.iter().flatten() {
+        let of_this = console.totals(&PARTS);
+        reports.push(report(*kernel, console, &of_this));
+        totals.passed += of_this.passed;
+        totals.failed += of_this.failed;
     }
     reports.iter().for_each(|report| print!("\n{report}"));
     println!("\nkernels: {} booted, {} passed, {} failed", reports.len(), totals.passed, totals.failed);
     Ok(totals)
 }
 
-fn one(vm: &Path, kernel: Kernel, built: &Built) -> Result<Console, VmError> {
+fn one(vm: &Path, kernel: Kernel, built: &Built, state: &Path) -> Result<Console, VmError> {
     let fetched = kernel.fetch(vm)?;
-    let dir = vm.join(format!("{}-{}", kernel.arch.name(), kernel.version));
+    let name = format!("{}-{}", kernel.arch.name(), kernel.version);
+    let dir = vm.join(&name);
     let image = dir.join("initramfs");
-    image_of(&dir, &fetched.busybox, built)?.finish(&image)?;
+    image_of(&dir, &fetched.busybox, built, state)?.finish(&image)?;
     println!("booting Linux {} on {}", kernel.version, kernel.arch.name());
     let mut log = String::new();
     let mut seen = |line: &str| {
         log.push_str(line);
         log.push('\n');
-        if line.starts_with("test ") {
-            println!("{line}");
+        if line.starts_with("test ") || line.starts_with("ok: ") {
+            println!("{name}: {line}");
         }
     };
     let console = boot::boot(kernel.arch, &fetched.vmlinuz, &image, &mut seen)?;
@@ -157,12 +178,16 @@ fn one(vm: &Path, kernel: Kernel, built: &Built) -> Result<Console, VmError> {
     Ok(console)
 }
 
-fn image_of(dir: &Path, busybox: &Path, built: &Built) -> Result<Image, VmError> {
+fn image_of(dir: &Path, busybox: &Path, built: &Built, state: &Path) -> Result<Image, VmError> {
     let mut image = Image::default();
     image.file("init", 0o755, include_bytes!("init.sh"));
     image.copy(busybox, "bin/busybox")?;
     image.file("etc/shadow", 0o600, b"root:*:1::::::\n");
     image.file("etc/hostname", 0o644, b"vm\n");
+    image.file("bin/agent.sh", 0o755, include_bytes!("agent.sh"));
+    image.file("bin/gateway.sh", 0o755, include_bytes!("gateway.sh"));
+    image.file("etc/behaveguard/agent.toml", 0o644, CONFIG.as_bytes());
+    image.copy_all(state, "etc/behaveguard/state")?;
     for folder in ["proc", "sys", "dev", "tmp", "run/log", "var/log", "usr/bin"] {
         image.folder(folder);
     }
