@@ -82,16 +82,11 @@ fn taking_hold_of_a_process_names_its_victim() {
     let sleeper = Sleeper::start();
     let victim = sleeper.0.id();
     let pid = i32::try_from(victim).expect("a process id");
-    let memory = format!("/proc/{victim}/mem");
     let byte = [0_u8; 1];
     let seize = || {
         // SAFETY: the call takes integers and touches no memory of ours.
         let held = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) };
         assert!(held == 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM));
-        std::process::id()
-    };
-    let open = || {
-        drop(File::options().write(true).open(&memory));
         std::process::id()
     };
     let write = || {
@@ -101,16 +96,8 @@ fn taking_hold_of_a_process_names_its_victim() {
         unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) };
         std::process::id()
     };
-    let by = |name: Option<&'static str>| {
-        move |kind: &EventKind| {
-            matches!(kind, EventKind::Inject { call, victim: v }
-                if *v == victim && name.is_none_or(|name| call_name(*call) == name))
-        }
-    };
-    check(
-        &["injection", "file"],
-        &[(&seize, &by(Some("ptrace"))), (&open, &by(None)), (&write, &by(Some("process_vm_writev")))],
-    );
+    let by = |name: &'static str| move |kind: &EventKind| matches!(kind, EventKind::Inject { call, victim: v } if *v == victim && call_name(*call) == name);
+    check(&["injection"], &[(&seize, &by("ptrace")), (&write, &by("process_vm_writev"))]);
 }
 
 #[test]
@@ -119,8 +106,6 @@ fn leaving_a_namespace_mounting_and_changing_the_root_are_seen() {
     let (from, to) =
         (CString::new("/etc").expect("no NUL"), CString::new("/nowhere-mounted").expect("no NUL"));
     let root = CString::new("/nowhere-new-root").expect("no NUL");
-    let folder = tempfile::tempdir().expect("a folder");
-    let agent = folder.path().join("release_agent");
     let leave = || run("/usr/bin/unshare", &["--uts", "true"]);
     let mount = || {
         // SAFETY: the paths are NUL-terminated and outlive the call, which fails because the target does not exist.
@@ -132,12 +117,8 @@ fn leaving_a_namespace_mounting_and_changing_the_root_are_seen() {
         unsafe { libc::syscall(libc::SYS_pivot_root, root.as_ptr(), root.as_ptr()) };
         std::process::id()
     };
-    let release = || {
-        fs::write(&agent, "#").expect("writable");
-        std::process::id()
-    };
     check(
-        &["container_escape", "file"],
+        &["container_escape"],
         &[
             (&leave, &|kind| matches!(kind, EventKind::Namespace { flags, .. } if *flags & 0x0400_0000 != 0)),
             (
@@ -145,10 +126,6 @@ fn leaving_a_namespace_mounting_and_changing_the_root_are_seen() {
                 &|kind| matches!(kind, EventKind::Mount { source, target, .. } if source == "/etc" && target == "/nowhere-mounted"),
             ),
             (&pivot, &|kind| matches!(kind, EventKind::PivotRoot { path } if path == "/nowhere-new-root")),
-            (
-                &release,
-                &|kind| matches!(kind, EventKind::ReleaseAgent { path } if path.ends_with("/release_agent")),
-            ),
         ],
     );
 }
@@ -168,10 +145,6 @@ fn each_way_to_wipe_a_log_is_seen_by_path_and_by_descriptor() {
         fs::remove_file(&log).expect("it is there");
         std::process::id()
     };
-    let empty = || {
-        write();
-        run("/bin/sh", &["-c", &format!(": > {log}")])
-    };
     let cut = || {
         write();
         let file = File::options().write(true).open(&log).expect("it is there");
@@ -190,10 +163,9 @@ fn each_way_to_wipe_a_log_is_seen_by_path_and_by_descriptor() {
         run("/usr/bin/touch", &["-d", "2001-01-01 00:00", &log])
     };
     check(
-        &["anti_forensic", "file"],
+        &["anti_forensic"],
         &[
             (&remove, &tampered(Tampering::Removed)),
-            (&empty, &tampered(Tampering::Emptied)),
             (&cut, &tampered(Tampering::Emptied)),
             (&rename, &tampered(Tampering::Renamed)),
             (&redate, &|kind| matches!(kind, EventKind::Tamper { how: Tampering::Redated, .. })),
@@ -202,6 +174,43 @@ fn each_way_to_wipe_a_log_is_seen_by_path_and_by_descriptor() {
     for left in [&log, &moved] {
         let _ = fs::remove_file(left);
     }
+}
+
+#[test]
+fn what_an_open_for_writing_does_to_others_is_seen() {
+    let _turn = turn();
+    let sleeper = Sleeper::start();
+    let victim = sleeper.0.id();
+    let folder = tempfile::tempdir().expect("a folder");
+    let agent = folder.path().join("release_agent");
+    let log = format!("/var/log/behaveguard-test-{}.log", std::process::id());
+    let hold = || {
+        drop(File::options().write(true).open(format!("/proc/{victim}/mem")));
+        std::process::id()
+    };
+    let release = || {
+        fs::write(&agent, "#").expect("writable");
+        std::process::id()
+    };
+    let empty = || {
+        fs::write(&log, "evidence\n").expect("root may");
+        run("/bin/sh", &["-c", &format!(": > {log}")])
+    };
+    check(
+        &["file", "injection", "container_escape", "anti_forensic"],
+        &[
+            (&hold, &|kind| matches!(kind, EventKind::Inject { victim: v, .. } if *v == victim)),
+            (
+                &release,
+                &|kind| matches!(kind, EventKind::ReleaseAgent { path } if path.ends_with("/release_agent")),
+            ),
+            (
+                &empty,
+                &|kind| matches!(kind, EventKind::Tamper { how: Tampering::Emptied, path } if *path == log.as_str()),
+            ),
+        ],
+    );
+    let _ = fs::remove_file(&log);
 }
 
 /// A query for one name, as in RFC 1035.

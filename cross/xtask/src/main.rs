@@ -34,6 +34,9 @@ enum Task {
     Test {
         /// Only tests whose names contain this.
         filter: Option<String>,
+        /// Boots every kernel that `vm --all` does, not only two.
+        #[arg(long, conflicts_with = "filter")]
+        all: bool,
     },
     /// Scores a corpus of traces with the original design, with ours and with each detector alone.
     Eval {
@@ -75,8 +78,8 @@ fn main() -> ExitCode {
 fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Demo { arguments } => demo::run(root, &arguments)?,
-        Task::Test { filter } => {
-            let totals = suite::run(root, filter.as_deref())?;
+        Task::Test { filter, all } => {
+            let totals = suite::run(root, filter.as_deref(), &vm::choose(None, &[], all)?)?;
             return Ok(closing(&totals));
         }
         Task::Vm { arch, kernel, all } => {

@@ -85,8 +85,7 @@ impl Console {
                 _ if totals.failed == 0 => totals.failed = 1,
                 _ => {}
             }
-            all.passed += totals.passed;
-            all.failed += totals.failed;
+            all.add(&totals);
         }
         all
     }

@@ -150,8 +150,7 @@ pub(crate) fn run(root: &Path, kernels: &[Kernel]) -> Result<Totals, VmError> {
     for (kernel, console) in ran.iter().flatten() {
         let of_this = console.totals(&PARTS);
         reports.push(report(*kernel, console, &of_this));
-        totals.passed += of_this.passed;
-        totals.failed += of_this.failed;
+        totals.add(&of_this);
     }
     reports.iter().for_each(|report| print!("\n{report}"));
     println!("\nkernels: {} booted, {} passed, {} failed", reports.len(), totals.passed, totals.failed);
