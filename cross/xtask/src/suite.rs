@@ -22,7 +22,6 @@ pub(crate) struct Totals {
 
 impl Totals {
     /// Reads one line of what the test harness prints.
-    /// Reads one line of what the test harness prints.
     pub(crate) fn add_line(&mut self, line: &str) {
         let Some(result) = line.trim_start().strip_prefix("test result: ") else { return };
         let number = |what: &str| {
