@@ -55,12 +55,15 @@ pub(super) fn boot(
         .args([
             "-append",
             &format!("console={serial} quiet loglevel=1 panic=1 lsm=landlock,lockdown,yama,bpf"),
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    let text = tools::words(&qemu);
+        ]);
+    follow(&mut qemu, LIMIT, seen)
+}
+
+/// Runs a machine to its end, or to the limit.
+fn follow(machine: &mut Command, limit: Duration, seen: &mut dyn FnMut(&str)) -> Result<Console, VmError> {
+    let text = tools::words(machine);
     let started = |error| ToolError::Start(text.clone(), error);
-    let mut child = qemu.spawn().map_err(started)?;
+    let mut child = machine.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(started)?;
     let output = child.stdout.take().expect("stdout is piped");
     let (lines_out, lines) = mpsc::channel();
     let reader = thread::spawn(move || {
@@ -74,7 +77,7 @@ pub(super) fn boot(
     let mut console = Console::default();
     let begun = now();
     let hung = loop {
-        match lines.recv_timeout(LIMIT.saturating_sub(begun.elapsed())) {
+        match lines.recv_timeout(limit.saturating_sub(begun.elapsed())) {
             Ok(line) => {
                 seen(line.trim_end());
                 console.line(&line);
@@ -84,11 +87,12 @@ pub(super) fn boot(
         }
     };
     if hung {
-        println!("the machine did not end within {LIMIT:?}: stopping it");
+        println!("the machine did not end within {limit:?}: stopping it");
         child.kill().map_err(started)?;
     }
     child.wait().map_err(started)?;
     let _ = reader.join();
+    console.hung = hung;
     console.seconds = begun.elapsed().as_secs();
     Ok(console)
 }
@@ -96,4 +100,25 @@ pub(super) fn boot(
 #[allow(clippy::disallowed_methods, reason = "a real machine is waited for")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::Totals;
+
+    fn check(script: &str, passed: u64, failed: u64) {
+        let mut lines = 0;
+        let mut machine = Command::new("sh");
+        let console = follow(machine.args(["-c", script]), Duration::from_millis(500), &mut |_| lines += 1);
+        assert_eq!(console.unwrap().totals(&["agent"]), Totals { passed, failed }, "{script}");
+        assert!(lines > 0);
+    }
+
+    #[test]
+    fn a_machine_that_hangs_is_stopped_and_has_failed() {
+        check("echo @@vm begin agent; exec sleep 600", 0, 2);
+        check("echo @@vm begin agent; echo @@vm end agent 0; exec sleep 600", 1, 1);
+        check("echo @@vm begin agent", 0, 1);
+    }
 }

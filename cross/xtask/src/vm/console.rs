@@ -30,6 +30,8 @@ pub(super) struct Console {
     pub(super) parts: Vec<Part>,
     /// Lines outside of any part: the kernel's last words.
     pub(super) outside: Vec<String>,
+    /// It did not end by itself.
+    pub(super) hung: bool,
     /// How long the machine ran.
     pub(super) seconds: u64,
 }
@@ -73,13 +75,15 @@ impl Console {
     /// What passed and failed of `expected`: a test harness's own counts, else one for each part. A part that did not
     /// end, or ended badly without saying what failed, is a failure.
     pub(super) fn totals(&self, expected: &[&str]) -> Totals {
-        let mut all = Totals::default();
+        let mut all = Totals { failed: u64::from(self.hung), ..Totals::default() };
         for name in expected {
             let mut totals = Totals::default();
             let part = self.part(name);
             part.iter().flat_map(|part| &part.lines).for_each(|line| totals.add_line(line));
             let counted = totals.passed + totals.failed > 0;
-            match part.and_then(|part| part.code) {
+            // A doctor that names no layer is no doctor.
+            let empty = *name == "doctor" && self.layers().is_empty();
+            match part.and_then(|part| part.code).filter(|_| !empty) {
                 Some(0) if !counted => totals.passed = 1,
                 Some(0) => {}
                 _ if totals.failed == 0 => totals.failed = 1,
@@ -144,6 +148,8 @@ mod tests {
     fn what_did_not_end_or_did_not_begin_has_failed() {
         check("", 0, 2);
         check("@@vm begin tests\nKernel panic", 0, 2);
+        let silent = console("@@vm begin doctor\n@@vm end doctor 0");
+        assert_eq!(silent.totals(&["doctor"]), Totals { passed: 0, failed: 1 });
         check(
             "@@vm begin tests\ntest result: ok. 3 passed; 0 failed\n@@vm begin agent\n@@vm end agent 0",
             4,
@@ -160,6 +166,7 @@ mod tests {
         let console = console(text);
         let layers = console.layers();
         assert_eq!(console.release, "5.10.0");
+        assert_eq!(console.totals(&["doctor"]), Totals { passed: 1, failed: 0 });
         assert_eq!(layers.len(), 2);
         assert_eq!((&*layers[0].name, &*layers[0].backend), ("syscall", "tp_btf/sys_enter"));
         assert_eq!(layers[1].failed, ["tail_call: load: no"]);
