@@ -6,6 +6,7 @@ mod ebpf;
 mod eval;
 mod suite;
 mod tools;
+mod vm;
 
 use std::{
     error::Error,
@@ -34,6 +35,9 @@ enum Task {
     Test {
         /// Only tests whose names contain this.
         filter: Option<String>,
+        /// Boots every kernel that `vm --all` does, not only two.
+        #[arg(long, conflicts_with = "filter")]
+        all: bool,
     },
     /// Scores a corpus of traces with the original design, with ours and with each detector alone.
     Eval {
@@ -47,6 +51,18 @@ enum Task {
         /// Passed on: --rounds N.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// Boots Debian kernels in QEMU and runs the kernel tests and the agent inside; installs what it needs.
+    Vm {
+        /// x86_64 or aarch64; without it both.
+        #[arg(long)]
+        arch: Option<String>,
+        /// 5.10, 6.1, 6.12, or sid for the newest that Debian has; may be given more than once.
+        #[arg(long)]
+        kernel: Vec<String>,
+        /// Every kernel; without it, and without the others, the two of a usual test run.
+        #[arg(long, conflicts_with_all = ["arch", "kernel"])]
+        all: bool,
     },
     /// Rebuilds the committed eBPF object.
     Ebpf {
@@ -71,18 +87,23 @@ fn main() -> ExitCode {
 fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Demo { arguments } => demo::run(root, &arguments)?,
-        Task::Test { filter } => {
-            let totals = suite::run(root, filter.as_deref())?;
-            println!("{} passed, {} failed", totals.passed, totals.failed);
-            return Ok(if totals.failed == 0 && totals.passed > 0 {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
+        Task::Test { filter, all } => {
+            let totals = suite::run(root, filter.as_deref(), &vm::choose(None, &[], all)?)?;
+            return Ok(closing(&totals));
+        }
+        Task::Vm { arch, kernel, all } => {
+            let kernels = vm::choose(arch.as_deref(), &kernel, all)?;
+            return Ok(closing(&vm::run(root, &kernels)?));
         }
         Task::Eval { file } => eval::run(root, &file)?,
         Task::Bench { bench, arguments } => bench::run(root, bench, &arguments)?,
         Task::Ebpf { check } => ebpf::rebuild(root, check)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the totals as the last line. A run in which nothing passed has failed.
+fn closing(totals: &suite::Totals) -> ExitCode {
+    println!("{} passed, {} failed", totals.passed, totals.failed);
+    if totals.failed == 0 && totals.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

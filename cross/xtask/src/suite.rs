@@ -6,7 +6,10 @@ use std::{
     process::Stdio,
 };
 
-use crate::tools::{self, FEATURES, Need, ToolError};
+use crate::{
+    tools::{self, FEATURES, Need, ToolError},
+    vm::{self, Kernel},
+};
 
 /// How a run ended.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -19,7 +22,7 @@ pub(crate) struct Totals {
 
 impl Totals {
     /// Reads one line of what the test harness prints.
-    fn add_line(&mut self, line: &str) {
+    pub(crate) fn add_line(&mut self, line: &str) {
         let Some(result) = line.trim_start().strip_prefix("test result: ") else { return };
         let number = |what: &str| {
             let before = result.split(what).next().filter(|before| before.len() < result.len())?;
@@ -27,6 +30,12 @@ impl Totals {
         };
         self.passed += number(" passed").unwrap_or(0);
         self.failed += number(" failed").unwrap_or(0);
+    }
+
+    /// Adds the totals of a part.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
     }
 
     fn add_check(&mut self, name: &str, outcome: Result<(), ToolError>) {
@@ -71,12 +80,13 @@ const SIMULATOR: &[Need] = &[
     },
 ];
 
-/// Runs everything. With `filter`, only the tests whose names contain it.
+/// Runs everything, and the kernel tests also on `kernels`. With `filter`, only the tests whose names contain it, on the
+/// machine's own kernel.
 ///
 /// # Errors
 ///
 /// When a tool is missing and cannot be installed, or cargo cannot be started.
-pub(crate) fn run(root: &Path, filter: Option<&str>) -> Result<Totals, ToolError> {
+pub(crate) fn run(root: &Path, filter: Option<&str>, kernels: &[Kernel]) -> Result<Totals, ToolError> {
     tools::install(tools::BUILD)?;
     tools::install(BROWSER)?;
     tools::install(SIMULATOR)?;
@@ -100,6 +110,15 @@ pub(crate) fn run(root: &Path, filter: Option<&str>) -> Result<Totals, ToolError
     let status = child.wait().map_err(|e| ToolError::Start(text, e))?;
     if !status.success() && totals.failed == 0 {
         totals.failed = 1;
+    }
+    if filter.is_none() {
+        match vm::run(root, kernels) {
+            Ok(in_machines) => totals.add(&in_machines),
+            Err(error) => {
+                println!("check other kernels ... FAILED: {error}");
+                totals.failed += 1;
+            }
+        }
     }
     Ok(totals)
 }

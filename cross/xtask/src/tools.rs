@@ -104,8 +104,20 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
 
 /// The same cargo that runs this task.
 pub(crate) fn cargo(root: &Path) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo_at(&PathBuf::from(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())), root)
+}
+
+/// A cargo that does not know that it was started by another: what `cargo run` tells this task about itself would
+/// otherwise be news to ring's build script, and ring and all that needs it would be compiled again.
+pub(crate) fn cargo_at(program: &Path, root: &Path) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(root);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
