@@ -106,9 +106,11 @@ impl Kernel {
         write(&work.join("sources.list"), source.as_bytes())?;
         tools::run(apt("apt-get", &work, arch).args(["update", "--quiet"]))?;
         let meta = format!("linux-image-cloud-{arch}");
-        let mut show = apt("apt-cache", &work, arch);
-        let described = output(show.arg("show").arg(format!("{meta}:{arch}")))?;
-        let image = image_of(&described, &meta).ok_or(VmError::NoImage(meta))?;
+        let show =
+            |name: &str| output(apt("apt-cache", &work, arch).arg("show").arg(format!("{name}:{arch}")));
+        let image = needed(&show(&meta)?, "linux-image-").ok_or(VmError::NoImage(meta))?;
+        // Since 7 the kernel itself is a package of its own.
+        let image = needed(&show(&image)?, "linux-binary-").unwrap_or(image);
         let packages = [format!("{image}:{arch}"), format!("busybox-static:{arch}")];
         tools::run(
             apt("apt-get", &work, arch).args(["download", "--quiet"]).args(packages).current_dir(&work),
@@ -120,13 +122,23 @@ impl Kernel {
         // Newer suites have /bin below /usr.
         let busybox = ["bin/busybox", "usr/bin/busybox"].map(|name| unpacked.join(name));
         let busybox = busybox.into_iter().find(|file| file.exists());
-        let vmlinuz = find(&unpacked.join("boot"), &|name| name.starts_with("vmlinuz-"))?.pop();
+        let vmlinuz = vmlinuz_below(&unpacked)?;
         for (from, to) in [(busybox, &into.busybox), (vmlinuz, &into.vmlinuz)] {
             let from = from.ok_or_else(|| VmError::NoImage(image.clone()))?;
             fs::rename(&from, to).map_err(|error| VmError::File(from, error))?;
         }
         fs::remove_dir_all(&work).map_err(|error| VmError::File(work, error))
     }
+}
+
+/// `/boot/vmlinuz-VERSION`, or `/usr/lib/modules/VERSION/vmlinuz` since 7.
+fn vmlinuz_below(unpacked: &Path) -> Result<Option<PathBuf>, VmError> {
+    let (boot, modules) = (unpacked.join("boot"), unpacked.join("usr/lib/modules"));
+    if boot.exists() {
+        return Ok(find(&boot, &|name| name.starts_with("vmlinuz-"))?.pop());
+    }
+    let versions = if modules.exists() { find(&modules, &|_| true)? } else { Vec::new() };
+    Ok(versions.into_iter().map(|version| version.join("vmlinuz")).find(|file| file.exists()))
 }
 
 /// The archive that the machine's own Debian packages come from.
@@ -162,11 +174,11 @@ fn apt(program: &str, work: &Path, arch: &str) -> Command {
     command
 }
 
-/// The package that a metapackage stands for.
-fn image_of(described: &str, meta: &str) -> Option<String> {
+/// The first package of this kind that a described one needs.
+fn needed(described: &str, kind: &str) -> Option<String> {
     let depends = described.lines().find_map(|line| line.strip_prefix("Depends: "))?;
-    let names = depends.split(',').filter_map(|depend| depend.split_whitespace().next());
-    names.into_iter().find(|name| name.starts_with("linux-image-") && *name != meta).map(str::to_owned)
+    let mut names = depends.split(',').filter_map(|depend| depend.split_whitespace().next());
+    names.find(|name| name.starts_with(kind)).map(str::to_owned)
 }
 
 fn output(command: &mut Command) -> Result<String, VmError> {
@@ -207,7 +219,7 @@ mod tests {
     fn a_metapackage_names_the_image_also_when_it_needs_more() {
         let check = |depends: &str, image: Option<&str>| {
             let text = format!("Package: linux-image-cloud-amd64\nVersion: 1\nDepends: {depends}\nSize: 9\n");
-            assert_eq!(image_of(&text, "linux-image-cloud-amd64").as_deref(), image, "{depends}");
+            assert_eq!(needed(&text, "linux-image-").as_deref(), image, "{depends}");
         };
         check("linux-image-5.10.0-32-cloud-amd64 (= 5.10.223-1)", Some("linux-image-5.10.0-32-cloud-amd64"));
         check(
@@ -215,7 +227,7 @@ mod tests {
             Some("linux-image-7.2.13+deb14-cloud-amd64"),
         );
         check("linux-base", None);
-        assert_eq!(image_of("", "x"), None);
+        assert_eq!(needed("", "linux-image-"), None);
     }
 
     #[test]
