@@ -3,6 +3,7 @@
 //! Written so that the kernel's verifier accepts it: fixed lengths, no pointers inside tables, no library calls.
 
 use crate::records::PATH_LEN;
+use crate::sensitive::{Head, is_process_memory};
 
 /// `CLONE_NEWNS`, `CGROUP`, `UTS`, `IPC`, `USER`, `PID`, `NET` and `TIME`.
 pub const NAMESPACES: u64 =
@@ -37,60 +38,26 @@ pub const fn is_erasure(mode: u64) -> bool {
     mode & (0x02 | 0x08 | 0x10) != 0
 }
 
-/// The process whose memory `/proc/<pid>/mem` or `/proc/<pid>/task/<tid>/mem` is; `None` for other paths and for the caller's own (`self`).
+/// The process whose memory `/proc/<pid>/mem` or `/proc/<pid>/task/<tid>/mem` is; `None` for other paths and for the
+/// caller's own (`self`). `len` is the path's length without its NUL.
 #[inline(always)]
 #[must_use]
-pub fn memory_of(path: &[u8; PATH_LEN]) -> Option<u32> {
-    const START: usize = 6;
-    let head = [path[0], path[1], path[2], path[3], path[4], path[5]];
-    if u64::from_le_bytes([head[0], head[1], head[2], head[3], head[4], head[5], 0, 0])
-        != u64::from_le_bytes(*b"/proc/\0\0")
-    {
+pub fn memory_of(head: Head, path: &[u8; PATH_LEN], len: usize) -> Option<u32> {
+    const START: usize = b"/proc/".len();
+    if !is_process_memory(head, path, len) {
         return None;
     }
     let mut pid = 0_u32;
     let mut at = START;
-    while at < START + 10 {
-        let byte = path[at];
-        if byte == b'/' {
-            let found = (at > START) & (is_mem(path, at + 1) | is_memory_of_thread(path, at + 1));
-            return if found { Some(pid) } else { None };
-        }
-        let digit = byte.wrapping_sub(b'0');
+    while at < START + 11 {
+        let digit = path[at].wrapping_sub(b'0');
         if digit > 9 {
-            return None;
+            return if (path[at] == b'/') & (at > START) { Some(pid) } else { None };
         }
         pid = pid.wrapping_mul(10).wrapping_add(u32::from(digit));
         at += 1;
     }
     None
-}
-
-/// Whether a path ends with `mem` here.
-#[inline(always)]
-pub(crate) const fn is_mem(path: &[u8; PATH_LEN], at: usize) -> bool {
-    (path[at] == b'm') & (path[at + 1] == b'e') & (path[at + 2] == b'm') & (path[at + 3] == 0)
-}
-
-/// Whether a path goes on with `task/<tid>/mem` here.
-#[inline(always)]
-pub(crate) fn is_memory_of_thread(path: &[u8; PATH_LEN], start: usize) -> bool {
-    let is_task = (path[start] == b't')
-        & (path[start + 1] == b'a')
-        & (path[start + 2] == b's')
-        & (path[start + 3] == b'k')
-        & (path[start + 4] == b'/');
-    if !is_task {
-        return false;
-    }
-    let mut at = 5;
-    while at < 15 {
-        if path[start + at] == b'/' {
-            return is_mem(path, start + at + 1);
-        }
-        at += 1;
-    }
-    false
 }
 
 /// Whether a path of `len` bytes without its NUL ends in `release_agent`.
@@ -113,6 +80,7 @@ pub fn is_release_agent(path: &[u8; PATH_LEN], len: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sensitive::head;
 
     fn path(text: &str) -> [u8; PATH_LEN] {
         let mut bytes = [0; PATH_LEN];
@@ -131,11 +99,11 @@ mod tests {
             ("/proc/17/memory", None),
             ("/proc/17/task/18/mem", Some(17)),
             ("/proc/17/task/18/maps", None),
-            ("/proc/17/tasks/18/mem", None),
-            ("/proc/12345678901/mem", None),
+            ("/proc/17/mem2", None),
+            ("/proc/123456789012/mem", None),
             ("proc/17/mem", None),
         ] {
-            assert_eq!(memory_of(&path(text)), victim, "{text}");
+            assert_eq!(memory_of(head(&path(text)), &path(text), text.len()), victim, "{text}");
         }
     }
 

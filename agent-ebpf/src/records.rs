@@ -42,6 +42,9 @@ pub const NR_OPENAT2: u64 = 437;
 pub const NR_SHARED: u64 = 424;
 /// Bytes of a message that a [`Dns`] record carries: header, the longest name, type and class, TCP's length.
 pub const DNS_LEN: usize = 288;
+/// The place in the dispatchers' arrays behind which the program is that looks at opens for writing: no call has this
+/// number.
+pub const WRITTEN: u32 = NATIVE_CALLS as u32 - 1;
 /// In [`Epoch::modes`]: sent and received bytes are counted from the arguments of calls, for want of better.
 pub const MODE_COUNT_CALLS: u32 = 1;
 
@@ -74,7 +77,7 @@ pub mod names {
     pub const CALLS_RAW: &str = "CALLS_RAW";
     /// Global `u32`: the agent's own process, which is not watched.
     pub const OWN_TGID: &str = "OWN_TGID";
-    /// Array of one [`super::Directories`].
+    /// Hash: [`super::DirectoryKey`] to [`super::Directory`].
     pub const DIRECTORIES: &str = "DIRECTORIES";
     /// Global `u32`: bytes in the urgent ring up to which a process's further records of a kind go in.
     pub const REPEATS_UP_TO: &str = "REPEATS_UP_TO";
@@ -409,37 +412,34 @@ impl Window {
     };
 }
 
-/// A directory from which a relative path may lead to a sensitive file.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+/// Names a directory.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
-pub struct Directory {
-    /// Its inode; zero where the list has ended.
+pub struct DirectoryKey {
+    /// Its inode.
     pub inode: u64,
     /// Its device as the kernel numbers it.
     pub device: u32,
-    /// Bytes of `text`.
+    /// Zero.
+    pub _pad: u32,
+}
+
+/// A directory that the programs know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Directory {
+    /// Not zero when nobody should remove, empty or redate the files in it.
+    pub watched: u32,
+    /// Bytes of `text`; zero when no relative path from here leads to a sensitive file.
     pub len: u32,
     /// Its absolute path with a final slash.
     pub text: [u8; DIRECTORY_LEN],
 }
 
-impl Directory {
-    /// The list's end.
-    pub const NONE: Self = Self { inode: 0, device: 0, len: 0, text: [0; DIRECTORY_LEN] };
-}
-
 /// Bytes of a [`Directory`]'s path at most; a power of two.
 pub const DIRECTORY_LEN: usize = 32;
-/// Directories in the list.
-pub const DIRECTORIES: usize = 24;
-
-/// The directories that lead to sensitive files.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
-pub struct Directories {
-    /// The used ones come first.
-    pub list: [Directory; DIRECTORIES],
-}
 
 /// What becomes of the grams of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]

@@ -4,19 +4,54 @@
 //! link to one of these files, or a path with `..`, does not match.
 //! It is written so that the kernel's verifier accepts it: fixed lengths, no pointers inside tables, no library calls.
 
-use crate::acts::{is_mem, is_memory_of_thread};
 use crate::records::PATH_LEN;
 
 macro_rules! prefixes {
     ($($prefix:literal,)*) => {
-        /// Every prefix that counts as sensitive, besides `/proc/<pid>/mem`.
+        /// Every prefix that counts as sensitive, besides the memory of a process.
         pub const PREFIXES: &[&[u8]] = &[$($prefix,)*];
 
         #[inline(always)]
-        fn listed(path: &[u8; PATH_LEN]) -> bool {
-            $(starts_with(path, $prefix) ||)* false
+        fn listed(head: Head) -> bool {
+            // Not `|`: the verifier would follow every combination.
+            $((differs(head, const { words($prefix, false) }, const { words($prefix, true) }) == 0) ||)* false
         }
     };
+}
+
+/// The first bytes of a path, as little-endian words: compared without a branch per byte, each of which the verifier would
+/// follow.
+pub type Head = [u64; 3];
+const HEAD_BYTES: usize = size_of::<Head>();
+
+/// A prefix, or all ones where it has a byte.
+const fn words(prefix: &[u8], mask: bool) -> Head {
+    assert!(prefix.len() <= HEAD_BYTES, "a prefix is longer than what is compared");
+    let mut words = [0; 3];
+    let mut at = 0;
+    while at < prefix.len() {
+        let byte = if mask { 0xff } else { prefix[at] };
+        words[at / 8] |= (byte as u64) << (at % 8 * 8);
+        at += 1;
+    }
+    words
+}
+
+/// The head of a path. In the kernel it is read from memory at once; see `file`.
+#[must_use]
+pub const fn head(path: &[u8; PATH_LEN]) -> Head {
+    let mut words = [0; 3];
+    let mut at = 0;
+    while at < HEAD_BYTES {
+        words[at / 8] |= (path[at] as u64) << (at % 8 * 8);
+        at += 1;
+    }
+    words
+}
+
+#[inline(always)]
+const fn differs(head: Head, wanted: Head, mask: Head) -> u64 {
+    ((head[0] ^ wanted[0]) & mask[0]) | ((head[1] ^ wanted[1]) & mask[1]) | ((head[2] ^ wanted[2]) & mask[2])
 }
 
 prefixes! {
@@ -38,41 +73,27 @@ prefixes! {
     b"/dev/kmem",
 }
 
-/// Whether a NUL-terminated path is one that an ordinary program has no business with.
+/// Whether a path of `len` bytes without its NUL is one that an ordinary program has no business with.
 #[inline(always)]
 #[must_use]
-pub fn is_sensitive(path: &[u8; PATH_LEN]) -> bool {
-    path[0] == b'/' && (listed(path) || is_process_memory(path))
+pub fn is_sensitive(head: Head, path: &[u8; PATH_LEN], len: usize) -> bool {
+    listed(head) || is_process_memory(head, path, len)
 }
 
+/// `/proc/<pid>/mem`, or the same of one of its threads: it begins with `/proc/` and ends with `/mem`.
 #[inline(always)]
-fn starts_with<const N: usize>(path: &[u8; PATH_LEN], prefix: &[u8; N]) -> bool {
-    let mut i = 0;
-    while i < N {
-        if path[i] != prefix[i] {
-            return false;
-        }
-        i += 1;
-    }
-    true
-}
-
-/// `/proc/<up to ten characters without a slash>/mem`, or the same of one of its threads.
-#[inline(always)]
-fn is_process_memory(path: &[u8; PATH_LEN]) -> bool {
-    const START: usize = 6;
-    const LONGEST: usize = 11;
-    if !starts_with(path, b"/proc/") {
+#[must_use]
+pub fn is_process_memory(head: Head, path: &[u8; PATH_LEN], len: usize) -> bool {
+    const SHORTEST: usize = b"/proc/1/mem".len();
+    const WANTED: Head = words(b"/proc/", false);
+    const MASK: Head = words(b"/proc/", true);
+    if !(SHORTEST..PATH_LEN).contains(&len) {
         return false;
     }
-    let mut i = START;
-    while i < START + LONGEST {
-        if path[i] == b'/' {
-            return is_mem(path, i + 1) || is_memory_of_thread(path, i + 1);
-        }
-        i += 1;
-    }
-    false
+    // The length is in range; the mask says so to the compiler, which would check each place otherwise.
+    let byte = |back: usize| path[(len - back) % PATH_LEN];
+    let end = [byte(4), byte(3), byte(2), byte(1)];
+    u32::from_le_bytes(end) == u32::from_le_bytes(*b"/mem") && differs(head, WANTED, MASK) == 0
 }
 
 #[cfg(test)]
@@ -82,7 +103,7 @@ mod tests {
     fn check(path: &str) -> bool {
         let mut bytes = [0; PATH_LEN];
         bytes[..path.len()].copy_from_slice(path.as_bytes());
-        is_sensitive(&bytes)
+        is_sensitive(head(&bytes), &bytes, path.len())
     }
 
     #[test]

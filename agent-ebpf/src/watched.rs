@@ -1,7 +1,7 @@
 //! Directories whose files nobody should remove, empty or redate: matched by text and by the directory itself.
 //!
 //! Text is compared in words under a mask, without a branch per byte, which is what the kernel's verifier can follow.
-//! A relative path or a descriptor is matched by walking up from its directory and comparing inode and device.
+//! A relative path or a descriptor is matched by walking up from its directory; see [`crate::records::Directory`].
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -20,12 +20,8 @@ pub struct Prefix {
     pub text: [u64; WORDS],
     /// All ones where `text` holds a byte.
     pub mask: [u64; WORDS],
-    /// Its inode; zero when it did not exist.
-    pub inode: u64,
-    /// Its device as the kernel numbers it.
-    pub device: u32,
     /// 1 when this place of the table is used, else 0.
-    pub used: u32,
+    pub used: u64,
 }
 
 /// The table.
@@ -36,20 +32,20 @@ pub struct Watched {
     pub list: [Prefix; WATCHED_MAX],
 }
 
-const _: () = assert!(size_of::<Watched>() == 1152);
+const _: () = assert!(size_of::<Watched>() == 1088);
 
 impl Prefix {
     /// An unused place.
-    pub const NONE: Self = Self { text: [0; WORDS], mask: [0; WORDS], inode: 0, device: 0, used: 0 };
+    pub const NONE: Self = Self { text: [0; WORDS], mask: [0; WORDS], used: 0 };
 
     /// A directory; `None` when its path is not absolute or too long.
     #[must_use]
-    pub fn new(path: &str, inode: u64, device: u32) -> Option<Self> {
+    pub fn new(path: &str) -> Option<Self> {
         let path = path.trim_end_matches('/');
         if !path.starts_with('/') || path.len() >= TEXT_MAX {
             return None;
         }
-        let mut prefix = Self { inode, device, used: 1, ..Self::NONE };
+        let mut prefix = Self { used: 1, ..Self::NONE };
         for (at, byte) in path.bytes().chain([b'/']).enumerate() {
             prefix.text.as_mut_bytes()[at] = byte;
             prefix.mask.as_mut_bytes()[at] = 0xff;
@@ -68,13 +64,6 @@ impl Prefix {
             at += 1;
         }
         self.used != 0 && differing == 0
-    }
-
-    /// Whether this is the directory.
-    #[inline(always)]
-    #[must_use]
-    pub fn is(&self, inode: u64, device: u32) -> bool {
-        (self.used != 0) & (self.inode != 0) & (self.inode == inode) & (self.device == device)
     }
 }
 
@@ -97,7 +86,7 @@ mod tests {
 
     #[test]
     fn files_below_the_directory_match_and_neighbours_do_not() {
-        let log = Prefix::new("/var/log", 1, 2).unwrap();
+        let log = Prefix::new("/var/log").unwrap();
         for path in ["/var/log/syslog", "/var/log/a/b", "/var/log/"] {
             assert!(log.holds(&words(path)), "{path}");
         }
@@ -108,15 +97,14 @@ mod tests {
 
     #[test]
     fn an_unused_place_matches_nothing() {
-        assert!(!Prefix::NONE.holds(&words("/")) && !Prefix::NONE.is(0, 0));
-        assert!(!Prefix::new("/var/log", 0, 0).unwrap().is(0, 0), "a directory that did not exist");
+        assert!(!Prefix::NONE.holds(&words("/")));
     }
 
     #[test]
     fn relative_and_long_directories_are_refused() {
-        assert!(Prefix::new("var/log", 1, 1).is_none());
+        assert!(Prefix::new("var/log").is_none());
         let long = "/0123456789012345678901234567890123456789012345678901234567890123";
-        assert!(Prefix::new(&long[..TEXT_MAX], 1, 1).is_none());
-        assert!(Prefix::new(&long[..TEXT_MAX - 1], 1, 1).is_some());
+        assert!(Prefix::new(&long[..TEXT_MAX]).is_none());
+        assert!(Prefix::new(&long[..TEXT_MAX - 1]).is_some());
     }
 }

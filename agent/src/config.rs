@@ -274,7 +274,7 @@ impl Config {
         keys.number("acts_max", 1, 1_000_000, &mut kernel.acts_max);
         let form = format!("a list of up to {WATCHED_MAX} absolute folders in quotes, each below 64 bytes");
         keys.value("traces", &form, &mut kernel.traces, |list| {
-            list.len() <= WATCHED_MAX && list.iter().all(|folder| Prefix::new(folder, 0, 0).is_some())
+            list.len() <= WATCHED_MAX && list.iter().all(|folder| Prefix::new(folder).is_some())
         });
         problems.extend(keys.rest());
         if problems.is_empty() { Ok(config) } else { Err(problems) }

@@ -1,22 +1,28 @@
 //! The file layer: which paths a process asks for.
 
+use core::hint;
+
 use agent_ebpf::{
     acts::{TRUNCATES, WRITES, is_release_agent, memory_of},
     records::{
-        Class, DIRECTORIES as LISTED, DIRECTORY_LEN, Directories, Inject, KIND_INJECT, KIND_OPEN, NR_OPENAT2,
-        Open, PATH_LEN, SLOT_CREAT, SLOT_OPEN, SLOT_OPENAT, Window, counter,
+        Class, DIRECTORY_LEN, Inject, KIND_INJECT, KIND_OPEN, NR_OPENAT2, Open, PATH_LEN, SLOT_CREAT,
+        SLOT_OPEN, SLOT_OPENAT, WRITTEN, Window, counter,
     },
-    sensitive::is_sensitive,
+    sensitive::{Head, is_sensitive},
 };
 use aya_ebpf::{
     helpers::generated::bpf_probe_read_kernel as raw_read_kernel,
-    macros::map,
-    maps::{Array, PerCpuArray},
+    macros::{btf_tracepoint, map, raw_tracepoint, tracepoint},
+    maps::PerCpuArray,
+    programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
 };
 
 use crate::{
     call_layer, escape,
-    shared::{BULK_CAP, Caller, call_of, caller, count, read_path, read_user, send_bulk, send_urgent, slot},
+    shared::{
+        BULK_CAP, CALLS_BTF, CALLS_RAW, CLASSIC_ARGS, CLASSIC_NR, Caller, DIRECTORIES, Registers, call_of,
+        caller, count, read_path, read_user, send_bulk, send_urgent, slot,
+    },
     traces,
 };
 
@@ -29,49 +35,84 @@ const CREAT_FLAGS: u32 = 0o1101;
 static OPENING: PerCpuArray<Open> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
-static DIRECTORIES: Array<Directories> = Array::with_max_entries(1, 0);
-#[map]
 static COMPLETE: PerCpuArray<[u8; PATH_LEN]> = PerCpuArray::with_max_entries(1, 0);
 
-call_layer!(open_btf, open_raw, open_tp, open);
+#[btf_tracepoint(function = "sys_enter")]
+fn open_btf(ctx: BtfTracePointContext) -> i32 {
+    let registers = Registers(ctx.arg(0));
+    if open(ctx.arg(1), |i| registers.arg(i)) {
+        // SAFETY: the array holds programs for this very hook, and nothing here needs dropping.
+        unsafe { CALLS_BTF.tail_call(&ctx, WRITTEN) };
+    }
+    0
+}
 
+#[raw_tracepoint(tracepoint = "sys_enter")]
+fn open_raw(ctx: RawTracePointContext) -> i32 {
+    let registers = Registers(ctx.arg(0));
+    if open(ctx.arg(1), |i| registers.arg(i)) {
+        // SAFETY: as above.
+        unsafe { CALLS_RAW.tail_call(&ctx, WRITTEN) };
+    }
+    0
+}
+
+#[tracepoint]
+fn open_tp(ctx: TracePointContext) -> u32 {
+    // SAFETY: the number is a 32-bit field of every system call's tracepoint, arguments are 64-bit fields.
+    if let Ok(nr) = unsafe { ctx.read_at::<u32>(CLASSIC_NR) } {
+        // SAFETY: as above. What an open for writing means is another program on the same tracepoint.
+        open(u64::from(nr), |i| unsafe { ctx.read_at::<u64>(CLASSIC_ARGS + 8 * i) }.unwrap_or(0));
+    }
+    0
+}
+
+call_layer!(written_btf, written_raw, written_tp, written);
+
+/// What an open asks for: directory, path, flags.
 #[inline(always)]
-fn open(nr: u64, arg: impl Fn(usize) -> u64) {
-    let (dfd, path, flags) = if nr == NR_OPENAT2 {
+fn asked(nr: u64, arg: impl Fn(usize) -> u64) -> Option<(i32, u64, u32)> {
+    if nr == NR_OPENAT2 {
         // `open_how` begins with the flags as 64 bits.
         let flags = read_user::<u64>(arg(2)).unwrap_or(0);
-        (arg(0) as i32, arg(1), flags as u32)
-    } else {
-        match slot(nr) {
-            SLOT_OPEN => (AT_FDCWD, arg(0), arg(1) as u32),
-            SLOT_CREAT => (AT_FDCWD, arg(0), CREAT_FLAGS),
-            SLOT_OPENAT => (arg(0) as i32, arg(1), arg(2) as u32),
-            _ => return,
-        }
-    };
-    let Some(caller) = caller() else { return };
-    let Some(record) = OPENING.get_ptr_mut(0) else { return };
-    count(Class::Open, counter::SEEN);
+        return Some((arg(0) as i32, arg(1), flags as u32));
+    }
+    match slot(nr) {
+        SLOT_OPEN => Some((AT_FDCWD, arg(0), arg(1) as u32)),
+        SLOT_CREAT => Some((AT_FDCWD, arg(0), CREAT_FLAGS)),
+        SLOT_OPENAT => Some((arg(0) as i32, arg(1), arg(2) as u32)),
+        _ => None,
+    }
+}
+
+/// Fills this CPU's record, and gives it with the length of its path.
+#[inline(always)]
+fn fill(caller: Caller, dfd: i32, path: u64, flags: u32) -> Option<(&'static mut Open, usize)> {
+    let record = OPENING.get_ptr_mut(0)?;
     // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile.
-    let (sensitive, len) = unsafe {
+    unsafe {
         (&raw mut (*record).header).write(caller.header(KIND_OPEN));
         (*record).dfd = dfd;
         (*record).flags = flags;
         (*record)._pad = 0;
         let text = &raw mut (*record).path;
-        let len = read_path(text, path);
+        let mut len = read_path(text, path);
         if len > 0 && (*text)[0] != b'/' {
-            complete(record);
+            len += complete(record);
         }
-        let sensitive = is_sensitive(&*text);
-        (*record).sensitive = u32::from(sensitive);
-        (sensitive, len)
-    };
-    // SAFETY: as above.
-    let record = unsafe { &*record };
-    if flags & (WRITES | TRUNCATES) != 0 {
-        written(caller, nr, record, len);
+        Some((&mut *record, len))
     }
+}
+
+/// Reports an open; true when it asks to write.
+#[inline(always)]
+fn open(nr: u64, arg: impl Fn(usize) -> u64) -> bool {
+    let Some((dfd, path, flags)) = asked(nr, arg) else { return false };
+    let Some(caller) = caller() else { return false };
+    count(Class::Open, counter::SEEN);
+    let Some((record, len)) = fill(caller, dfd, path, flags) else { return false };
+    let sensitive = is_sensitive(head(record), &record.path, len);
+    record.sensitive = u32::from(sensitive);
     if sensitive {
         if caller.may_report() {
             send_urgent(Class::Open, record);
@@ -83,50 +124,20 @@ fn open(nr: u64, arg: impl Fn(usize) -> u64) {
     } else {
         count(Class::Open, counter::THROTTLED);
     }
+    flags & (WRITES | TRUNCATES) != 0
 }
 
-/// Makes a relative path absolute when it starts from a directory that leads to sensitive files: `cd /etc; cat shadow`
-/// is no less than `cat /etc/shadow`.
-///
-/// # Safety
-///
-/// `record` points into this CPU's element of a per-CPU map.
+/// An open for writing may be more than that: an injection, an escape, or the end of a log. A program of its own, for
+/// the verifier follows every path through both otherwise, and gives up.
 #[inline(always)]
-unsafe fn complete(record: *mut Open) {
-    const REST: usize = PATH_LEN - DIRECTORY_LEN;
-    // SAFETY: by this function's contract.
-    let dfd = unsafe { (*record).dfd };
-    let start = if dfd == AT_FDCWD { traces::working_directory() } else { traces::file(dfd) };
-    let Some((inode, device)) = start.and_then(traces::identity) else { return };
-    let (Some(known), Some(full)) = (DIRECTORIES.get_ptr(0), COMPLETE.get_ptr_mut(0)) else { return };
-    let mut at = 0;
-    while at < LISTED {
-        // SAFETY: `known` points to the array's only element, which the agent writes once.
-        let directory = unsafe { &(*known).list[at] };
-        if directory.inode == 0 {
-            return;
-        }
-        if directory.inode == inode && directory.device == device {
-            let len = (directory.len as usize) & (DIRECTORY_LEN - 1);
-            // SAFETY: all are whole fields of map values. The first copy fills 32 bytes, the second at most the 224
-            // that follow the first 31, the third 256; the helper cannot fail for them.
-            unsafe {
-                let (to, path) = (full.cast::<u8>(), (&raw mut (*record).path).cast::<u8>());
-                raw_read_kernel(to.cast(), DIRECTORY_LEN as u32, (&raw const directory.text).cast());
-                raw_read_kernel(to.add(len).cast(), REST as u32, path.cast());
-                *to.add(PATH_LEN - 1) = 0;
-                raw_read_kernel(path.cast(), PATH_LEN as u32, to.cast());
-            }
-            return;
-        }
-        at += 1;
+fn written(nr: u64, arg: impl Fn(usize) -> u64) {
+    let Some((dfd, path, flags)) = asked(nr, arg) else { return };
+    if flags & (WRITES | TRUNCATES) == 0 {
+        return;
     }
-}
-
-/// An open for writing may be more than that: an injection, an escape, or the end of a log.
-#[inline(always)]
-fn written(caller: Caller, nr: u64, record: &Open, len: usize) {
-    if let Some(victim) = memory_of(&record.path) {
+    let Some(caller) = caller() else { return };
+    let Some((record, len)) = fill(caller, dfd, path, flags) else { return };
+    if let Some(victim) = memory_of(head(record), &record.path, len) {
         if victim != caller.tgid && caller.may_act(Class::Injection) {
             let header = caller.header(KIND_INJECT);
             let record = Inject { header, call: call_of(nr), victim, request: 0 };
@@ -134,9 +145,50 @@ fn written(caller: Caller, nr: u64, record: &Open, len: usize) {
         }
     } else if is_release_agent(&record.path, len) {
         escape::release_agent(caller, nr, record);
-    } else if record.flags & TRUNCATES != 0 {
+    } else if flags & TRUNCATES != 0 {
         traces::opened(caller, nr, record);
     }
+}
+
+/// Makes a relative path absolute when it starts from a directory that leads to sensitive files: `cd /etc; cat shadow`
+/// is no less than `cat /etc/shadow`. Returns how many bytes came before it.
+///
+/// # Safety
+///
+/// `record` points into this CPU's element of a per-CPU map.
+#[inline(always)]
+unsafe fn complete(record: *mut Open) -> usize {
+    const REST: usize = PATH_LEN - DIRECTORY_LEN;
+    // SAFETY: by this function's contract.
+    let dfd = unsafe { (*record).dfd };
+    let start = if dfd == AT_FDCWD { traces::working_directory() } else { traces::file(dfd) };
+    let Some(key) = start.and_then(traces::identity) else { return 0 };
+    let Some(full) = COMPLETE.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the agent writes the entries before any program runs.
+    let Some(directory) = (unsafe { DIRECTORIES.get(key) }) else { return 0 };
+    // The compiler must not drop the mask, which the verifier wants to see.
+    let len = hint::black_box(directory.len as usize) & (DIRECTORY_LEN - 1);
+    if len == 0 {
+        return 0;
+    }
+    // SAFETY: all are whole fields of map values. The first copy fills 32 bytes, the second 224 behind at most 31, the
+    // third 256; the helper cannot fail for them.
+    unsafe {
+        let (to, path) = (full.cast::<u8>(), (&raw mut (*record).path).cast::<u8>());
+        raw_read_kernel(to.cast(), DIRECTORY_LEN as u32, (&raw const directory.text).cast());
+        raw_read_kernel(to.add(len).cast(), REST as u32, path.cast());
+        *to.add(PATH_LEN - 1) = 0;
+        raw_read_kernel(path.cast(), PATH_LEN as u32, to.cast());
+    }
+    len
+}
+
+/// The beginning of the record's path.
+#[inline(always)]
+fn head(record: *const Open) -> Head {
+    const _: () = assert!(core::mem::offset_of!(Open, path) % align_of::<Head>() == 0);
+    // SAFETY: `record` points to a whole record in a map value; its path is longer than the head, and aligned to it.
+    unsafe { (&raw const (*record).path).cast::<Head>().read() }
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! The order of calls: each gram is looked up in its program's table, or counted while the program is being learned.
 
-use core::ptr;
+use core::{hint, ptr};
 
 use agent_ebpf::{
     gram,
@@ -55,10 +55,12 @@ fn look_up(window: *mut Window, table: u16, gram: u64) {
     let steps = match unsafe { GRAMS.get(gram::table_key(table, gram)) } {
         Some(steps) => u64::from(*steps),
         None => {
-            // SAFETY: as for `follow`; the place is checked. Threads that race here lose one example.
+            // SAFETY: as for `follow`; the place is masked. Threads that race here lose one example.
             unsafe {
-                let place = ptr::read_volatile(&raw const (*window).misses) as usize;
-                if place < STRANGE {
+                let misses = ptr::read_volatile(&raw const (*window).misses);
+                if misses < STRANGE as u32 {
+                    // The compiler must not drop the mask, which older verifiers want to see.
+                    let place = hint::black_box(misses as usize) & (STRANGE - 1);
                     (&raw mut (*window).strange).cast::<u64>().add(place).write(gram);
                 }
                 add(&raw mut (*window).misses);

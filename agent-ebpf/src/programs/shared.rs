@@ -4,8 +4,8 @@ use core::ptr;
 
 use agent_ebpf::{
     records::{
-        COMM_LEN, Class, Epoch, Field, Follow, Header, NATIVE_CALLS, NR_SHARED, OFFSET_UNKNOWN, PATH_LEN,
-        Peer, SocketKey, THREAD_CELLS, UNMAPPED, Window, WindowKey, counter,
+        COMM_LEN, Class, Directory, DirectoryKey, Epoch, Field, Follow, Header, NATIVE_CALLS, NR_SHARED,
+        OFFSET_UNKNOWN, PATH_LEN, Peer, SocketKey, THREAD_CELLS, UNMAPPED, Window, WindowKey, counter,
     },
     watched::Watched,
 };
@@ -46,6 +46,8 @@ pub(crate) static CALLS_RAW: ProgramArray = ProgramArray::with_max_entries(NATIV
 
 #[map]
 pub(crate) static WATCHED: Array<Watched> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static DIRECTORIES: HashMap<DirectoryKey, Directory> = HashMap::with_max_entries(64, 0);
 #[map]
 pub(crate) static DNS_SOCKETS: LruHashMap<SocketKey, Peer> = LruHashMap::with_max_entries(1024, 0);
 
@@ -216,6 +218,11 @@ impl Registers {
     }
 }
 
+/// Where a classic tracepoint of a system call keeps its number.
+pub(crate) const CLASSIC_NR: usize = 8;
+/// Where it keeps its arguments.
+pub(crate) const CLASSIC_ARGS: usize = 16;
+
 /// A layer's three programs: tail-called behind either dispatcher, and on the classic tracepoints of its calls. The
 /// function gets the native number and a way to read arguments.
 #[macro_export]
@@ -237,13 +244,11 @@ macro_rules! call_layer {
 
         #[aya_ebpf::macros::tracepoint]
         fn $classic(ctx: aya_ebpf::programs::TracePointContext) -> u32 {
-            // Where a classic tracepoint of a system call keeps its number and its arguments.
-            const NR: usize = 8;
-            const ARGS: usize = 16;
+            use $crate::shared::{CLASSIC_ARGS, CLASSIC_NR};
             // SAFETY: the number is a 32-bit field of every system call's tracepoint, arguments are 64-bit fields.
-            if let Ok(nr) = unsafe { ctx.read_at::<u32>(NR) } {
+            if let Ok(nr) = unsafe { ctx.read_at::<u32>(CLASSIC_NR) } {
                 // SAFETY: as above.
-                $run(u64::from(nr), |i| unsafe { ctx.read_at::<u64>(ARGS + 8 * i) }.unwrap_or(0));
+                $run(u64::from(nr), |i| unsafe { ctx.read_at::<u64>(CLASSIC_ARGS + 8 * i) }.unwrap_or(0));
             }
             0
         }

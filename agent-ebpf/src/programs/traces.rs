@@ -6,8 +6,10 @@
 
 use agent_ebpf::{
     acts::is_erasure,
-    records::{Class, Field, KIND_TAMPER, Open, PATH_LEN, PLACE_UNKNOWN, PLACE_WATCHED, Tamper},
-    watched::{Prefix, WATCHED_MAX, WORDS, Watched},
+    records::{
+        Class, DirectoryKey, Field, KIND_TAMPER, Open, PATH_LEN, PLACE_UNKNOWN, PLACE_WATCHED, Tamper,
+    },
+    watched::{WATCHED_MAX, WORDS, Watched},
 };
 use aya_ebpf::{
     helpers::{bpf_get_current_task, generated::bpf_probe_read_kernel as raw_read_kernel},
@@ -18,7 +20,10 @@ use aya_ebpf::{
 use crate::{
     call_layer,
     file::AT_FDCWD,
-    shared::{Caller, WATCHED, call_of, caller, field, offset, read_kernel, read_path, send_urgent, slot},
+    shared::{
+        Caller, DIRECTORIES, WATCHED, call_of, caller, field, offset, read_kernel, read_path, send_urgent,
+        slot,
+    },
 };
 
 const SLOT_TRUNCATE: u16 = 76;
@@ -130,7 +135,7 @@ fn place(record: &Tamper, watched: &Watched) -> Place {
         return Place::Elsewhere;
     }
     let start = if record.dfd == AT_FDCWD { working_directory() } else { file(record.dfd) };
-    match start.map(|dentry| is_below(dentry, watched)) {
+    match start.map(is_below) {
         Some(Some(true)) => Place::Watched,
         // Its own directory is elsewhere, but a relative path may lead out of it.
         Some(Some(false)) if first == 0 || is_bare(&record.path) => Place::Elsewhere,
@@ -179,24 +184,20 @@ pub(crate) fn file(fd: i32) -> Option<u64> {
 
 /// Inode and device of a file or directory.
 #[inline(always)]
-pub(crate) fn identity(dentry: u64) -> Option<(u64, u32)> {
+pub(crate) fn identity(dentry: u64) -> Option<DirectoryKey> {
     let inode: u64 = field(dentry, Field::DentryInode)?;
     let sb: u64 = field(inode, Field::InodeSb)?;
-    Some((field(inode, Field::InodeIno)?, field(sb, Field::SbDev)?))
+    Some(DirectoryKey { inode: field(inode, Field::InodeIno)?, device: field(sb, Field::SbDev)?, _pad: 0 })
 }
 
 /// Walks up from a file or directory; `None` when its end was not reached.
 #[inline(always)]
-fn is_below(mut dentry: u64, watched: &Watched) -> Option<bool> {
+fn is_below(mut dentry: u64) -> Option<bool> {
     let mut depth = 0;
     while depth < DEPTH {
-        let (number, device) = identity(dentry)?;
-        let mut at = 0;
-        while at < WATCHED_MAX {
-            if Prefix::is(&watched.list[at], number, device) {
-                return Some(true);
-            }
-            at += 1;
+        // SAFETY: the agent writes the entries before any program runs.
+        if unsafe { DIRECTORIES.get(identity(dentry)?) }.is_some_and(|directory| directory.watched != 0) {
+            return Some(true);
         }
         let parent: u64 = field(dentry, Field::DentryParent)?;
         if parent == dentry {

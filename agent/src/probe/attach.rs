@@ -50,7 +50,11 @@ pub(super) fn all(
     for layer in CALL_LAYERS {
         let mut state = LayerState { layer: layer.name.to_owned(), ..LayerState::default() };
         if !first_of(&mut state, programs, layer.better) {
+            // What calls it was attached before; on a classic tracepoint it would not call.
+            let called =
+                layer.behind.is_none() || layers.last().is_some_and(|before| before.backend == TAIL_CALL);
             let tried = allowed(forced_off, layer.name, TAIL_CALL)
+                .and_then(|()| called.then_some(()).ok_or_else(|| "nothing calls it".to_owned()))
                 .and_then(|()| tail_call(programs, layer, btf, arch, &dispatcher));
             if !note(&mut state, TAIL_CALL, tried) {
                 let tried =
@@ -157,6 +161,9 @@ fn tail_call(
     let fd = fd.and_then(|fd| Ok(fd.try_clone()?)).map_err(|e| reason(&e))?;
     let map = programs.map_mut(array).ok_or(MISSING)?;
     let mut array: ProgramArray<&mut MapData> = ProgramArray::try_from(map).map_err(|e| chain(&e))?;
+    if let Some(place) = layer.behind {
+        return array.set(place, &fd, 0).map_err(|e| chain(&e));
+    }
     let own = layer.calls.iter().filter_map(|name| native(arch, name));
     for number in own.chain(layer.also.iter().map(|a| a.0)) {
         array.set(u32::from(number), &fd, 0).map_err(|e| chain(&e))?;

@@ -1,5 +1,6 @@
 //! Which hooks each layer may use, best first.
 
+use agent_ebpf::records::WRITTEN;
 use models::wire::LayerState;
 
 /// What a backend needs to know from the kernel's type information.
@@ -41,6 +42,8 @@ pub(super) struct CallLayer {
     pub(super) calls: &'static [&'static str],
     /// Newer calls, whose numbers are the same everywhere.
     pub(super) also: &'static [(u16, &'static str)],
+    /// Where the program of the layer before calls this one; at each of its calls when absent.
+    pub(super) behind: Option<u32>,
     pub(super) btf: &'static str,
     pub(super) raw: &'static str,
     pub(super) classic: &'static str,
@@ -105,15 +108,27 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
         better: &[],
         calls: &["open", "openat", "creat"],
         also: &[(437, "openat2")],
+        behind: None,
         btf: "open_btf",
         raw: "open_raw",
         classic: "open_tp",
+    },
+    CallLayer {
+        name: "file_write",
+        better: &[],
+        calls: &["open", "openat", "creat"],
+        also: &[(437, "openat2")],
+        behind: Some(WRITTEN),
+        btf: "written_btf",
+        raw: "written_raw",
+        classic: "written_tp",
     },
     CallLayer {
         name: "network",
         better: &[],
         calls: &["connect"],
         also: &[],
+        behind: None,
         btf: "connect_btf",
         raw: "connect_raw",
         classic: "connect_tp",
@@ -123,6 +138,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
         better: &[],
         calls: &["ptrace", "process_vm_writev"],
         also: &[],
+        behind: None,
         btf: "inject_btf",
         raw: "inject_raw",
         classic: "inject_tp",
@@ -132,6 +148,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
         better: &[],
         calls: &["setns", "unshare", "clone", "pivot_root", "mount"],
         also: &[(428, "open_tree"), (429, "move_mount"), (430, "fsopen"), (432, "fsmount"), (435, "clone3")],
+        behind: None,
         btf: "escape_btf",
         raw: "escape_raw",
         classic: "escape_tp",
@@ -154,6 +171,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
             "utimensat",
         ],
         also: &[],
+        behind: None,
         btf: "tamper_btf",
         raw: "tamper_raw",
         classic: "tamper_tp",
@@ -163,6 +181,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
         better: &[],
         calls: &["sendto", "sendmsg", "sendmmsg", "writev"],
         also: &[],
+        behind: None,
         btf: "send_btf",
         raw: "send_raw",
         classic: "send_tp",
@@ -184,6 +203,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
         ],
         calls: &["recvfrom", "recvmsg"],
         also: &[],
+        behind: None,
         btf: "recv_btf",
         raw: "recv_raw",
         classic: "recv_tp",
@@ -193,6 +213,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
         better: &[],
         calls: &["setuid", "setreuid", "setresuid", "setfsuid"],
         also: &[],
+        behind: None,
         btf: "become_btf",
         raw: "become_raw",
         classic: "become_tp",
@@ -202,6 +223,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
         better: &[],
         calls: &["init_module", "finit_module", "kexec_load", "kexec_file_load", "bpf"],
         also: &[],
+        behind: None,
         btf: "load_btf",
         raw: "load_raw",
         classic: "load_tp",
@@ -215,6 +237,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
         ],
         calls: &[],
         also: &[(425, "io_uring_setup"), (426, "io_uring_enter")],
+        behind: None,
         btf: "uring_btf",
         raw: "uring_raw",
         classic: "uring_tp",
@@ -237,8 +260,9 @@ pub fn unseen(layer: &LayerState) -> &'static str {
         }
         ("process_fork", "") => "children; what a child does before its first program is not its parent's",
         ("process_exit", "") => "the last window of a process that left is judged with the next drain",
-        ("file", "") => {
-            "files opened, sensitive files, memory of other processes written by path, release agents, emptying by open"
+        ("file", "") => "files opened, and sensitive ones among them",
+        ("file_write", "") => {
+            "memory of other processes written by path, release agents, logs emptied by open"
         }
         ("network", "") => "connections, and the DNS queries of connected sockets",
         ("injection", "") => "ptrace and process_vm_writev",

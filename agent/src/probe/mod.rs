@@ -259,8 +259,7 @@ impl Probe {
             .map_max_entries(names::URGENT, options.urgent_bytes)
             .map_max_entries(names::BULK, options.bulk_bytes);
         let mut programs = loader.load(OBJECT).map_err(refusal)?;
-        places::watch(&mut programs, &options.watched)?;
-        places::lead(&mut programs)?;
+        places::tell(&mut programs, &options.watched)?;
         let epoch = Array::try_from(take(&mut programs, names::EPOCH)?).map_err(in_map(names::EPOCH))?;
         let windows = programs
             .map(names::WINDOWS)

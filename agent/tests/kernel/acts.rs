@@ -197,7 +197,7 @@ fn what_an_open_for_writing_does_to_others_is_seen() {
         run("/bin/sh", &["-c", &format!(": > {log}")])
     };
     check(
-        &["file", "injection", "container_escape", "anti_forensic"],
+        &["file", "file_write", "injection", "container_escape", "anti_forensic"],
         &[
             (&hold, &|kind| matches!(kind, EventKind::Inject { victim: v, .. } if *v == victim)),
             (
