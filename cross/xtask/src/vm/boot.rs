@@ -44,8 +44,10 @@ pub(super) fn boot(
         Arch::X86_64 => ("qemu-system-x86_64", &["-M", "q35"], "ttyS0"),
         Arch::Aarch64 => ("qemu-system-aarch64", &["-M", "virt", "-cpu", "cortex-a57"], "ttyAMA0"),
     };
-    let mut qemu = Command::new(program);
-    qemu.args(machine)
+    // A machine must end also when this task was killed.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", program])
+        .args(machine)
         .args(["-accel", "tcg", "-smp", "2", "-m", "1024", "-nic", "none", "-no-reboot"])
         .args(["-display", "none", "-monitor", "none", "-serial", "stdio"])
         .arg("-kernel")
