@@ -4,6 +4,8 @@
 //! link to one of these files, or a path with `..`, does not match.
 //! It is written so that the kernel's verifier accepts it: fixed lengths, no pointers inside tables, no library calls.
 
+use core::hint;
+
 use crate::records::PATH_LEN;
 
 macro_rules! prefixes {
@@ -90,8 +92,10 @@ pub fn is_process_memory(head: Head, path: &[u8; PATH_LEN], len: usize) -> bool 
     if !(SHORTEST..PATH_LEN).contains(&len) {
         return false;
     }
-    // The length is in range; the mask says so to the compiler, which would check each place otherwise.
-    let byte = |back: usize| path[(len - back) % PATH_LEN];
+    // The mask says so to the compiler, which would check each place otherwise; it must not drop it, for older verifiers
+    // want to see it.
+    let len = hint::black_box(len);
+    let byte = |back: usize| path[len.wrapping_sub(back) % PATH_LEN];
     let end = [byte(4), byte(3), byte(2), byte(1)];
     u32::from_le_bytes(end) == u32::from_le_bytes(*b"/mem") && differs(head, WANTED, MASK) == 0
 }

@@ -1,6 +1,6 @@
 //! Maps, globals and the few steps that every layer takes.
 
-use core::ptr;
+use core::{hint, ptr};
 
 use agent_ebpf::{
     records::{
@@ -204,7 +204,12 @@ pub(crate) fn open_epoch() -> Option<OpenEpoch> {
 /// The schema slot of a native call number.
 #[inline(always)]
 pub(crate) fn slot(nr: u64) -> u16 {
-    if nr < NATIVE_CALLS as u64 { SLOTS[nr as usize].load() } else { UNMAPPED }
+    if nr >= NATIVE_CALLS as u64 {
+        return UNMAPPED;
+    }
+    // The mask is for older verifiers, which forget what they know of a value kept on the stack.
+    let index = hint::black_box(nr as usize) & (NATIVE_CALLS - 1);
+    SLOTS[index].load()
 }
 
 /// The arguments of a system call, from the registers saved on entry.

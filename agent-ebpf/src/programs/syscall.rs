@@ -6,8 +6,7 @@ use agent_ebpf::{
     bigram,
     gram::{self, Before},
     records::{
-        ACTIVE_BUCKET_NS, ACTIVE_BUCKETS, BIGRAMS, Class, SYSCALL_SLOTS, THREAD_CELLS, UNMAPPED, Window,
-        counter,
+        ACTIVE_BUCKET_NS, ACTIVE_BUCKETS, BIGRAMS, Class, SYSCALL_SLOTS, THREAD_CELLS, Window, counter,
     },
 };
 use aya_ebpf::{
@@ -89,15 +88,18 @@ fn tally(caller: Caller, window: *mut Window, slot: u16, epoch: OpenEpoch) {
     let rolled = gram::roll(gram, slot);
     // SAFETY: as for the read.
     unsafe { ptr::write_volatile(cell, gram::cell(caller.tid, rolled)) };
-    if slot == UNMAPPED || slot as usize >= SYSCALL_SLOTS {
+    // Its own value, checked right before it is used: older verifiers forget what they know of one kept on the stack.
+    let index = hint::black_box(slot as usize);
+    if index >= SYSCALL_SLOTS {
         // SAFETY: as above.
         add(unsafe { &raw mut (*window).unmapped });
     } else {
-        // SAFETY: as above, and `slot` was checked.
-        add(unsafe { (&raw mut (*window).calls).cast::<u32>().add(slot as usize) });
+        // SAFETY: as above, and `index` was checked.
+        add(unsafe { (&raw mut (*window).calls).cast::<u32>().add(index) });
         if let Some(previous) = gram::latest(gram) {
-            // The compiler knows the remainder's range and would drop the check; the verifier does not, and wants it.
-            let bucket = hint::black_box(bigram::bucket(previous, slot));
+            // The compiler knows the remainder's range and would drop both checks; the verifier does not, and 5.10 wants
+            // the mask as well.
+            let bucket = hint::black_box(bigram::bucket(previous, slot)) & 63;
             if bucket < BIGRAMS {
                 // SAFETY: as above, and `bucket` was checked.
                 add(unsafe { (&raw mut (*window).bigrams).cast::<u32>().add(bucket) });
