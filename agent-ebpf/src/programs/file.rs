@@ -20,8 +20,8 @@ use aya_ebpf::{
 use crate::{
     call_layer, escape,
     shared::{
-        BULK_CAP, CALLS_BTF, CALLS_RAW, CLASSIC_ARGS, CLASSIC_NR, Caller, DIRECTORIES, Registers, call_of,
-        caller, count, read_path, read_user, send_bulk, send_urgent, slot,
+        BULK_CAP, CALLS_BTF, CALLS_RAW, CLASSIC_ARGS, CLASSIC_NR, DIRECTORIES, Registers, call_of, caller,
+        count, read_path, read_user, send_bulk, send_urgent, slot,
     },
     traces,
 };
@@ -85,13 +85,12 @@ fn asked(nr: u64, arg: impl Fn(usize) -> u64) -> Option<(i32, u64, u32)> {
     }
 }
 
-/// Fills this CPU's record, and gives it with the length of its path.
+/// Fills this CPU's record but for its header, and gives it with the length of its path.
 #[inline(always)]
-fn fill(caller: Caller, dfd: i32, path: u64, flags: u32) -> Option<(&'static mut Open, usize)> {
+fn fill(dfd: i32, path: u64, flags: u32) -> Option<(&'static mut Open, usize)> {
     let record = OPENING.get_ptr_mut(0)?;
     // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile.
     unsafe {
-        (&raw mut (*record).header).write(caller.header(KIND_OPEN));
         (*record).dfd = dfd;
         (*record).flags = flags;
         (*record)._pad = 0;
@@ -110,16 +109,19 @@ fn open(nr: u64, arg: impl Fn(usize) -> u64) -> bool {
     let Some((dfd, path, flags)) = asked(nr, arg) else { return false };
     let Some(caller) = caller() else { return false };
     count(Class::Open, counter::SEEN);
-    let Some((record, len)) = fill(caller, dfd, path, flags) else { return false };
+    let Some((record, len)) = fill(dfd, path, flags) else { return false };
     let sensitive = is_sensitive(head(record), &record.path, len);
     record.sensitive = u32::from(sensitive);
     if sensitive {
         if caller.may_report() {
+            record.header = caller.header(KIND_OPEN);
             send_urgent(Class::Open, record);
         } else {
             count(Class::Open, counter::THROTTLED);
         }
     } else if caller.within_cap(BULK_CAP.load(), bulk) {
+        // Most opens of a busy process end here or before, so what a record costs is asked for as late as that.
+        record.header = caller.header(KIND_OPEN);
         send_bulk(Class::Open, record);
     } else {
         count(Class::Open, counter::THROTTLED);
@@ -136,7 +138,7 @@ fn written(nr: u64, arg: impl Fn(usize) -> u64) {
         return;
     }
     let Some(caller) = caller() else { return };
-    let Some((record, len)) = fill(caller, dfd, path, flags) else { return };
+    let Some((record, len)) = fill(dfd, path, flags) else { return };
     if let Some(victim) = memory_of(head(record), &record.path, len) {
         if victim != caller.tgid && caller.may_act(Class::Injection) {
             let header = caller.header(KIND_INJECT);

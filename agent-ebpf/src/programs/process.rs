@@ -22,8 +22,8 @@ use aya_ebpf::{
 use crate::sequence;
 use crate::shared::{
     BPRM_FILENAME, BULK, Caller, FOLLOWED, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, THREADS, URGENT,
-    WINDOWS, bulk_flags, caller, count, count_at, field, has_room_for_life, open_epoch, read_kernel,
-    send_life,
+    WAKE_WHEN_READ, WINDOWS, bulk_flags, caller, count, count_at, field, has_room_for_life, open_epoch,
+    read_kernel, send_life,
 };
 
 const CLONE_THREAD: u64 = 0x0001_0000;
@@ -31,7 +31,6 @@ const CLONE_THREAD: u64 = 0x0001_0000;
 const EXEC_FILENAME_LOC: usize = 8;
 const NEWTASK_PID: usize = 8;
 const NEWTASK_CLONE_FLAGS: usize = 32;
-const WAKE: u64 = aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP as u64;
 
 #[btf_tracepoint(function = "sched_process_exec")]
 fn exec_btf(ctx: BtfTracePointContext) -> i32 {
@@ -136,7 +135,7 @@ fn exec(filename: u64, links: Option<u32>) {
             count_at(counter::UNREADABLE);
         }
     }
-    entry.submit(WAKE);
+    entry.submit(WAKE_WHEN_READ);
     count(Class::Exec, counter::SUBMITTED);
 }
 

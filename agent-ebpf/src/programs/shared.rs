@@ -373,10 +373,14 @@ pub(crate) fn send_life<T: 'static>(class: Class, record: &T) {
     }
 }
 
+/// Wakes the reader when it had read everything before. While it gathers what comes together, or has not come to reading,
+/// it needs no further interrupt, each of which costs the process that is watched some microseconds.
+pub(crate) const WAKE_WHEN_READ: u64 = 0;
+
 /// Sends a record that must not wait, and counts what became of it.
 #[inline(always)]
 pub(crate) fn send_urgent<T: 'static>(class: Class, record: &T) {
-    sent(class, URGENT.output::<T>(record, u64::from(BPF_RB_FORCE_WAKEUP)).is_ok());
+    sent(class, URGENT.output::<T>(record, WAKE_WHEN_READ).is_ok());
 }
 
 /// Sends a record that may wait for others, and counts what became of it.
