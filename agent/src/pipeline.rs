@@ -6,6 +6,7 @@
 //! are judged and go nowhere. It is STALE when its baseline has expired: still judged, and said so.
 
 mod counters;
+mod follow;
 #[cfg(test)]
 mod tests;
 mod training;
@@ -30,6 +31,8 @@ use crate::clock::Now;
 use crate::config::Config;
 use crate::processes::{Identity, Lookup};
 pub use counters::Counters;
+pub use follow::Follow;
+use follow::how;
 use training::batches;
 
 /// Windows of one program that are learned from between two closes; the others are counted.
@@ -64,17 +67,6 @@ pub enum Output {
     Follow(Follow),
     /// The process has left.
     Unfollow(u32),
-}
-
-/// How the order of one process's calls is followed in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Follow {
-    /// The process.
-    pub tgid: u32,
-    /// The kernel's number of its program's table.
-    pub table: Option<u16>,
-    /// Its grams are counted for learning.
-    pub learn: bool,
 }
 
 /// A baseline that can judge.
@@ -577,14 +569,6 @@ fn generation(program: &Program) -> u64 {
 
 fn baseline_of<'a>(programs: &'a BTreeMap<String, Program>, process: &Process) -> Option<&'a Baseline> {
     programs.get(process.key.as_ref()?)?.baseline.as_ref()
-}
-
-/// What the kernel shall do with the order of this program's calls.
-fn how(program: &Program, tgid: u32) -> Follow {
-    match &program.baseline {
-        Some(baseline) => Follow { tgid, table: baseline.table, learn: false },
-        None => Follow { tgid, table: None, learn: true },
-    }
 }
 
 /// The last windows as dense vectors, when there are enough.
