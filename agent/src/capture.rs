@@ -105,6 +105,9 @@ pub enum CaptureError {
         #[source]
         source: io::Error,
     },
+    /// Nothing is overwritten.
+    #[error("{0} is there already: name another file, or remove it first")]
+    Exists(PathBuf),
     /// Its size is used up.
     #[error("{0} has its full size; record with a larger --max, or for a shorter time")]
     Full(PathBuf),
@@ -147,7 +150,11 @@ impl Writer {
     pub fn create(path: &Path, max: u64) -> Result<Self, CaptureError> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let failed = |source| CaptureError::File { path: path.to_owned(), source };
-        let file = File::options().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+        let made = File::options().write(true).create_new(true).mode(0o600).open(path);
+        let file = made.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => CaptureError::Exists(path.to_owned()),
+            _ => failed(source),
+        })?;
         let mut out = BufWriter::new(file);
         out.write_all(&MAGIC).map_err(failed)?;
         Ok(Self { out, path: path.to_owned(), bytes: MAGIC.len() as u64, max, entries: 0 })
@@ -368,7 +375,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("capture");
         fs::write(&path, "notes").unwrap();
-        assert!(matches!(Writer::create(&path, 1000), Err(CaptureError::File { .. })));
+        assert!(matches!(Writer::create(&path, 1000), Err(CaptureError::Exists(_))));
         assert!(matches!(read(&path).1, Some(CaptureError::Magic(_))));
     }
 }
