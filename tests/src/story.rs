@@ -131,13 +131,15 @@ impl Story {
         })?;
         // The window in which it happened has to end too.
         std::thread::sleep(Duration::from_millis(2500));
-        let wanted = identities(&self.agent.alerts()?);
-        let alerts = wait_for("the delivery of the alert", Duration::from_secs(120), || {
+        let (wanted, alerts) = wait_for("the delivery of the alert", Duration::from_secs(120), || {
             self.agent.check()?;
-            // The server may be starting.
+            // The windows after an attack may bring more: asked anew each time. The server may be starting.
+            let wanted = identities(&self.agent.alerts()?);
             let Ok(alerts) = self.fleet.alerts(DEVICE) else { return Ok(None) };
             let waiting = self.agent.status()?["heartbeat"]["outbox_waiting"].as_u64();
-            Ok((alerts.len() >= wanted.len() && waiting == Some(0)).then_some(alerts))
+            let delivered = alerts.len() >= wanted.len() && waiting == Some(0);
+            let none_came_meanwhile = identities(&self.agent.alerts()?) == wanted;
+            Ok((delivered && none_came_meanwhile).then_some((wanted, alerts)))
         })?;
         let found = identities(&alerts);
         if alerts.len() != found.len() || found != wanted {

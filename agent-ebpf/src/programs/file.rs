@@ -114,14 +114,16 @@ fn open(nr: u64, arg: impl Fn(usize) -> u64) -> bool {
     record.sensitive = u32::from(sensitive);
     if sensitive {
         if caller.may_report() {
-            record.header = caller.header(KIND_OPEN);
+            // SAFETY: the record is this CPU's.
+            unsafe { caller.write_header(&raw mut record.header, KIND_OPEN) };
             send_urgent(Class::Open, record);
         } else {
             count(Class::Open, counter::THROTTLED);
         }
     } else if caller.within_cap(BULK_CAP.load(), bulk) {
         // Most opens of a busy process end here or before, so what a record costs is asked for as late as that.
-        record.header = caller.header(KIND_OPEN);
+        // SAFETY: as above.
+        unsafe { caller.write_header(&raw mut record.header, KIND_OPEN) };
         send_bulk(Class::Open, record);
     } else {
         count(Class::Open, counter::THROTTLED);
