@@ -54,12 +54,13 @@ pub fn record(
     max: u64,
     time: Duration,
 ) -> Result<Recorded, RecordError> {
-    let writer = Writer::create(file, max)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(RecordError::Signals)?;
     }
     let probe = Probe::load(&config.probe(std::process::id()))?;
+    // Not before the kernel part: a try that it refuses leaves no file that is in the way of the next one.
+    let writer = Writer::create(file, max)?;
     let mut watch = Watch::new(config, probe);
     watch.record(config, writer)?;
     watch.activate(baselines);

@@ -51,6 +51,19 @@ fn is_of_witness(event: &Event) -> bool {
     matches!(&event.kind, EventKind::Open { path, sensitive: true, .. } if path == "/etc/gshadow")
 }
 
+/// Ends the witness; all that it did was told. How often that was.
+fn all_told(probe: &mut Probe, witness: Witness, kept: &mut Vec<Event>) -> usize {
+    let opened = witness.stop();
+    probe.poll_events(&mut |event| {
+        if is_of_witness(&event) {
+            kept.push(event);
+        }
+    });
+    // It may have been ended between opening the file and counting that.
+    assert!(kept.len() == opened || kept.len() == opened + 1, "{} of {opened} were told", kept.len());
+    opened
+}
+
 /// Polls as the agent does while `work` runs; gives the events that `keep` wants.
 fn polled(probe: &mut Probe, work: impl FnOnce() + Send, keep: impl Fn(&Event) -> bool) -> Vec<Event> {
     let mut kept = Vec::new();
@@ -168,14 +181,7 @@ fn a_fork_bomb_hides_nothing_of_another_process() {
         },
         is_of_witness,
     );
-    let opened = witness.stop();
-    probe.poll_events(&mut |event| {
-        if is_of_witness(&event) {
-            kept.push(event);
-        }
-    });
-    // It may have been ended between opening the file and counting that.
-    assert!(kept.len() == opened || kept.len() == opened + 1, "{} of {opened} were told", kept.len());
+    let opened = all_told(&mut probe, witness, &mut kept);
     let counters = probe.counters().expect("read");
     assert!(counters.class(agent_ebpf::records::Class::Open).throttled > 0, "{counters:?}");
     adds_up(&mut probe);
@@ -244,13 +250,7 @@ fn full_speed_on_every_cpu_loses_no_urgent_record() {
         },
         is_of_witness,
     );
-    let opened = witness.stop();
-    probe.poll_events(&mut |event| {
-        if is_of_witness(&event) {
-            kept.push(event);
-        }
-    });
-    assert!(kept.len() == opened || kept.len() == opened + 1, "{} of {opened} were told", kept.len());
+    let opened = all_told(&mut probe, witness, &mut kept);
     adds_up(&mut probe);
     println!("{seconds} s at full speed, {opened} urgent records, all told");
 }
