@@ -48,9 +48,10 @@ impl Attachment {
         }
     }
 
-    /// The peers are compared on the cost of a call; the workloads tell what the agent costs.
+    /// Peers are compared on the cost of a call. The workloads tell what the agent costs, beside what no hook on every
+    /// call can go below.
     pub(crate) fn compared_on(self, workload: Workload) -> bool {
-        workload == Workload::Getppid || matches!(self, Self::Nothing | Self::Agent)
+        workload == Workload::Getppid || self != Self::Bpftrace
     }
 }
 

@@ -75,22 +75,30 @@ fn report(best: &Best, attachments: &Attachments) {
         println!("{:12} {all:>16.1} {:>14.1}", attachment.name(), all - base);
     }
     println!(
-        "\n{:12} {:>12} {:>12} {:>10} {:>10}",
-        "workload", "nothing, ms", "agent, ms", "slowdown", "of CPU"
+        "\n{:12} {:>12} {:>12} {:>12} {:>10} {:>10} {:>10}",
+        "workload", "nothing, ms", "empty, ms", "agent, ms", "empty", "agent", "of CPU"
     );
     let ratio = |a: Duration, b: Duration| if b.is_zero() { 0.0 } else { a.as_secs_f64() / b.as_secs_f64() };
-    let (mut slowdown, mut slowdown_cpu) = (serde_json::Map::new(), serde_json::Map::new());
+    let mut slowdown = serde_json::Map::new();
+    let (mut slowdown_cpu, mut slowdown_empty) = (slowdown.clone(), slowdown.clone());
     for workload in WORKLOADS.into_iter().filter(|workload| *workload != Workload::Getppid) {
-        let (nothing, agent) = (cost(workload, Attachment::Nothing), cost(workload, Attachment::Agent));
-        let (wall, cpu) = (ratio(agent.wall, nothing.wall), ratio(agent.cpu, nothing.cpu));
+        let [nothing, empty, agent] =
+            [Attachment::Nothing, Attachment::Empty, Attachment::Agent].map(|a| cost(workload, a));
+        let [floor, wall, cpu] = [
+            ratio(empty.wall, nothing.wall),
+            ratio(agent.wall, nothing.wall),
+            ratio(agent.cpu, nothing.cpu),
+        ];
         println!(
-            "{:12} {:>12.1} {:>12.1} {wall:>10.3} {cpu:>10.3}",
+            "{:12} {:>12.1} {:>12.1} {:>12.1} {floor:>10.3} {wall:>10.3} {cpu:>10.3}",
             workload.name(),
             nanoseconds(nothing.wall) / 1e6,
+            nanoseconds(empty.wall) / 1e6,
             nanoseconds(agent.wall) / 1e6
         );
         slowdown.insert(workload.name().into(), rounded(wall));
         slowdown_cpu.insert(workload.name().into(), rounded(cpu));
+        slowdown_empty.insert(workload.name().into(), rounded(floor));
     }
     let added: serde_json::Map<String, Value> = Attachment::ALL
         .into_iter()
@@ -109,6 +117,7 @@ fn report(best: &Best, attachments: &Attachments) {
             "added_ns": added,
             "slowdown": slowdown,
             "slowdown_cpu": slowdown_cpu,
+            "slowdown_empty": slowdown_empty,
             "agent_cpu_share": rounded(usage.share),
             "drops": usage.drops,
         })
