@@ -23,7 +23,7 @@ pub const UNMAPPED: u16 = u16::MAX;
 pub const ACTIVE_BUCKET_NS: u64 = 100_000_000;
 /// Activity buckets of a window; later calls fall into the last one.
 pub const ACTIVE_BUCKETS: u64 = 512;
-/// Cells of the table of previous calls. A power of two.
+/// Elements of the table of threads. A power of two.
 pub const THREAD_CELLS: u32 = 16_384;
 /// A global that user space could not fill in: the kernel's type information did not tell the offset.
 pub const OFFSET_UNKNOWN: u32 = u32::MAX;
@@ -55,8 +55,12 @@ pub const STRANGE: usize = 4;
 
 /// Names of maps and globals, as the object file spells them.
 pub mod names {
-    /// Hash: [`super::WindowKey`] to [`super::Window`].
+    /// Array of [`super::Window`].
     pub const WINDOWS: &str = "WINDOWS";
+    /// Hash: [`super::WindowKey`] to the place of its window, a `u32`.
+    pub const PLACES: &str = "PLACES";
+    /// Stack of places that hold no window, `u32` each. User space fills it.
+    pub const FREE: &str = "FREE";
     /// Array of one [`super::Epoch`].
     pub const EPOCH: &str = "EPOCH";
     /// Hash: [`crate::gram::table_key`] to quantised surprisal, a `u32`.
@@ -334,10 +338,24 @@ pub struct WindowKey {
     pub epoch: u32,
 }
 
+/// What is known of a thread between two calls. Threads whose ids differ by a multiple of [`THREAD_CELLS`] share it.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Thread {
+    /// Its last calls, and whose they are; see [`crate::gram`].
+    pub cell: u64,
+    /// Where its process's window was last. A hint: the window there says whose it is.
+    pub place: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+
 /// What one process called in one epoch.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Window {
+    /// Whose it is. Zero: nobody's.
+    pub key: WindowKey,
     /// First call, `CLOCK_BOOTTIME` nanoseconds.
     pub first_ns: u64,
     /// Last call, but for what came within the same tick of the kernel's timer, 1 to 10 ms.
@@ -387,6 +405,7 @@ pub struct Window {
 impl Window {
     /// A window in which nothing was counted yet.
     pub const EMPTY: Self = Self {
+        key: WindowKey { tgid: 0, epoch: 0 },
         first_ns: 0,
         last_ns: 0,
         tick: 0,
@@ -457,8 +476,6 @@ pub struct Follow {
 pub struct Flush {
     /// Who.
     pub header: Header,
-    /// Which window.
-    pub key: WindowKey,
     /// What it held.
     pub window: Window,
 }
@@ -485,9 +502,10 @@ const _: () = assert!(size_of::<Exec>() == 304);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);
-const _: () = assert!(size_of::<Window>() == 1752);
+const _: () = assert!(size_of::<Window>() == 1760);
 const _: () = assert!(size_of::<Flush>() == 1800);
 const _: () = assert!(size_of::<Epoch>() == 32);
+const _: () = assert!(size_of::<Thread>() == 16);
 const _: () = assert!(size_of::<Inject>() == 56);
 const _: () = assert!(size_of::<Escape>() == 568);
 const _: () = assert!(size_of::<Tamper>() == 312);

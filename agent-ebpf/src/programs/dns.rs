@@ -1,5 +1,7 @@
 //! The DNS layer: messages to port 53, by address or over a socket connected to it.
 
+use core::hint;
+
 use agent_ebpf::records::{Class, DNS_LEN, Dns, KIND_DNS, Peer, SocketKey};
 use aya_ebpf::{helpers::generated::bpf_probe_read_user as raw_read_user, macros::map, maps::PerCpuArray};
 
@@ -98,16 +100,18 @@ fn sent(caller: Caller, fd: u32, address: u64, pieces: Pieces) {
     let [base, len] =
         if pieces.first[1] == 2 && pieces.second[1] != 0 { pieces.second } else { pieces.first };
     let Some(record) = ASKING.get_ptr_mut(0) else { return };
-    let taken = if len < DNS_LEN as u64 { len as u32 } else { DNS_LEN as u32 };
     // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile. The
     // helper checks the address.
     unsafe {
-        (&raw mut (*record).header).write(caller.header(KIND_DNS));
+        caller.write_header(&raw mut (*record).header, KIND_DNS);
         (*record).family = family;
         (*record).len = len as u32;
         (*record)._pad = 0;
         (*record).addr = addr;
         let message = (&raw mut (*record).message).cast();
+        // Checked right before it is used: older verifiers forget what they know of a value kept on the stack.
+        let len = hint::black_box(len);
+        let taken = if len < DNS_LEN as u64 { len as u32 } else { DNS_LEN as u32 };
         let read = raw_read_user(message, taken, base as *const _) == 0;
         (*record).taken = if read { taken } else { 0 };
         send_urgent(Class::Dns, &*record);

@@ -115,7 +115,7 @@ pub(crate) fn release_agent(caller: Caller, nr: u64, open: &Open) {
 unsafe fn begin(record: *mut Escape, caller: Caller, nr: u64, fd: i32, flags: u64) {
     // SAFETY: by this function's contract.
     unsafe {
-        (&raw mut (*record).header).write(caller.header(KIND_ESCAPE));
+        caller.write_header(&raw mut (*record).header, KIND_ESCAPE);
         (*record).call = call_of(nr);
         (*record).fd = fd;
         (*record).flags = flags;

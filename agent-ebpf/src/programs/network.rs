@@ -11,7 +11,7 @@ use aya_ebpf::{
 use crate::{
     call_layer,
     shared::{
-        Caller, DNS_SOCKETS, EPOCH, add_u64, caller, count, count_at, field, open_epoch, read_user,
+        Caller, DNS_SOCKETS, EPOCH, add_u64, caller, count, count_at, field, offset, open_epoch, read_user,
         send_urgent, slot,
     },
 };
@@ -26,41 +26,48 @@ call_layer!(recv_btf, recv_raw, recv_tp, recv);
 
 #[btf_tracepoint(function = "sock_send_length")]
 fn sent_btf(ctx: BtfTracePointContext) -> i32 {
-    moved(ctx.arg(0), ctx.arg(1), sent_of);
+    moved(family_of(ctx.arg(0)), ctx.arg(1), sent_of);
     0
 }
 
 #[raw_tracepoint(tracepoint = "sock_send_length")]
 fn sent_raw(ctx: RawTracePointContext) -> i32 {
-    moved(ctx.arg(0), ctx.arg(1), sent_of);
+    moved(field(ctx.arg(0), Field::SockFamily), ctx.arg(1), sent_of);
     0
 }
 
 #[btf_tracepoint(function = "sock_recv_length")]
 fn received_btf(ctx: BtfTracePointContext) -> i32 {
-    moved(ctx.arg(0), ctx.arg(1), received_of);
+    moved(family_of(ctx.arg(0)), ctx.arg(1), received_of);
     0
 }
 
 #[raw_tracepoint(tracepoint = "sock_recv_length")]
 fn received_raw(ctx: RawTracePointContext) -> i32 {
-    moved(ctx.arg(0), ctx.arg(1), received_of);
+    moved(field(ctx.arg(0), Field::SockFamily), ctx.arg(1), received_of);
     0
 }
 
-/// A socket moved so many bytes, or failed with a negative number.
+/// A socket's family, read without a helper where the verifier knows the type and the field is where it has been since
+/// Linux 2.6.
 #[inline(always)]
-fn moved(sock: u64, result: i32, counted: fn(*mut Window) -> *mut u64) {
-    if result <= 0 {
+fn family_of(sock: u64) -> Option<u16> {
+    const USUAL: u64 = 16;
+    if offset(Field::SockFamily) == Some(USUAL) {
+        // SAFETY: the kernel checks each such access, by its type when it loads the program, and by its fault when it runs.
+        return Some(unsafe { ((sock + USUAL) as *const u16).read_volatile() });
+    }
+    field(sock, Field::SockFamily)
+}
+
+/// A socket moved so many bytes, or failed with a negative number. Without type information every socket counts, those
+/// of the machine's own kind too.
+#[inline(always)]
+fn moved(family: Option<u16>, result: i32, counted: fn(*mut Window) -> *mut u64) {
+    if result <= 0 || family.is_some_and(|family| family != AF_INET && family != AF_INET6) {
         return;
     }
     let Some(caller) = caller() else { return };
-    // Without type information every socket counts, those of the machine's own kind too.
-    if let Some(family) = field::<u16>(sock, Field::SockFamily) {
-        if family != AF_INET && family != AF_INET6 {
-            return;
-        }
-    }
     count_bytes(caller, result as u64, counted);
 }
 

@@ -5,7 +5,7 @@ use core::{mem::offset_of, ptr};
 use agent_ebpf::gram::{self, Before};
 use agent_ebpf::records::{
     Class, Exec, Field, Flush, Follow, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK,
-    OFFSET_UNKNOWN, PATH_LEN, THREAD_CELLS, Window, WindowKey, counter,
+    OFFSET_UNKNOWN, PATH_LEN, Window, WindowKey, counter,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -21,9 +21,9 @@ use aya_ebpf::{
 
 use crate::sequence;
 use crate::shared::{
-    BPRM_FILENAME, BULK, Caller, FOLLOWED, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, THREADS, URGENT,
+    BPRM_FILENAME, BULK, Caller, FOLLOWED, PLACES, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, URGENT,
     WAKE_WHEN_READ, WINDOWS, bulk_flags, caller, count, count_at, field, has_room_for_life, open_epoch,
-    read_kernel, send_life,
+    place_of, read_kernel, release, send_life,
 };
 
 const CLONE_THREAD: u64 = 0x0001_0000;
@@ -122,7 +122,7 @@ fn exec(filename: u64, links: Option<u32>) {
     let record = entry.as_mut_ptr();
     // SAFETY: `record` points to a reserved entry of its size; the helper ends the text with a NUL or fails.
     unsafe {
-        (&raw mut (*record).header).write(caller.header(KIND_EXEC));
+        caller.write_header(&raw mut (*record).header, KIND_EXEC);
         (*record).unlinked = match links {
             Some(0) => 1,
             Some(_) => 0,
@@ -144,7 +144,8 @@ fn exec(filename: u64, links: Option<u32>) {
 fn unfollow(caller: Caller) {
     let _ = FOLLOWED.remove(caller.tgid);
     let Some(epoch) = open_epoch() else { return };
-    if let Some(window) = WINDOWS.get_ptr_mut(WindowKey { tgid: caller.tgid, epoch: epoch.number }) {
+    let place = place_of(WindowKey { tgid: caller.tgid, epoch: epoch.number });
+    if let Some(window) = place.and_then(|place| WINDOWS.get_ptr_mut(place)) {
         // SAFETY: `window` points into a map value.
         unsafe { sequence::set(window, Follow { table: 0, learner: 0 }) };
     }
@@ -177,9 +178,10 @@ fn fork(child: u32) {
 fn exit() {
     let Some(caller) = caller() else { return };
     // The number may be used again; the next thread with it starts its own sequence.
-    if let Some(cell) = THREADS.get_ptr_mut(caller.tid & (THREAD_CELLS - 1)) {
-        // SAFETY: `cell` points to an element of an array, written as one aligned word.
+    if let Some(thread) = caller.thread() {
+        // SAFETY: `thread` points to an element of an array, and the cell is written as one aligned word.
         unsafe {
+            let cell = &raw mut (*thread).cell;
             if matches!(gram::before(ptr::read_volatile(cell), caller.tid), Before::Gram(_)) {
                 ptr::write_volatile(cell, 0);
             }
@@ -214,7 +216,8 @@ fn is_last(caller: Caller) -> bool {
 fn flush(caller: Caller) {
     let Some(epoch) = open_epoch() else { return };
     let key = WindowKey { tgid: caller.tgid, epoch: epoch.number };
-    let Some(window) = WINDOWS.get_ptr_mut(key) else { return };
+    let Some(place) = place_of(key) else { return };
+    let Some(window) = WINDOWS.get_ptr_mut(place) else { return };
     count(Class::Flush, counter::SEEN);
     let Some(mut entry) = BULK.reserve::<Flush>(0) else {
         return count(Class::Flush, counter::THROTTLED);
@@ -223,12 +226,12 @@ fn flush(caller: Caller) {
     // SAFETY: `record` points to a reserved entry of its size. The helper copies the window, for the compiler would
     // copy it word by word; it cannot fail for a map value, and zeroes the target if it did.
     unsafe {
-        (&raw mut (*record).header).write(caller.header(KIND_FLUSH));
-        (&raw mut (*record).key).write(key);
+        caller.write_header(&raw mut (*record).header, KIND_FLUSH);
         let target = record.cast::<u8>().add(offset_of!(Flush, window));
         raw_read_kernel(target.cast(), size_of::<Window>() as u32, window.cast_const().cast());
     }
     entry.submit(bulk_flags());
-    let _ = WINDOWS.remove(key);
+    let _ = PLACES.remove(key);
+    release(place);
     count(Class::Flush, counter::SUBMITTED);
 }

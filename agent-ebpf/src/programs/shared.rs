@@ -5,7 +5,8 @@ use core::{hint, ptr};
 use agent_ebpf::{
     records::{
         COMM_LEN, Class, Directory, DirectoryKey, Epoch, Field, Follow, Header, NATIVE_CALLS, NR_SHARED,
-        OFFSET_UNKNOWN, PATH_LEN, Peer, SocketKey, THREAD_CELLS, UNMAPPED, Window, WindowKey, counter,
+        OFFSET_UNKNOWN, PATH_LEN, Peer, SocketKey, THREAD_CELLS, Thread, UNMAPPED, Window, WindowKey,
+        counter,
     },
     watched::Watched,
 };
@@ -18,21 +19,25 @@ use aya_ebpf::{
         generated::{bpf_get_current_comm as raw_get_comm, bpf_probe_read_user_str as raw_read_user_str},
     },
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf, Stack},
 };
 
 #[map]
-pub(crate) static WINDOWS: HashMap<WindowKey, Window> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+pub(crate) static WINDOWS: Array<Window> = Array::with_max_entries(2048, 0);
+#[map]
+pub(crate) static PLACES: HashMap<WindowKey, u32> = HashMap::with_max_entries(2048, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static FREE: Stack<u32> = Stack::with_max_entries(2048, 0);
 #[map]
 pub(crate) static EPOCH: Array<Epoch> = Array::with_max_entries(1, 0);
 #[map]
-pub(crate) static THREADS: Array<u64> = Array::with_max_entries(THREAD_CELLS, 0);
+pub(crate) static THREADS: Array<Thread> = Array::with_max_entries(THREAD_CELLS, 0);
 #[map]
 pub(crate) static GRAMS: HashMap<u64, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static LEARNED: HashMap<u64, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static FOLLOWED: HashMap<u32, Follow> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+pub(crate) static FOLLOWED: HashMap<u32, Follow> = HashMap::with_max_entries(2048, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::LEN, 0);
 #[map]
@@ -132,16 +137,36 @@ impl Caller {
         }
     }
 
-    /// This process's window in the open epoch, made on first use.
+    /// What is known of this thread.
+    #[inline(always)]
+    pub(crate) fn thread(self) -> Option<*mut Thread> {
+        THREADS.get_ptr_mut(self.tid & (THREAD_CELLS - 1))
+    }
+
+    /// This process's window in an open epoch, made on first use.
     #[inline(always)]
     pub(crate) fn window(self, epoch: u32) -> Option<*mut Window> {
-        let key = WindowKey { tgid: self.tgid, epoch };
-        if let Some(window) = WINDOWS.get_ptr_mut(key) {
-            return Some(window);
+        self.window_of(self.thread()?, epoch)
+    }
+
+    /// The same, for who has looked up the thread already. While it stays the same window, no hash is computed.
+    #[inline(always)]
+    pub(crate) fn window_of(self, thread: *mut Thread, epoch: u32) -> Option<*mut Window> {
+        // SAFETY: `thread` and `window` point to elements of arrays. A place that another thread wrote leads to a window
+        // with another key.
+        unsafe {
+            let window = WINDOWS.get_ptr_mut(ptr::read_volatile(&raw const (*thread).place))?;
+            if ptr::read_volatile(&raw const (*window).key.tgid) == self.tgid
+                && ptr::read_volatile(&raw const (*window).key.epoch) == epoch
+            {
+                return Some(window);
+            }
         }
-        // Another thread of the process may have been first, then this fails and the lookup finds its entry.
-        let _ = WINDOWS.insert(key, &EMPTY, 1);
-        WINDOWS.get_ptr_mut(key)
+        let key = WindowKey { tgid: self.tgid, epoch };
+        let place = place_of(key).or_else(|| claim(key))?;
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(&raw mut (*thread).place, place) };
+        WINDOWS.get_ptr_mut(place)
     }
 
     /// Counts a rare act and takes one from its class's cap; false when that is used up.
@@ -194,6 +219,44 @@ impl Caller {
         }
         add(counted);
         true
+    }
+}
+
+/// Where a window is.
+#[inline(always)]
+pub(crate) fn place_of(key: WindowKey) -> Option<u32> {
+    // SAFETY: the value is read at once, and written once before the entry can be found.
+    unsafe { PLACES.get(key) }.copied()
+}
+
+/// Makes a window where none was.
+#[inline(always)]
+fn claim(key: WindowKey) -> Option<u32> {
+    let place = FREE.pop().ok()??;
+    let _ = WINDOWS.set(place, &EMPTY, 0);
+    give(place, key);
+    // 1 is BPF_NOEXIST.
+    if PLACES.insert(key, place, 1).is_ok() {
+        return Some(place);
+    }
+    // Another thread of the process was first, or there is no memory for an entry.
+    release(place);
+    place_of(key)
+}
+
+/// Takes a place from its window: threads that remember it must not find their process there.
+#[inline(always)]
+pub(crate) fn release(place: u32) {
+    give(place, WindowKey { tgid: 0, epoch: 0 });
+    // There is room for every place that there is.
+    let _ = FREE.push(place, 0);
+}
+
+#[inline(always)]
+fn give(place: u32, key: WindowKey) {
+    if let Some(window) = WINDOWS.get_ptr_mut(place) {
+        // SAFETY: `window` points to an element of an array.
+        unsafe { ptr::write_volatile(&raw mut (*window).key, key) };
     }
 }
 

@@ -5,9 +5,7 @@ use core::{hint, ptr};
 use agent_ebpf::{
     bigram,
     gram::{self, Before},
-    records::{
-        ACTIVE_BUCKET_NS, ACTIVE_BUCKETS, BIGRAMS, Class, SYSCALL_SLOTS, THREAD_CELLS, Window, counter,
-    },
+    records::{ACTIVE_BUCKET_NS, ACTIVE_BUCKETS, BIGRAMS, Class, SYSCALL_SLOTS, Thread, Window, counter},
 };
 use aya_ebpf::{
     helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns},
@@ -17,9 +15,7 @@ use aya_ebpf::{
 
 use crate::{
     sequence,
-    shared::{
-        CALLS_BTF, CALLS_RAW, Caller, OpenEpoch, THREADS, add, caller, count, count_at, open_epoch, slot,
-    },
+    shared::{CALLS_BTF, CALLS_RAW, Caller, OpenEpoch, add, caller, count, count_at, open_epoch, slot},
 };
 
 #[btf_tracepoint(function = "sys_enter")]
@@ -47,15 +43,16 @@ fn sys_enter_raw(ctx: RawTracePointContext) -> i32 {
 fn enter(nr: u64) -> bool {
     let Some(caller) = caller() else { return false };
     let Some(epoch) = open_epoch() else { return false };
-    match caller.window(epoch.number) {
-        Some(window) => tally(caller, window, slot(nr), epoch),
+    let Some(thread) = caller.thread() else { return false };
+    match caller.window_of(thread, epoch.number) {
+        Some(window) => tally(caller, thread, window, slot(nr), epoch),
         None => count(Class::Syscall, counter::DROPPED),
     }
     true
 }
 
 #[inline(always)]
-fn tally(caller: Caller, window: *mut Window, slot: u16, epoch: OpenEpoch) {
+fn tally(caller: Caller, thread: *mut Thread, window: *mut Window, slot: u16, epoch: OpenEpoch) {
     // The exact clock costs a call up to 70 ns, so it is asked once per tick. Never zero, as a new window's is.
     // SAFETY: the helper takes no arguments.
     let tick = unsafe { bpf_jiffies64() } as u32 | 1 << 31;
@@ -75,9 +72,8 @@ fn tally(caller: Caller, window: *mut Window, slot: u16, epoch: OpenEpoch) {
             *word |= 1_u64 << (bucket & 63);
         }
     }
-    let Some(cell) = THREADS.get_ptr_mut(caller.tid & (THREAD_CELLS - 1)) else { return };
-    // SAFETY: `cell` points to an element of an array, read and written as one aligned word.
-    let gram = match gram::before(unsafe { ptr::read_volatile(cell) }, caller.tid) {
+    // SAFETY: `thread` points to an element of an array, and the cell is read and written as one aligned word.
+    let gram = match gram::before(unsafe { ptr::read_volatile(&raw const (*thread).cell) }, caller.tid) {
         Before::Gram(gram) => gram,
         Before::None => gram::EMPTY,
         Before::Collision => {
@@ -87,7 +83,7 @@ fn tally(caller: Caller, window: *mut Window, slot: u16, epoch: OpenEpoch) {
     };
     let rolled = gram::roll(gram, slot);
     // SAFETY: as for the read.
-    unsafe { ptr::write_volatile(cell, gram::cell(caller.tid, rolled)) };
+    unsafe { ptr::write_volatile(&raw mut (*thread).cell, gram::cell(caller.tid, rolled)) };
     // Its own value, checked right before it is used: older verifiers forget what they know of one kept on the stack.
     let index = hint::black_box(slot as usize);
     if index >= SYSCALL_SLOTS {

@@ -111,7 +111,7 @@ unsafe fn report(caller: Caller, nr: u64, record: *mut Tamper) {
     if may {
         // SAFETY: by this function's contract.
         unsafe {
-            (&raw mut (*record).header).write(caller.header(KIND_TAMPER));
+            caller.write_header(&raw mut (*record).header, KIND_TAMPER);
             (*record).call = call_of(nr);
             (*record).place = code;
             send_urgent(class, &*record);

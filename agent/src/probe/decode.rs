@@ -6,7 +6,7 @@ use agent_ebpf::dns;
 use agent_ebpf::records::{
     Act, Class, Connect, Dns, Escape, Exec, Flush, Fork, Header, Inject, KIND_CONNECT, KIND_DNS, KIND_ESCAPE,
     KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_INJECT, KIND_KERNEL_LOAD, KIND_OPEN, KIND_PRIVILEGE,
-    KIND_TAMPER, Open, PLACE_WATCHED, Tamper, Window, WindowKey,
+    KIND_TAMPER, Open, PLACE_WATCHED, Tamper, Window,
 };
 use models::event::{Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering};
 use models::sequence::{GramWindow, Sums};
@@ -101,7 +101,7 @@ pub(super) fn read(record: &[u8]) -> Result<Record, DecodeError> {
         }
         KIND_FLUSH => {
             let flush = whole::<Flush>(&header, record)?;
-            (Class::Flush, EventKind::Flush(Box::new(window(flush.key, &flush.window))))
+            (Class::Flush, EventKind::Flush(Box::new(window(&flush.window))))
         }
         KIND_INJECT => {
             let inject = whole::<Inject>(&header, record)?;
@@ -147,10 +147,10 @@ pub(super) fn read(record: &[u8]) -> Result<Record, DecodeError> {
 
 /// A window entry as the pipeline knows it.
 #[must_use]
-pub fn window(key: WindowKey, window: &Window) -> SyscallWindow {
+pub fn window(window: &Window) -> SyscallWindow {
     SyscallWindow {
-        tgid: key.tgid,
-        epoch: key.epoch,
+        tgid: window.key.tgid,
+        epoch: window.key.epoch,
         first_ns: window.first_ns,
         last_ns: window.last_ns,
         calls: window.calls.to_vec(),
@@ -248,6 +248,7 @@ fn lossy(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use agent_ebpf::records::WindowKey;
     use zerocopy::IntoBytes;
 
     use super::*;
@@ -272,7 +273,7 @@ mod tests {
                 .to_vec(),
             connect(2, [127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).as_bytes().to_vec(),
             connect(10, [1; 16]).as_bytes().to_vec(),
-            Flush { header: header(KIND_FLUSH), key, window: Window::EMPTY }.as_bytes().to_vec(),
+            Flush { header: header(KIND_FLUSH), window: Window { key, ..Window::EMPTY } }.as_bytes().to_vec(),
             Inject { header: header(KIND_INJECT), call: 310, victim: 12, request: 0 }.as_bytes().to_vec(),
             Escape { header: header(KIND_ESCAPE), call: 429, fd: -1, flags: 0, path, source: [0; 256] }
                 .as_bytes()

@@ -4,33 +4,42 @@
 //! closed epoch. Then nobody writes those entries, and each is read once and removed. An entry that a run leaves
 //! behind is found by the next one, because a run takes every epoch before the open one.
 
-use std::{io, thread, time::Duration};
+use std::{thread, time::Duration};
 
-use agent_ebpf::records::{Epoch, Window, WindowKey};
-use aya::maps::{Array, MapData, MapError};
+use agent_ebpf::records::{Epoch, Window, WindowKey, names};
+use aya::Ebpf;
+use aya::maps::{Array, MapData, MapError, Stack};
 use models::event::SyscallWindow;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::batch::Batch;
-use super::decode;
+use super::{ProbeError, decode, in_map, take};
 use crate::clock::boot_ns;
 
 /// The maps that a drain needs.
 pub(super) struct Drain {
     epoch: Array<MapData, [u8; size_of::<Epoch>()]>,
-    windows: Batch<WindowKey, Window>,
+    windows: Array<MapData, [u8; size_of::<Window>()]>,
+    places: Batch<WindowKey, u32>,
+    free: Stack<MapData, u32>,
+    /// Places without a window that the kernel does not know of yet.
+    emptied: Vec<u32>,
     state: Epoch,
 }
 
 impl Drain {
-    /// Opens the first epoch.
-    pub(super) fn new(
-        epoch: Array<MapData, [u8; size_of::<Epoch>()]>,
-        windows: Batch<WindowKey, Window>,
-    ) -> Result<Self, MapError> {
+    /// Gives the kernel every place for a window, and opens the first epoch.
+    pub(super) fn new(programs: &mut Ebpf) -> Result<Self, ProbeError> {
+        let epoch = Array::try_from(take(programs, names::EPOCH)?).map_err(in_map(names::EPOCH))?;
+        let windows = Array::try_from(take(programs, names::WINDOWS)?).map_err(in_map(names::WINDOWS))?;
+        let places =
+            programs.map(names::PLACES).and_then(Batch::of).ok_or(ProbeError::MissingMap(names::PLACES))?;
+        let free = Stack::try_from(take(programs, names::FREE)?).map_err(in_map(names::FREE))?;
+        let emptied = (0..windows.len()).rev().collect();
         let state = Epoch { current: 0, modes: 0, assigned: 1, _pad: 0, start_ns: [0; 2] };
-        let mut drain = Self { epoch, windows, state };
-        drain.flip()?;
+        let mut drain = Self { epoch, windows, places, free, emptied, state };
+        drain.give_back().map_err(in_map(names::FREE))?;
+        drain.flip().map_err(in_map(names::EPOCH))?;
         Ok(drain)
     }
 
@@ -64,21 +73,40 @@ impl Drain {
     }
 
     /// Waits until no program counts in a closed epoch any more, then takes every closed window.
-    pub(super) fn collect(&mut self) -> io::Result<Vec<SyscallWindow>> {
+    pub(super) fn collect(&mut self) -> Result<Vec<SyscallWindow>, ProbeError> {
+        let batch = |source| ProbeError::Batch { name: names::PLACES, source };
         barrier();
         let current = self.state.current;
-        let (mut keys, mut taken) = (Vec::new(), Vec::new());
-        self.windows.read(|key, window| {
-            if key.epoch != current {
-                keys.push(*key);
-                let window = decode::window(*key, window);
-                if window.total() > 0 {
-                    taken.push(window);
+        let (mut keys, mut places) = (Vec::new(), Vec::new());
+        self.places
+            .read(|key, place| {
+                if key.epoch != current {
+                    keys.push(*key);
+                    places.push(*place);
                 }
+            })
+            .map_err(batch)?;
+        let mut taken = Vec::with_capacity(places.len());
+        for place in &places {
+            let bytes = self.windows.get(place, 0).map_err(in_map(names::WINDOWS))?;
+            let window = Window::read_from_bytes(&bytes).expect("the map's values are windows");
+            if window.calls.iter().chain([&window.unmapped]).any(|n| *n > 0) {
+                taken.push(decode::window(&window));
             }
-        })?;
-        self.windows.remove(&keys)?;
+        }
+        self.places.remove(&keys).map_err(batch)?;
+        self.emptied.append(&mut places);
+        self.give_back().map_err(in_map(names::FREE))?;
         Ok(taken)
+    }
+
+    /// Lets the kernel use again what is empty. What it does not take is kept for the next time.
+    fn give_back(&mut self) -> Result<(), MapError> {
+        while let Some(place) = self.emptied.last() {
+            self.free.push(place, 0)?;
+            self.emptied.pop();
+        }
+        Ok(())
     }
 
     fn write(&mut self) -> Result<(), MapError> {

@@ -22,7 +22,7 @@ use agent_ebpf::{
 };
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness, include_bytes_aligned,
-    maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Map, MapData, MapError, PerCpuArray, RingBuf},
 };
 use models::{
     event::{Event, EventKind, SyscallWindow},
@@ -79,7 +79,7 @@ impl ProbeOptions {
     pub fn new(own_tgid: u32) -> Self {
         Self {
             own_tgid,
-            windows: 4096,
+            windows: 2048,
             grams: 65_536,
             learned: 16_384,
             dns_sockets: 1024,
@@ -252,6 +252,8 @@ impl Probe {
             .override_global(names::LIFE_UP_TO, &life_up_to, true)
             .override_global(names::BULK_WAKE_BYTES, &wake_bytes, true)
             .map_max_entries(names::WINDOWS, options.windows)
+            .map_max_entries(names::PLACES, options.windows)
+            .map_max_entries(names::FREE, options.windows)
             .map_max_entries(names::FOLLOWED, options.windows)
             .map_max_entries(names::GRAMS, options.grams)
             .map_max_entries(names::LEARNED, options.learned)
@@ -260,12 +262,7 @@ impl Probe {
             .map_max_entries(names::BULK, options.bulk_bytes);
         let mut programs = loader.load(OBJECT).map_err(refusal)?;
         places::tell(&mut programs, &options.watched)?;
-        let epoch = Array::try_from(take(&mut programs, names::EPOCH)?).map_err(in_map(names::EPOCH))?;
-        let windows = programs
-            .map(names::WINDOWS)
-            .and_then(batch::Batch::of)
-            .ok_or(ProbeError::MissingMap(names::WINDOWS))?;
-        let mut drain = drain::Drain::new(epoch, windows).map_err(in_map(names::EPOCH))?;
+        let mut drain = drain::Drain::new(&mut programs)?;
         let sequences = sequences::Sequences::new(&mut programs, options.grams)?;
         let urgent = RingBuf::try_from(take(&mut programs, names::URGENT)?).map_err(in_map(names::URGENT))?;
         let bulk = RingBuf::try_from(take(&mut programs, names::BULK)?).map_err(in_map(names::BULK))?;
@@ -371,7 +368,7 @@ impl Probe {
     pub fn drain(&mut self) -> Result<Vec<SyscallWindow>, ProbeError> {
         let batch = |name| move |source| ProbeError::Batch { name, source };
         self.drain.flip().map_err(in_map(names::EPOCH))?;
-        let mut windows = self.drain.collect().map_err(batch(names::WINDOWS))?;
+        let mut windows = self.drain.collect()?;
         let mut learned = self.sequences.take_learned(self.epoch().0).map_err(batch(names::LEARNED))?;
         for window in &mut windows {
             window.learned = learned.remove(&window.tgid).unwrap_or_default();

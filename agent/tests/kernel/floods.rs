@@ -17,7 +17,7 @@ use agent::watch::Watch;
 use models::event::{Event, EventKind};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{load, turn};
+use crate::{load, load_with, turn};
 
 /// One number for the suite, another for the bench.
 fn scaled(suite: u32, bench: u32) -> u32 {
@@ -258,7 +258,7 @@ fn full_speed_on_every_cpu_loses_no_urgent_record() {
 #[test]
 fn two_thousand_windows_are_drained_at_once() {
     let _turn = turn();
-    let mut probe = load(&[]);
+    let mut probe = load_with(|options| options.windows = 4096);
     probe.drain().expect("drained");
     let script = "i=0; while [ $i -lt 2100 ]; do sleep 30 & i=$((i+1)); done; echo ready; read go; kill $(jobs -p); wait";
     let mut child = Command::new("/bin/bash")

@@ -24,10 +24,21 @@ struct Arguments {
     /// Rounds; the best of them counts.
     #[arg(long, default_value_t = 7)]
     rounds: u32,
+    /// Only this workload; may be repeated.
+    #[arg(long, value_enum)]
+    only: Vec<Workload>,
+    /// Be the process that makes the calls of `getppid`.
+    #[arg(long = "loop", hide = true)]
+    measure_loop: bool,
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let arguments = Arguments::parse();
+    if arguments.measure_loop {
+        workloads::measure_loop();
+        return ExitCode::SUCCESS;
+    }
+    match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nthe bench failed: {error}");
@@ -50,7 +61,8 @@ fn run(arguments: &Arguments) -> Result<(), Failed> {
         for attachment in Attachment::ALL {
             let attached = attachments.attach(attachment)?;
             for workload in WORKLOADS {
-                if attachment.compared_on(workload) {
+                let wanted = arguments.only.is_empty() || arguments.only.contains(&workload);
+                if wanted && attachment.compared_on(workload) {
                     let cost = workloads.run(workload)?;
                     best.entry((workload, attachment)).or_default().keep_lower(cost);
                 }
@@ -81,14 +93,13 @@ fn report(best: &Best, attachments: &Attachments) {
     let ratio = |a: Duration, b: Duration| if b.is_zero() { 0.0 } else { a.as_secs_f64() / b.as_secs_f64() };
     let mut slowdown = serde_json::Map::new();
     let (mut slowdown_cpu, mut slowdown_empty) = (slowdown.clone(), slowdown.clone());
-    for workload in WORKLOADS.into_iter().filter(|workload| *workload != Workload::Getppid) {
+    for workload in WORKLOADS.into_iter().filter(|workload| {
+        *workload != Workload::Getppid && best.contains_key(&(*workload, Attachment::Agent))
+    }) {
         let [nothing, empty, agent] =
             [Attachment::Nothing, Attachment::Empty, Attachment::Agent].map(|a| cost(workload, a));
-        let [floor, wall, cpu] = [
-            ratio(empty.wall, nothing.wall),
-            ratio(agent.wall, nothing.wall),
-            ratio(agent.cpu, nothing.cpu),
-        ];
+        let [floor, wall, cpu] =
+            [ratio(empty.wall, nothing.wall), ratio(agent.wall, nothing.wall), ratio(agent.cpu, nothing.cpu)];
         println!(
             "{:12} {:>12.1} {:>12.1} {:>12.1} {floor:>10.3} {wall:>10.3} {cpu:>10.3}",
             workload.name(),

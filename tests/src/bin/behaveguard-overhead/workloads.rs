@@ -11,6 +11,8 @@ use tests::{Failed, wait_for};
 
 /// Calls of the loop.
 pub(crate) const GETPPID_CALLS: u32 = 1_000_000;
+/// By then the agent has seen the start of a process.
+const FOLLOWED_WITHIN: Duration = Duration::from_millis(200);
 const EXECS: u32 = 300;
 /// Blocks that `dd` copies: each is a read and a write.
 const BLOCKS: u32 = 300_000;
@@ -20,7 +22,7 @@ const FUNCTIONS: u32 = 1500;
 const REQUESTS: u32 = 40_000;
 
 /// A workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Workload {
     /// One call that does nothing, again and again.
     Getppid,
@@ -122,7 +124,7 @@ impl Workloads {
     /// Runs one and says what it took.
     pub(crate) fn run(&self, workload: Workload) -> Result<Cost, Failed> {
         match workload {
-            Workload::Getppid => Ok(getppid()),
+            Workload::Getppid => getppid(),
             Workload::Dd => {
                 let count = format!("count={BLOCKS}");
                 command("dd", &["if=/dev/zero", "of=/dev/null", "bs=1", &count])
@@ -152,19 +154,33 @@ impl Workloads {
     }
 }
 
-/// On a new thread, so that its first call is the loop's.
-fn getppid() -> Cost {
-    let work = || {
-        let (wall, cpu) = (clock(ClockId::Monotonic), clock(ClockId::ThreadCPUTime));
-        for _ in 0..GETPPID_CALLS {
-            std::hint::black_box(rustix::process::getppid());
-        }
-        Cost {
-            wall: clock(ClockId::Monotonic).saturating_sub(wall),
-            cpu: clock(ClockId::ThreadCPUTime).saturating_sub(cpu),
-        }
-    };
-    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_default()
+/// The loop, in a process of its own: a program that was started while the agent runs is followed as every other is.
+fn getppid() -> Result<Cost, Failed> {
+    let this = std::env::current_exe().map_err(|error| Failed::new("finding this program", error))?;
+    let output = Command::new(this)
+        .arg("--loop")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| Failed::new("starting the loop", error))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut numbers = text.split_whitespace().filter_map(|number| number.parse().ok()).map(Duration::from_nanos);
+    match (numbers.next(), numbers.next()) {
+        (Some(wall), Some(cpu)) => Ok(Cost { wall, cpu }),
+        _ => Err(Failed(format!("the loop ended with {}", output.status))),
+    }
+}
+
+/// What that process does: lets the agent see its start, then takes its own time.
+pub(crate) fn measure_loop() {
+    std::thread::sleep(FOLLOWED_WITHIN);
+    let (wall, cpu) = (clock(ClockId::Monotonic), clock(ClockId::ThreadCPUTime));
+    for _ in 0..GETPPID_CALLS {
+        std::hint::black_box(rustix::process::getppid());
+    }
+    let wall = clock(ClockId::Monotonic).saturating_sub(wall);
+    let cpu = clock(ClockId::ThreadCPUTime).saturating_sub(cpu);
+    println!("{} {}", wall.as_nanos(), cpu.as_nanos());
 }
 
 /// A clock's time.
