@@ -81,6 +81,8 @@ pub mod names {
     pub const CALLS_RAW: &str = "CALLS_RAW";
     /// Global `u32`: the agent's own process, which is not watched.
     pub const OWN_TGID: &str = "OWN_TGID";
+    /// Global `u32`: number of the agent's mount namespace.
+    pub const OWN_MNT_NS: &str = "OWN_MNT_NS";
     /// Hash: [`super::DirectoryKey`] to [`super::Directory`].
     pub const DIRECTORIES: &str = "DIRECTORIES";
     /// Global `u32`: bytes in the urgent ring up to which a process's further records of a kind go in.
@@ -91,7 +93,9 @@ pub mod names {
     pub const WATCHED: &str = "WATCHED";
     /// LRU hash: [`super::SocketKey`] to [`super::Peer`], sockets connected to port 53.
     pub const DNS_SOCKETS: &str = "DNS_SOCKETS";
-    /// Global `[u32; 18]`: offsets of struct fields; see [`super::Field`].
+    /// LRU hash: [`super::PeerKey`] to the epoch in which it was told, a `u32`.
+    pub const PEERS: &str = "PEERS";
+    /// Global array of `u32`: offsets of struct fields; see [`super::Field`].
     pub const FIELDS: &str = "FIELDS";
     /// Global `u32`: records that one process may report per epoch in each class of rare acts.
     pub const ACT_CAP: &str = "ACT_CAP";
@@ -261,7 +265,7 @@ pub struct Tamper {
     pub call: u32,
     /// Directory of a relative path, or the file itself when `path` is empty.
     pub dfd: i32,
-    /// Flags of an open, else zero.
+    /// Flags of an open; [`REPLACED`] when another file took this one's name; else zero.
     pub flags: u32,
     /// One of the `PLACE_` constants.
     pub place: u32,
@@ -269,6 +273,8 @@ pub struct Tamper {
     pub path: [u8; PATH_LEN],
 }
 
+/// [`Tamper::flags`] of a rename: the path is the new name, and what had it is gone.
+pub const REPLACED: u32 = 1;
 /// [`Tamper::place`]: the kernel could not tell whether the file lies in a watched directory.
 pub const PLACE_UNKNOWN: u32 = 0;
 /// [`Tamper::place`]: it does.
@@ -314,6 +320,16 @@ pub struct SocketKey {
     pub tgid: u32,
     /// Its descriptor.
     pub fd: u32,
+}
+
+/// Someone whom a process sent a datagram to.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct PeerKey {
+    /// Process.
+    pub tgid: u32,
+    /// To whom.
+    pub peer: Peer,
 }
 
 /// Whom a socket talks to.
@@ -384,6 +400,8 @@ pub struct Window {
     pub bytes_recv: u64,
     /// One bit per `io_uring` operation submitted; operations above 63 share the last bit.
     pub uring_ops: u64,
+    /// One bit per capability that was asked for and had, as capability.h numbers them.
+    pub capabilities: u64,
     /// Operations submitted to `io_uring`.
     pub uring: u32,
     /// Records of rare acts, for their caps; see [`Class::act`].
@@ -420,6 +438,7 @@ impl Window {
         bytes_sent: 0,
         bytes_recv: 0,
         uring_ops: 0,
+        capabilities: 0,
         uring: 0,
         n_acts: [0; ACTS],
         calls: [0; SYSCALL_SLOTS],
@@ -502,8 +521,8 @@ const _: () = assert!(size_of::<Exec>() == 304);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);
-const _: () = assert!(size_of::<Window>() == 1760);
-const _: () = assert!(size_of::<Flush>() == 1800);
+const _: () = assert!(size_of::<Window>() == 1768);
+const _: () = assert!(size_of::<Flush>() == 1808);
 const _: () = assert!(size_of::<Epoch>() == 32);
 const _: () = assert!(size_of::<Thread>() == 16);
 const _: () = assert!(size_of::<Inject>() == 56);

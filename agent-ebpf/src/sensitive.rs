@@ -75,6 +75,40 @@ prefixes! {
     b"/dev/kmem",
 }
 
+/// Whether a path's text may differ from what it means: it holds `//`, `/./` or `/../`, or ends in `/.` or `/..`. Looks at
+/// all bytes and without branches, so what stands behind the NUL may make it true.
+#[inline(always)]
+#[must_use]
+pub fn is_roundabout(path: &[u64; PATH_LEN / 8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    /// The high bit of each byte that is zero.
+    #[inline(always)]
+    const fn zeros(word: u64) -> u64 {
+        !(((word & !HIGH) + !HIGH) | word) & HIGH
+    }
+    /// What stood so many bytes before.
+    #[inline(always)]
+    const fn back(bytes: u32, word: u64, before: u64) -> u64 {
+        word << (8 * bytes) | before >> (64 - 8 * bytes)
+    }
+    let (mut found, mut slashes_before, mut dots_before) = (0, 0, 0);
+    let mut at = 0;
+    while at < path.len() {
+        let word = u64::from_le(path[at]);
+        let slashes = zeros(word ^ ONES * b'/' as u64);
+        let dots = zeros(word ^ ONES * b'.' as u64);
+        let slash = |n| back(n, slashes, slashes_before);
+        let dot = |n| back(n, dots, dots_before);
+        let doubled = slashes & slash(1);
+        let dotted = (slashes | zeros(word)) & dot(1) & (slash(2) | dot(2) & slash(3));
+        found |= doubled | dotted;
+        (slashes_before, dots_before) = (slashes, dots);
+        at += 1;
+    }
+    found != 0
+}
+
 /// Whether a path of `len` bytes without its NUL is one that an ordinary program has no business with.
 #[inline(always)]
 #[must_use]
@@ -116,6 +150,30 @@ mod tests {
             let text = core::str::from_utf8(prefix).unwrap();
             assert!(check(text), "{text}");
             assert!(!check(&text[..text.len() - 1]), "{text} without its last byte");
+        }
+    }
+
+    #[test]
+    fn a_roundabout_path_is_told_at_every_place() {
+        for (text, expected) in [
+            ("//", true),
+            ("/./", true),
+            ("/../", true),
+            ("/.", true),
+            ("/..", true),
+            ("/.ssh/", false),
+            ("/..x/", false),
+            ("/a./b../", false),
+            ("/...", false),
+            ("", false),
+        ] {
+            for before in 0..40 {
+                let mut bytes = [0_u8; PATH_LEN];
+                bytes[..before].fill(b'a');
+                bytes[before..before + text.len()].copy_from_slice(text.as_bytes());
+                let words: [u64; PATH_LEN / 8] = zerocopy::transmute!(bytes);
+                assert_eq!(is_roundabout(&words), expected, "{text} behind {before} bytes");
+            }
         }
     }
 

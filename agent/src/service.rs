@@ -427,6 +427,7 @@ impl Service {
                 all.push(("kernel_decode_errors".into(), counters.decode_errors));
                 all.push(("kernel_elsewhere".into(), counters.elsewhere));
                 all.push(("kernel_unresolved".into(), counters.unresolved));
+                all.push(("opens_unchecked".into(), counters.unchecked));
             }
             Err(error) => log::warn!("reading the kernel's counters: {error}"),
         }

@@ -146,6 +146,8 @@ pub enum Tampering {
     Renamed,
     /// Its times were set.
     Redated,
+    /// Another file took its name.
+    Replaced,
 }
 
 /// The question of a DNS query.
@@ -195,6 +197,8 @@ pub struct SyscallWindow {
     pub uring: u32,
     /// One bit per kind of operation submitted to `io_uring`; kinds above 63 share the last bit.
     pub uring_ops: u64,
+    /// One bit per capability that was asked for and had, as capability.h numbers them.
+    pub capabilities: u64,
     /// The order of its calls, when its program has a table in the kernel.
     pub grams: Option<GramWindow>,
     /// Its grams and how often each came, ascending, while it is being learned.
@@ -218,6 +222,7 @@ impl SyscallWindow {
             bytes_recv: 0,
             uring: 0,
             uring_ops: 0,
+            capabilities: 0,
             grams: None,
             learned: Vec::new(),
         }
@@ -260,6 +265,7 @@ impl SyscallWindow {
         self.bytes_recv = self.bytes_recv.saturating_add(other.bytes_recv);
         self.uring = self.uring.saturating_add(other.uring);
         self.uring_ops |= other.uring_ops;
+        self.capabilities |= other.capabilities;
         match (&mut self.grams, &other.grams) {
             (Some(mine), Some(theirs)) => mine.merge(theirs),
             (None, Some(theirs)) => self.grams = Some(theirs.clone()),

@@ -7,6 +7,7 @@
 
 pub mod bundle;
 pub mod calibration;
+mod capability;
 pub mod chain;
 #[cfg(feature = "infer")]
 pub mod detect;

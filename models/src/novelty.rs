@@ -51,9 +51,11 @@ pub enum Kind {
     DnsTunnel = 20,
     /// Files or connections were used through `io_uring`.
     IoUring = 21,
+    /// A capability was used.
+    Capability = 22,
 }
 
-const KINDS: [Kind; 21] = [
+const KINDS: [Kind; 22] = [
     Kind::Shell,
     Kind::Exec,
     Kind::Sensitive,
@@ -75,6 +77,7 @@ const KINDS: [Kind; 21] = [
     Kind::Fileless,
     Kind::DnsTunnel,
     Kind::IoUring,
+    Kind::Capability,
 ];
 
 impl Kind {
@@ -98,6 +101,7 @@ impl Kind {
             Self::Shell | Self::Redate | Self::DnsTunnel => 8.0,
             Self::IoUring => 6.0,
             Self::Exec | Self::Port | Self::SystemWrite | Self::Lolbin => 4.0,
+            Self::Capability => 2.0,
             Self::Syscall => 1.0,
         }
     }
@@ -127,9 +131,13 @@ impl Kind {
     #[must_use]
     pub fn layer(self) -> Layer {
         match self {
-            Self::Shell | Self::Exec | Self::Root | Self::Module | Self::Bpf | Self::Fileless => {
-                Layer::Process
-            }
+            Self::Shell
+            | Self::Exec
+            | Self::Root
+            | Self::Module
+            | Self::Bpf
+            | Self::Fileless
+            | Self::Capability => Layer::Process,
             Self::Sensitive | Self::SystemWrite => Layer::File,
             Self::Port | Self::Tor => Layer::Network,
             Self::Syscall | Self::IoUring => Layer::Syscall,
@@ -150,7 +158,7 @@ impl Kind {
             Self::Port => "T1571",
             Self::Syscall => "",
             Self::SystemWrite => "T1565.001",
-            Self::Root => "T1068",
+            Self::Root | Self::Capability => "T1068",
             Self::Tor => "T1090.003",
             Self::Lolbin => "T1218",
             Self::Injection | Self::Injected => "T1055",
@@ -190,6 +198,7 @@ impl Kind {
             Self::Fileless => "first_fileless_program",
             Self::DnsTunnel => "first_large_dns_query",
             Self::IoUring => "first_io_uring",
+            Self::Capability => "first_capability",
         }
     }
 
@@ -226,6 +235,7 @@ impl Kind {
             Self::IoUring => {
                 format!("gave work to io_uring, where calls are not seen ({value}); it never did before")
             }
+            Self::Capability => format!("used the capability {value}; it never did before"),
         }
     }
 }

@@ -4,6 +4,7 @@ use core::net::IpAddr;
 
 use heapless::index_set::FnvIndexSet;
 
+use crate::capability;
 use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, call_name};
 use crate::novelty::{Kind, trait_id};
 use crate::schema::{LOLBINS, TOR_PORTS};
@@ -83,6 +84,8 @@ const O_ACCMODE: u32 = 3;
 const EPHEMERAL_PORT: u16 = 32768;
 /// A DNS query above this size may carry data: an ordinary one has some 30 to 60 bytes.
 const DNS_LARGE: u32 = 100;
+/// Bytes of a header and the shortest question (RFC 1035).
+const DNS_SHORTEST: u32 = 17;
 /// Kinds of `io_uring` operations worth naming: number and name.
 const OPERATIONS: [(u32, &str); 11] = [
     (1, "readv"),
@@ -235,6 +238,9 @@ impl Window {
             let text = format!("{} operations: {}", part.uring, operations(part.uring_ops));
             self.note(Kind::IoUring, "io_uring", &text);
         }
+        for name in capability::names(part.capabilities) {
+            self.note(Kind::Capability, name, name);
+        }
         for (slot, _) in part.calls.iter().enumerate().filter(|(_, n)| **n > 0) {
             let name = syscalls::name(slot);
             self.note(Kind::Syscall, name, name);
@@ -303,22 +309,30 @@ impl Window {
         let (class, verb) = match how {
             Tampering::Removed => ("removed", "removed"),
             Tampering::Emptied => ("emptied", "emptied or cut"),
+            Tampering::Replaced => ("replaced", "put another file in the place of"),
             Tampering::Renamed | Tampering::Redated => ("renamed", "moved away"),
         };
         self.note(Kind::LogTamper, &format!("{class} {dir}"), &format!("{verb} {path}"))
     }
 
     fn dns(&mut self, addr: IpAddr, bytes: u32, question: Option<&DnsQuestion>) -> Option<u64> {
-        let question = question?;
+        // A message too short to ask anything is the length that comes first over TCP.
+        if question.is_none() && bytes < DNS_SHORTEST {
+            return None;
+        }
         self.sums.dns_queries += 1;
         self.sums.dns_bytes += u64::from(bytes);
         self.sums.dns_bytes_max = self.sums.dns_bytes_max.max(bytes);
         if bytes > DNS_LARGE {
-            let text = format!(
-                "{bytes} bytes about {} to {addr}, name of {} bytes with {:.1} bits a character",
-                question.domain, question.name_len, question.entropy
-            );
-            self.note(Kind::DnsTunnel, &question.domain, &text);
+            let about = match question {
+                Some(question) => format!(
+                    "about {} to {addr}, name of {} bytes with {:.1} bits a character",
+                    question.domain, question.name_len, question.entropy
+                ),
+                None => format!("to {addr}, whose question was not seen"),
+            };
+            let value = question.map_or_else(|| addr.to_string(), |question| question.domain.to_string());
+            self.note(Kind::DnsTunnel, &value, &format!("{bytes} bytes {about}"));
         }
         None
     }
@@ -475,20 +489,26 @@ mod tests {
     }
 
     #[test]
-    fn only_questions_count_as_queries_and_only_large_ones_as_evidence() {
+    fn messages_to_port_53_count_as_queries_and_only_large_ones_as_evidence() {
         let mut window = Window::new(1, 0);
         let ask = |bytes, domain: &str| {
             let domain = PathText::try_from(domain).unwrap();
             let question = DnsQuestion { domain, name_len: 20, entropy: 4.0, tcp: false };
             event(EventKind::Dns { addr: "9.9.9.9".parse().unwrap(), bytes, question: Some(question) })
         };
-        window.add(&event(EventKind::Dns { addr: "9.9.9.9".parse().unwrap(), bytes: 500, question: None }));
+        let unread =
+            |bytes| event(EventKind::Dns { addr: "9.9.9.9".parse().unwrap(), bytes, question: None });
+        // The length that comes first over TCP asks nothing.
+        window.add(&unread(2));
         window.add(&ask(40, "example.org"));
         assert!(window.traits().is_empty());
         window.add(&ask(180, "example.net"));
         assert_eq!(window.traits(), [trait_id(Kind::DnsTunnel, "example.net")]);
+        window.add(&unread(500));
+        let tunnels = [trait_id(Kind::DnsTunnel, "example.net"), trait_id(Kind::DnsTunnel, "9.9.9.9")];
+        assert!(tunnels.iter().all(|id| window.traits().contains(id)) && window.traits().len() == 2);
         let sums = &window.sums;
-        assert_eq!((sums.dns_queries, sums.dns_bytes, sums.dns_bytes_max), (2, 220, 180));
+        assert_eq!((sums.dns_queries, sums.dns_bytes, sums.dns_bytes_max), (3, 720, 500));
     }
 
     #[test]

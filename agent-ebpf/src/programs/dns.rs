@@ -1,19 +1,22 @@
-//! The DNS layer: messages to port 53, by address or over a socket connected to it.
+//! The DNS layer: messages to port 53, by address or over a socket connected to it. Datagrams to other ports are the
+//! network layer's.
 
 use core::hint;
 
-use agent_ebpf::records::{Class, DNS_LEN, Dns, KIND_DNS, Peer, SocketKey};
+use agent_ebpf::gram::{self, Before};
+use agent_ebpf::records::{Class, DNS_LEN, Dns, Field, KIND_DNS, Peer, SocketKey};
 use aya_ebpf::{helpers::generated::bpf_probe_read_user as raw_read_user, macros::map, maps::PerCpuArray};
 
 use crate::{
     call_layer,
-    network::{DNS_PORT, count_sent, peer},
-    shared::{Caller, DNS_SOCKETS, caller, read_user, send_urgent, slot},
+    network::{self, AF_INET, DNS_PORT, count_sent, peer},
+    shared::{Caller, DNS_SOCKETS, caller, field, read_user, send_urgent, slot},
 };
 
 const SLOT_WRITEV: u16 = 20;
 const SLOT_SENDTO: u16 = 44;
 const SLOT_SENDMSG: u16 = 46;
+const SLOT_SENDMMSG: u16 = 307;
 /// Bytes of a `mmsghdr`.
 const MMSGHDR: u64 = 64;
 /// Messages of one `sendmmsg` that are looked at: a resolver sends two.
@@ -35,46 +38,42 @@ struct Pieces {
 #[inline(always)]
 fn send(nr: u64, arg: impl Fn(usize) -> u64) {
     let Some(caller) = caller() else { return };
-    let fd = arg(0) as u32;
-    match slot(nr) {
-        SLOT_SENDTO => {
-            let (base, len) = (arg(1), arg(2));
-            count_sent(caller, len & 0x7fff_ffff);
-            sent(caller, fd, arg(4), Pieces { first: [base, len], second: [0; 2] });
-        }
-        SLOT_SENDMSG => message(caller, fd, arg(1), true),
+    let (call, fd) = (slot(nr), arg(0) as u32);
+    let messages = match call {
+        SLOT_SENDTO | SLOT_SENDMSG => 1,
         SLOT_WRITEV => {
             // Any file may be written so; only a socket known to be connected is looked at.
-            let socket = SocketKey { tgid: caller.tgid, fd };
-            if DNS_SOCKETS.get_ptr(socket).is_some() {
-                if let Some(pieces) = pieces(arg(1), arg(2)) {
-                    sent(caller, fd, 0, pieces);
-                }
+            if DNS_SOCKETS.get_ptr(SocketKey { tgid: caller.tgid, fd }).is_none() {
+                return;
             }
+            1
         }
-        _ => {
-            let (headers, n) = (arg(1), arg(2));
-            let mut at = 0;
-            while at < MESSAGES {
-                if at >= n {
-                    break;
-                }
-                message(caller, fd, headers + at * MMSGHDR, true);
-                at += 1;
-            }
+        _ => arg(2),
+    };
+    let mut at = 0;
+    while at < MESSAGES {
+        if at >= messages {
+            break;
         }
+        let (address, pieces) = match call {
+            SLOT_SENDTO => (arg(4), Some(Pieces { first: [arg(1), arg(2)], second: [0; 2] })),
+            SLOT_WRITEV => (0, pieces(arg(1), arg(2))),
+            _ => message(arg(1) + at * MMSGHDR),
+        };
+        let Some(pieces) = pieces else { return };
+        if call != SLOT_WRITEV {
+            count_sent(caller, (pieces.first[1] + pieces.second[1]) & 0x7fff_ffff);
+        }
+        sent(caller, fd, address, pieces);
+        at += 1;
     }
 }
 
 /// One `msghdr`: address, its length and a gap, pieces, number of pieces.
 #[inline(always)]
-fn message(caller: Caller, fd: u32, header: u64, counted: bool) {
-    let Some([name, _, list, n]) = read_user::<[u64; 4]>(header) else { return };
-    let Some(pieces) = pieces(list, n) else { return };
-    if counted {
-        count_sent(caller, (pieces.first[1] + pieces.second[1]) & 0x7fff_ffff);
-    }
-    sent(caller, fd, name, pieces);
+fn message(header: u64) -> (u64, Option<Pieces>) {
+    let Some([name, _, list, n]) = read_user::<[u64; 4]>(header) else { return (0, None) };
+    (name, pieces(list, n))
 }
 
 #[inline(always)]
@@ -93,26 +92,60 @@ fn sent(caller: Caller, fd: u32, address: u64, pieces: Pieces) {
         // SAFETY: an entry may be replaced by another peer of the same process while it is read; both are whole.
         unsafe { DNS_SOCKETS.get(socket) }.copied()
     };
-    let Some(Peer { family, port: DNS_PORT, addr }) = to else { return };
-    if !caller.may_act(Class::Dns) {
-        return;
+    let Some(to) = to else { return };
+    if to.port != DNS_PORT {
+        return network::datagram(caller, to);
     }
     let [base, len] =
         if pieces.first[1] == 2 && pieces.second[1] != 0 { pieces.second } else { pieces.first };
+    report(caller, to, base, len);
+}
+
+/// `read`, `write` and `sendfile` on a socket: how much went to port 53, and to whom; not what.
+#[inline(always)]
+pub(crate) fn moved(sock: u64, family: u16, n: u32) {
+    let Some(caller) = caller() else { return };
+    let Some(thread) = caller.thread() else { return };
+    // SAFETY: `thread` points to an element of an array, and the cell is read as one aligned word.
+    let last = match gram::before(unsafe { (&raw const (*thread).cell).read_volatile() }, caller.tid) {
+        Before::Gram(gram) => gram::latest(gram),
+        _ => None,
+    };
+    // Of these the message was seen on the way in.
+    if let Some(SLOT_SENDTO | SLOT_SENDMSG | SLOT_SENDMMSG | SLOT_WRITEV) = last {
+        return;
+    }
+    let addr = if family == AF_INET {
+        field::<[u8; 4]>(sock, Field::SockAddr)
+            .map(|[a, b, c, d]| [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    } else {
+        field(sock, Field::SockAddr6)
+    };
+    if let Some(addr) = addr {
+        report(caller, Peer { family: u32::from(family), port: DNS_PORT, addr }, 0, u64::from(n));
+    }
+}
+
+/// Sends a record about a message; at address zero its text is not known.
+#[inline(always)]
+fn report(caller: Caller, to: Peer, base: u64, len: u64) {
+    if !caller.may_act(Class::Dns) {
+        return;
+    }
     let Some(record) = ASKING.get_ptr_mut(0) else { return };
     // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile. The
     // helper checks the address.
     unsafe {
         caller.write_header(&raw mut (*record).header, KIND_DNS);
-        (*record).family = family;
+        (*record).family = to.family;
         (*record).len = len as u32;
         (*record)._pad = 0;
-        (*record).addr = addr;
+        (*record).addr = to.addr;
         let message = (&raw mut (*record).message).cast();
         // Checked right before it is used: older verifiers forget what they know of a value kept on the stack.
         let len = hint::black_box(len);
         let taken = if len < DNS_LEN as u64 { len as u32 } else { DNS_LEN as u32 };
-        let read = raw_read_user(message, taken, base as *const _) == 0;
+        let read = base != 0 && raw_read_user(message, taken, base as *const _) == 0;
         (*record).taken = if read { taken } else { 0 };
         send_urgent(Class::Dns, &*record);
     }

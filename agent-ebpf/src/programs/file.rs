@@ -5,13 +5,15 @@ use core::hint;
 use agent_ebpf::{
     acts::{TRUNCATES, WRITES, is_release_agent, memory_of},
     records::{
-        Class, DIRECTORY_LEN, Inject, KIND_INJECT, KIND_OPEN, NR_OPENAT2, Open, PATH_LEN, SLOT_CREAT,
+        Class, DIRECTORY_LEN, Field, Inject, KIND_INJECT, KIND_OPEN, NR_OPENAT2, Open, PATH_LEN, SLOT_CREAT,
         SLOT_OPEN, SLOT_OPENAT, WRITTEN, Window, counter,
     },
     sensitive::{Head, is_sensitive},
 };
 use aya_ebpf::{
-    helpers::generated::bpf_probe_read_kernel as raw_read_kernel,
+    helpers::generated::{
+        bpf_probe_read_kernel as raw_read_kernel, bpf_probe_read_kernel_str as raw_read_kernel_str,
+    },
     macros::{btf_tracepoint, map, raw_tracepoint, tracepoint},
     maps::PerCpuArray,
     programs::{BtfTracePointContext, RawTracePointContext, TracePointContext},
@@ -21,7 +23,7 @@ use crate::{
     call_layer, escape,
     shared::{
         BULK_CAP, CALLS_BTF, CALLS_RAW, CLASSIC_ARGS, CLASSIC_NR, DIRECTORIES, Registers, call_of, caller,
-        count, read_path, read_user, send_bulk, send_urgent, slot,
+        count, field, offset, read_kernel, read_path, read_user, send_bulk, send_urgent, slot,
     },
     traces,
 };
@@ -166,25 +168,70 @@ unsafe fn complete(record: *mut Open) -> usize {
     // SAFETY: by this function's contract.
     let dfd = unsafe { (*record).dfd };
     let start = if dfd == AT_FDCWD { traces::working_directory() } else { traces::file(dfd) };
-    let Some(key) = start.and_then(traces::identity) else { return 0 };
+    let Some(start) = start else { return 0 };
+    let Some(key) = traces::identity(start.dentry) else { return 0 };
     let Some(full) = COMPLETE.get_ptr_mut(0) else { return 0 };
+    let to = full.cast::<u8>();
     // SAFETY: the agent writes the entries before any program runs.
-    let Some(directory) = (unsafe { DIRECTORIES.get(key) }) else { return 0 };
+    let len = match unsafe { DIRECTORIES.get(key) } {
+        Some(directory) => {
+            // SAFETY: both are whole fields of map values; the helper cannot fail for them.
+            unsafe { raw_read_kernel(to.cast(), DIRECTORY_LEN as u32, (&raw const directory.text).cast()) };
+            directory.len as usize
+        }
+        // SAFETY: `to` points to a whole path in a map value.
+        None => unsafe { process_directory(start.dentry, to) },
+    };
     // The compiler must not drop the mask, which the verifier wants to see.
-    let len = hint::black_box(directory.len as usize) & (DIRECTORY_LEN - 1);
+    let len = hint::black_box(len) & (DIRECTORY_LEN - 1);
     if len == 0 {
         return 0;
     }
-    // SAFETY: all are whole fields of map values. The first copy fills 32 bytes, the second 224 behind at most 31, the
-    // third 256; the helper cannot fail for them.
+    // SAFETY: all are whole fields of map values. The first copy fills 224 bytes behind at most 31, the second 256; the
+    // helper cannot fail for them.
     unsafe {
-        let (to, path) = (full.cast::<u8>(), (&raw mut (*record).path).cast::<u8>());
-        raw_read_kernel(to.cast(), DIRECTORY_LEN as u32, (&raw const directory.text).cast());
+        let path = (&raw mut (*record).path).cast::<u8>();
         raw_read_kernel(to.add(len).cast(), REST as u32, path.cast());
         *to.add(PATH_LEN - 1) = 0;
         raw_read_kernel(path.cast(), PATH_LEN as u32, to.cast());
     }
     len
+}
+
+/// Writes `/proc/<pid>/` when the directory is a process's, whose memory lies there: `cd /proc/17; dd of=mem`. Returns its
+/// length, or zero.
+///
+/// # Safety
+///
+/// `to` points to at least [`DIRECTORY_LEN`] bytes of a map value.
+#[inline(always)]
+unsafe fn process_directory(dentry: u64, to: *mut u8) -> usize {
+    const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+    const START: &[u8; 8] = b"/proc/\0\0";
+    /// Seven digits and a NUL.
+    const NAME: usize = 8;
+    let read = || -> Option<usize> {
+        let inode: u64 = field(dentry, Field::DentryInode)?;
+        let sb: u64 = field(inode, Field::InodeSb)?;
+        let magic: u64 = field(sb, Field::SbMagic)?;
+        let name: u64 = read_kernel(dentry + offset(Field::DentryName)? + offset(Field::QstrName)?)?;
+        if magic != PROC_SUPER_MAGIC {
+            return None;
+        }
+        // SAFETY: by this function's contract: 6 bytes, and at most 8 behind them. The map's values are aligned to eight.
+        unsafe {
+            to.cast::<u64>().write(u64::from_ne_bytes(*START));
+            let n = raw_read_kernel_str(to.add(6).cast(), NAME as u32, name as *const _);
+            // What is no number is no process; what is read as one decides.
+            if n < 2 {
+                return None;
+            }
+            let end = hint::black_box(n as usize + 5) & (DIRECTORY_LEN - 1);
+            *to.add(end) = b'/';
+            Some(end + 1)
+        }
+    };
+    read().unwrap_or(0)
 }
 
 /// The beginning of the record's path.

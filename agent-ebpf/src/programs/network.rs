@@ -1,15 +1,16 @@
 //! The network layer: whom a process asks to connect to, and how many bytes it sends and receives.
 
 use agent_ebpf::records::{
-    Class, Connect, Field, KIND_CONNECT, MODE_COUNT_CALLS, Peer, SocketKey, Window, counter,
+    Class, Connect, Field, KIND_CONNECT, MODE_COUNT_CALLS, Peer, PeerKey, SocketKey, Window, counter,
 };
 use aya_ebpf::{
-    macros::{btf_tracepoint, raw_tracepoint},
+    macros::{btf_tracepoint, map, raw_tracepoint},
+    maps::LruHashMap,
     programs::{BtfTracePointContext, RawTracePointContext},
 };
 
 use crate::{
-    call_layer,
+    call_layer, dns,
     shared::{
         Caller, DNS_SOCKETS, EPOCH, add_u64, caller, count, count_at, field, offset, open_epoch, read_user,
         send_urgent, slot,
@@ -21,54 +22,72 @@ pub(crate) const AF_INET6: u16 = 10;
 pub(crate) const DNS_PORT: u32 = 53;
 const SLOT_RECVMSG: u16 = 47;
 
+#[map]
+static PEERS: LruHashMap<PeerKey, u32> = LruHashMap::with_max_entries(1024, 0);
+
 call_layer!(connect_btf, connect_raw, connect_tp, connect);
 call_layer!(recv_btf, recv_raw, recv_tp, recv);
 
 #[btf_tracepoint(function = "sock_send_length")]
 fn sent_btf(ctx: BtfTracePointContext) -> i32 {
-    moved(family_of(ctx.arg(0)), ctx.arg(1), sent_of);
+    let sock: u64 = ctx.arg(0);
+    sent(sock, ctx.arg(1), || typed(sock, Field::SockFamily, FAMILY), || typed(sock, Field::SockPort, PORT));
     0
 }
 
 #[raw_tracepoint(tracepoint = "sock_send_length")]
 fn sent_raw(ctx: RawTracePointContext) -> i32 {
-    moved(field(ctx.arg(0), Field::SockFamily), ctx.arg(1), sent_of);
+    let sock: u64 = ctx.arg(0);
+    sent(sock, ctx.arg(1), || field(sock, Field::SockFamily), || field(sock, Field::SockPort));
     0
 }
 
 #[btf_tracepoint(function = "sock_recv_length")]
 fn received_btf(ctx: BtfTracePointContext) -> i32 {
-    moved(family_of(ctx.arg(0)), ctx.arg(1), received_of);
+    let sock: u64 = ctx.arg(0);
+    moved(ctx.arg(1), typed(sock, Field::SockFamily, FAMILY), received_of);
     0
 }
 
 #[raw_tracepoint(tracepoint = "sock_recv_length")]
 fn received_raw(ctx: RawTracePointContext) -> i32 {
-    moved(field(ctx.arg(0), Field::SockFamily), ctx.arg(1), received_of);
+    moved(ctx.arg(1), field(ctx.arg(0), Field::SockFamily), received_of);
     0
 }
 
-/// A socket's family, read without a helper where the verifier knows the type and the field is where it has been since
-/// Linux 2.6.
+/// Where `skc_family` and `skc_dport` have been since Linux 2.6.
+const FAMILY: u64 = 16;
+const PORT: u64 = 12;
+
+/// A field of a socket whose type the verifier knows, read without a helper where it is where it usually is.
 #[inline(always)]
-fn family_of(sock: u64) -> Option<u16> {
-    const USUAL: u64 = 16;
-    if offset(Field::SockFamily) == Some(USUAL) {
+fn typed(sock: u64, place: Field, usual: u64) -> Option<u16> {
+    if offset(place) == Some(usual) {
         // SAFETY: the kernel checks each such access, by its type when it loads the program, and by its fault when it runs.
-        return Some(unsafe { ((sock + USUAL) as *const u16).read_volatile() });
+        return Some(unsafe { ((sock + usual) as *const u16).read_volatile() });
     }
-    field(sock, Field::SockFamily)
+    field(sock, place)
 }
 
-/// A socket moved so many bytes, or failed with a negative number. Without type information every socket counts, those
-/// of the machine's own kind too.
+/// A socket sent so many bytes.
 #[inline(always)]
-fn moved(family: Option<u16>, result: i32, counted: fn(*mut Window) -> *mut u64) {
-    if result <= 0 || family.is_some_and(|family| family != AF_INET && family != AF_INET6) {
-        return;
+fn sent(sock: u64, result: i32, family: impl Fn() -> Option<u16>, port: impl Fn() -> Option<u16>) {
+    let family = family();
+    if moved(result, family, sent_of) && port().map(u16::from_be) == Some(DNS_PORT as u16) {
+        dns::moved(sock, family.unwrap_or(0), result as u32);
     }
-    let Some(caller) = caller() else { return };
+}
+
+/// A socket moved so many bytes, or failed with a negative number; true when they were counted. Without type information
+/// every socket counts, those of the machine's own kind too.
+#[inline(always)]
+fn moved(result: i32, family: Option<u16>, counted: fn(*mut Window) -> *mut u64) -> bool {
+    if result <= 0 || family.is_some_and(|family| family != AF_INET && family != AF_INET6) {
+        return false;
+    }
+    let Some(caller) = caller() else { return false };
     count_bytes(caller, result as u64, counted);
+    true
 }
 
 /// Adds to a sum of this process's window.
@@ -167,10 +186,29 @@ fn connect(_: u64, arg: impl Fn(usize) -> u64) {
     } else {
         let _ = DNS_SOCKETS.remove(socket);
     }
+    report(caller, peer);
+}
+
+/// A datagram with an address of its own: the first one to each peer in an epoch is reported as a connection is. Whom the
+/// least recently used table has forgotten is reported again.
+#[inline(always)]
+pub(crate) fn datagram(caller: Caller, peer: Peer) {
+    let Some(epoch) = open_epoch() else { return };
+    let key = PeerKey { tgid: caller.tgid, peer };
+    // SAFETY: the value is read at once.
+    if unsafe { PEERS.get(key) }.is_some_and(|told| *told == epoch.number) {
+        return;
+    }
+    let _ = PEERS.insert(key, epoch.number, 0);
+    report(caller, peer);
+}
+
+#[inline(always)]
+fn report(caller: Caller, to: Peer) {
     count(Class::Connect, counter::SEEN);
     if !caller.may_report() {
         return count(Class::Connect, counter::THROTTLED);
     }
     let header = caller.header(KIND_CONNECT);
-    send_urgent(Class::Connect, &Connect { header, family: peer.family, port: peer.port, addr: peer.addr });
+    send_urgent(Class::Connect, &Connect { header, family: to.family, port: to.port, addr: to.addr });
 }

@@ -60,6 +60,8 @@ pub(crate) static DNS_SOCKETS: LruHashMap<SocketKey, Peer> = LruHashMap::with_ma
 #[unsafe(no_mangle)]
 static OWN_TGID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
+pub(crate) static OWN_MNT_NS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
 static ARG_OFFSETS: [Global<u32>; 6] = [const { Global::new(OFFSET_UNKNOWN) }; 6];
 #[unsafe(no_mangle)]
 static FIELDS: [Global<u32>; Field::ALL.len()] = [const { Global::new(OFFSET_UNKNOWN) }; Field::ALL.len()];

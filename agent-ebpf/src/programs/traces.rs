@@ -7,8 +7,10 @@
 use agent_ebpf::{
     acts::is_erasure,
     records::{
-        Class, DirectoryKey, Field, KIND_TAMPER, Open, PATH_LEN, PLACE_UNKNOWN, PLACE_WATCHED, Tamper,
+        Class, DirectoryKey, Field, KIND_TAMPER, Open, PATH_LEN, PLACE_UNKNOWN, PLACE_WATCHED, REPLACED,
+        Tamper,
     },
+    sensitive::is_roundabout,
     watched::{WATCHED_MAX, WORDS, Watched},
 };
 use aya_ebpf::{
@@ -21,14 +23,16 @@ use crate::{
     call_layer,
     file::AT_FDCWD,
     shared::{
-        Caller, DIRECTORIES, WATCHED, call_of, caller, field, offset, read_kernel, read_path, send_urgent,
-        slot,
+        Caller, DIRECTORIES, OWN_MNT_NS, WATCHED, call_of, caller, field, offset, read_kernel, read_path,
+        send_urgent, slot,
     },
 };
 
 const SLOT_TRUNCATE: u16 = 76;
 const SLOT_FTRUNCATE: u16 = 77;
 const SLOT_RENAME: u16 = 82;
+const SLOT_RENAMEAT: u16 = 264;
+const SLOT_RENAMEAT2: u16 = 316;
 const SLOT_UNLINK: u16 = 87;
 const SLOT_UTIME: u16 = 132;
 const SLOT_UTIMES: u16 = 235;
@@ -52,7 +56,8 @@ enum Place {
 
 #[inline(always)]
 fn tamper(nr: u64, arg: impl Fn(usize) -> u64) {
-    let (dfd, path) = match slot(nr) {
+    let call = slot(nr);
+    let (dfd, path) = match call {
         SLOT_FALLOCATE if !is_erasure(arg(1)) => return,
         SLOT_FTRUNCATE | SLOT_FALLOCATE => (arg(0) as i32, 0),
         SLOT_TRUNCATE | SLOT_RENAME | SLOT_UNLINK | SLOT_UTIME | SLOT_UTIMES => (AT_FDCWD, arg(0)),
@@ -61,17 +66,28 @@ fn tamper(nr: u64, arg: impl Fn(usize) -> u64) {
     };
     let Some(caller) = caller() else { return };
     let Some(record) = WIPING.get_ptr_mut(0) else { return };
-    // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile.
-    unsafe {
-        (*record).dfd = dfd;
-        (*record).flags = 0;
-        let text = &raw mut (*record).path;
-        if path == 0 {
-            *text.cast::<u8>() = 0;
-        } else {
-            read_path(text, path);
+    // What is renamed over another file removes that one.
+    let (other_dfd, other_path) = match call {
+        SLOT_RENAME => (AT_FDCWD, arg(1)),
+        SLOT_RENAMEAT | SLOT_RENAMEAT2 => (arg(2) as i32, arg(3)),
+        _ => (0, 0),
+    };
+    let mut names = [(dfd, path, 0), (other_dfd, other_path, REPLACED)].into_iter();
+    while let Some((dfd, path, flags)) = names.next() {
+        // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile.
+        unsafe {
+            (*record).dfd = dfd;
+            (*record).flags = flags;
+            let text = &raw mut (*record).path;
+            if path == 0 {
+                *text.cast::<u8>() = 0;
+            } else {
+                read_path(text, path);
+            }
+            if report(caller, nr, record) || other_path == 0 {
+                return;
+            }
         }
-        report(caller, nr, record);
     }
 }
 
@@ -88,20 +104,20 @@ pub(crate) fn opened(caller: Caller, nr: u64, open: &Open) {
     }
 }
 
-/// Sends the record unless its file lies elsewhere.
+/// Sends the record unless its file lies elsewhere; true when it lies in a watched directory.
 ///
 /// # Safety
 ///
 /// `record` points into this CPU's element of a per-CPU map.
 #[inline(always)]
-unsafe fn report(caller: Caller, nr: u64, record: *mut Tamper) {
-    let Some(watched) = WATCHED.get_ptr(0) else { return };
+unsafe fn report(caller: Caller, nr: u64, record: *mut Tamper) -> bool {
+    let Some(watched) = WATCHED.get_ptr(0) else { return false };
     // SAFETY: by this function's contract; `watched` points to the array's only element, which the agent writes once.
     let place = unsafe { place(&*record, &*watched) };
     let (class, code) = match place {
         Place::Watched => (Class::AntiForensic, PLACE_WATCHED),
         Place::Unknown => (Class::Unplaced, PLACE_UNKNOWN),
-        Place::Elsewhere => return,
+        Place::Elsewhere => return false,
     };
     // Not one call for both: a class must be a constant where its cap is taken.
     let may = match place {
@@ -117,6 +133,7 @@ unsafe fn report(caller: Caller, nr: u64, record: *mut Tamper) {
             send_urgent(class, &*record);
         }
     }
+    code == PLACE_WATCHED
 }
 
 #[inline(always)]
@@ -124,7 +141,8 @@ fn place(record: &Tamper, watched: &Watched) -> Place {
     let first = record.path[0];
     if first == b'/' {
         // SAFETY: the path is 256 bytes long and, after 56 bytes of other fields, aligned to eight.
-        let words = unsafe { &*(&raw const record.path).cast::<[u64; WORDS]>() };
+        let path = unsafe { &*(&raw const record.path).cast::<[u64; PATH_LEN / 8]>() };
+        let (words, _) = path.split_first_chunk::<WORDS>().unwrap_or((&[0; WORDS], &[]));
         let mut at = 0;
         while at < WATCHED_MAX {
             if watched.list[at].holds(words) {
@@ -132,15 +150,29 @@ fn place(record: &Tamper, watched: &Watched) -> Place {
             }
             at += 1;
         }
-        return Place::Elsewhere;
+        return if is_roundabout(path) { Place::Unknown } else { Place::Elsewhere };
     }
     let start = if record.dfd == AT_FDCWD { working_directory() } else { file(record.dfd) };
     match start.map(is_below) {
         Some(Some(true)) => Place::Watched,
         // Its own directory is elsewhere, but a relative path may lead out of it.
-        Some(Some(false)) if first == 0 || is_bare(&record.path) => Place::Elsewhere,
+        Some(Some(false)) if (first == 0 || is_bare(&record.path)) && sees_our_mounts() => Place::Elsewhere,
         _ => Place::Unknown,
     }
+}
+
+/// Whether the watched directories are those of this process: a container has its own under the same names.
+#[inline(always)]
+fn sees_our_mounts() -> bool {
+    let number = || -> Option<u32> {
+        // SAFETY: the helper takes no arguments.
+        let task = unsafe { bpf_get_current_task() };
+        let proxy: u64 = field(task, Field::TaskNsproxy)?;
+        let mounts: u64 = field(proxy, Field::NsproxyMnt)?;
+        field(mounts + offset(Field::MntNs)?, Field::NsInum)
+    };
+    // Unknown numbers are taken for ours, as on a kernel that does not tell.
+    number().is_none_or(|number| number == OWN_MNT_NS.load())
 }
 
 /// Whether a relative path stays in its directory: no slash in its beginning.
@@ -159,16 +191,23 @@ fn is_bare(path: &[u8; PATH_LEN]) -> bool {
     false
 }
 
-#[inline(always)]
-pub(crate) fn working_directory() -> Option<u64> {
-    // SAFETY: the helper takes no arguments.
-    let task = unsafe { bpf_get_current_task() };
-    let fs: u64 = field(task, Field::TaskFs)?;
-    read_kernel(fs + offset(Field::FsPwd)? + offset(Field::PathDentry)?)
+/// A file or directory, and the mount that it was reached by.
+#[derive(Clone, Copy)]
+pub(crate) struct Spot {
+    pub(crate) dentry: u64,
+    mount: u64,
 }
 
 #[inline(always)]
-pub(crate) fn file(fd: i32) -> Option<u64> {
+pub(crate) fn working_directory() -> Option<Spot> {
+    // SAFETY: the helper takes no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let fs: u64 = field(task, Field::TaskFs)?;
+    spot(fs + offset(Field::FsPwd)?)
+}
+
+#[inline(always)]
+pub(crate) fn file(fd: i32) -> Option<Spot> {
     // SAFETY: the helper takes no arguments.
     let task = unsafe { bpf_get_current_task() };
     let files: u64 = field(task, Field::TaskFiles)?;
@@ -179,7 +218,13 @@ pub(crate) fn file(fd: i32) -> Option<u64> {
     }
     let list: u64 = field(table, Field::FdtFd)?;
     let file: u64 = read_kernel(list + 8 * u64::from(fd as u32))?;
-    read_kernel(file + offset(Field::FilePath)? + offset(Field::PathDentry)?)
+    spot(file + offset(Field::FilePath)?)
+}
+
+/// What a `struct path` says.
+#[inline(always)]
+fn spot(path: u64) -> Option<Spot> {
+    Some(Spot { dentry: field(path, Field::PathDentry)?, mount: field(path, Field::PathMnt)? })
 }
 
 /// Inode and device of a file or directory.
@@ -190,20 +235,28 @@ pub(crate) fn identity(dentry: u64) -> Option<DirectoryKey> {
     Some(DirectoryKey { inode: field(inode, Field::InodeIno)?, device: field(sb, Field::SbDev)?, _pad: 0 })
 }
 
-/// Walks up from a file or directory; `None` when its end was not reached.
+/// Walks up from a file or directory, and from the root of a file system to where it is mounted; `None` when the end was
+/// not reached.
 #[inline(always)]
-fn is_below(mut dentry: u64) -> Option<bool> {
+fn is_below(mut spot: Spot) -> Option<bool> {
     let mut depth = 0;
     while depth < DEPTH {
         // SAFETY: the agent writes the entries before any program runs.
-        if unsafe { DIRECTORIES.get(identity(dentry)?) }.is_some_and(|directory| directory.watched != 0) {
+        if unsafe { DIRECTORIES.get(identity(spot.dentry)?) }.is_some_and(|directory| directory.watched != 0)
+        {
             return Some(true);
         }
-        let parent: u64 = field(dentry, Field::DentryParent)?;
-        if parent == dentry {
-            return Some(false);
+        let parent: u64 = field(spot.dentry, Field::DentryParent)?;
+        if parent == spot.dentry {
+            let mount = spot.mount.wrapping_sub(offset(Field::MountMnt)?);
+            let above: u64 = field(mount, Field::MountParent)?;
+            if above == mount {
+                return Some(false);
+            }
+            spot = Spot { dentry: field(mount, Field::MountPoint)?, mount: above + offset(Field::MountMnt)? };
+        } else {
+            spot.dentry = parent;
         }
-        dentry = parent;
         depth += 1;
     }
     None

@@ -4,7 +4,7 @@ use agent_ebpf::records::names;
 use aya::{
     Btf, Ebpf,
     maps::{MapData, ProgramArray},
-    programs::{BtfTracePoint, Program, ProgramError, RawTracePoint, TracePoint},
+    programs::{BtfTracePoint, KProbe, Program, ProgramError, RawTracePoint, TracePoint},
 };
 use models::{
     chain::chain,
@@ -108,6 +108,7 @@ fn attach(programs: &mut Ebpf, backend: &Backend, btf: Option<&Btf>, known: Know
                 Some(Program::BtfTracePoint(p)) => p.unload(),
                 Some(Program::RawTracePoint(p)) => p.unload(),
                 Some(Program::TracePoint(p)) => p.unload(),
+                Some(Program::KProbe(p)) => p.unload(),
                 _ => Ok(()),
             };
         }
@@ -120,6 +121,7 @@ fn attach_one(programs: &mut Ebpf, name: &str, hook: Hook, btf: Option<&Btf>) ->
     match (programs.program_mut(name).ok_or(MISSING)?, hook) {
         (Program::BtfTracePoint(p), _) => p.attach().map(drop),
         (Program::RawTracePoint(p), Hook::Raw(name)) => p.attach(name).map(drop),
+        (Program::KProbe(p), Hook::Kprobe(function)) => p.attach(function, 0).map(drop),
         (Program::TracePoint(p), Hook::Classic(category, name)) => p.attach(category, name).map(drop),
         _ => return Err(MISSING.to_owned()),
     }
@@ -135,6 +137,7 @@ fn load(programs: &mut Ebpf, name: &str, hook: Hook, btf: Option<&Btf>) -> Resul
             <&mut BtfTracePoint>::try_from(program).map_err(wrong)?.load(tracepoint, btf).map_err(wrong)
         }
         Hook::Raw(_) => <&mut RawTracePoint>::try_from(program).map_err(wrong)?.load().map_err(wrong),
+        Hook::Kprobe(_) => <&mut KProbe>::try_from(program).map_err(wrong)?.load().map_err(wrong),
         Hook::Classic(..) => <&mut TracePoint>::try_from(program).map_err(wrong)?.load().map_err(wrong),
     }
 }

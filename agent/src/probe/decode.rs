@@ -6,7 +6,7 @@ use agent_ebpf::dns;
 use agent_ebpf::records::{
     Act, Class, Connect, Dns, Escape, Exec, Flush, Fork, Header, Inject, KIND_CONNECT, KIND_DNS, KIND_ESCAPE,
     KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_INJECT, KIND_KERNEL_LOAD, KIND_OPEN, KIND_PRIVILEGE,
-    KIND_TAMPER, Open, PLACE_WATCHED, Tamper, Window,
+    KIND_TAMPER, Open, PLACE_WATCHED, REPLACED, Tamper, Window,
 };
 use models::event::{Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering};
 use models::sequence::{GramWindow, Sums};
@@ -89,8 +89,11 @@ pub(super) fn read(record: &[u8]) -> Result<Record, DecodeError> {
         }
         KIND_OPEN => {
             let open = whole::<Open>(&header, record)?;
-            let (flags, sensitive) = (open.flags, open.sensitive != 0);
-            (Class::Open, EventKind::Open { path: path_text(&open.path), flags, sensitive })
+            let (flags, sensitive, path) = (open.flags, open.sensitive != 0, path_text(&open.path));
+            if !path.is_empty() && !path.starts_with('/') {
+                unplaced = Some(Unplaced { dfd: open.dfd, watched: false });
+            }
+            (Class::Open, EventKind::Open { path, flags, sensitive })
         }
         KIND_CONNECT => {
             let connect = whole::<Connect>(&header, record)?;
@@ -112,11 +115,11 @@ pub(super) fn read(record: &[u8]) -> Result<Record, DecodeError> {
         KIND_TAMPER => {
             let tamper = whole::<Tamper>(&header, record)?;
             let (watched, path) = (tamper.place == PLACE_WATCHED, path_text(&tamper.path));
-            if !path.starts_with('/') {
+            if !watched || !path.starts_with('/') {
                 unplaced = Some(Unplaced { dfd: tamper.dfd, watched });
             }
             let class = if watched { Class::AntiForensic } else { Class::Unplaced };
-            (class, EventKind::Tamper { how: tampering(&header, tamper.call)?, path })
+            (class, EventKind::Tamper { how: tampering(&header, &tamper)?, path })
         }
         KIND_DNS => {
             let sent = whole::<Dns>(&header, record)?;
@@ -161,6 +164,7 @@ pub fn window(window: &Window) -> SyscallWindow {
         bytes_recv: window.bytes_recv,
         uring: window.uring,
         uring_ops: window.uring_ops,
+        capabilities: window.capabilities,
         grams: (window.table != 0 && window.grams > 0).then(|| GramWindow {
             table: window.table,
             sums: Sums {
@@ -198,15 +202,16 @@ fn escape(header: &Header, record: &Escape) -> Result<EventKind, DecodeError> {
     })
 }
 
-fn tampering(header: &Header, number: u32) -> Result<Tampering, DecodeError> {
-    Ok(match models::event::call_name(call(header, number)?) {
+fn tampering(header: &Header, record: &Tamper) -> Result<Tampering, DecodeError> {
+    Ok(match models::event::call_name(call(header, record.call)?) {
         "unlink" | "unlinkat" => Tampering::Removed,
         "truncate" | "ftruncate" | "fallocate" | "open" | "creat" | "openat" | "openat2" => {
             Tampering::Emptied
         }
+        "rename" | "renameat" | "renameat2" if record.flags & REPLACED != 0 => Tampering::Replaced,
         "rename" | "renameat" | "renameat2" => Tampering::Renamed,
         "utime" | "utimes" | "futimesat" | "utimensat" => Tampering::Redated,
-        _ => return Err(DecodeError::Call { kind: header.kind, call: number }),
+        _ => return Err(DecodeError::Call { kind: header.kind, call: record.call }),
     })
 }
 

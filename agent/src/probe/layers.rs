@@ -21,6 +21,8 @@ pub(super) enum Hook {
     Btf(&'static str),
     /// A raw tracepoint. The minimum kernel version is 4.17.
     Raw(&'static str),
+    /// The entry of a kernel function. Needs CONFIG_KPROBES.
+    Kprobe(&'static str),
     /// Category and name. The minimum kernel version is 4.7.
     Classic(&'static str, &'static str),
 }
@@ -61,7 +63,7 @@ macro_rules! one {
     };
 }
 
-use Hook::{Btf, Classic, Raw};
+use Hook::{Btf, Classic, Kprobe, Raw};
 
 /// The first of these is the dispatcher of the [`CALL_LAYERS`].
 pub(super) const HOOK_LAYERS: &[HookLayer] = &[
@@ -94,6 +96,15 @@ pub(super) const HOOK_LAYERS: &[HookLayer] = &[
             one!("tp_btf/sched_process_exit", "exit_btf", Btf("sched_process_exit"), Nothing),
             one!("raw_tp/sched_process_exit", "exit_raw", Raw("sched_process_exit"), Nothing),
             one!("tracepoint/sched_process_exit", "exit_tp", Classic("sched", "sched_process_exit"), Nothing),
+        ],
+    },
+    HookLayer {
+        name: "capability",
+        backends: &[
+            // Since 6.14.
+            one!("tp_btf/cap_capable", "capable_btf", Btf("cap_capable"), Nothing),
+            one!("raw_tp/cap_capable", "capable_raw", Raw("cap_capable"), Nothing),
+            one!("kprobe/cap_capable", "capable_probe", Kprobe("cap_capable"), Nothing),
         ],
     },
 ];
@@ -260,6 +271,10 @@ pub fn unseen(layer: &LayerState) -> &'static str {
         }
         ("process_fork", "") => "children; what a child does before its first program is not its parent's",
         ("process_exit", "") => "the last window of a process that left is judged with the next drain",
+        ("capability", "") => "which capabilities are used",
+        ("capability", "kprobe/cap_capable") => {
+            "which capabilities others than root use, and whether root had those that it asked for"
+        }
         ("file", "") => "files opened, and sensitive ones among them",
         ("file_write", "") => {
             "memory of other processes written by path, release agents, logs emptied by open"
@@ -271,7 +286,7 @@ pub fn unseen(layer: &LayerState) -> &'static str {
         ("dns", "") => "DNS queries; bytes sent where the kernel has no tracepoint for them",
         (NETWORK_BYTES, "") => "bytes sent and received",
         (NETWORK_BYTES, TAIL_CALL | CLASSIC) => {
-            "bytes are what calls asked for, not what was moved; read and write on sockets are not counted"
+            "bytes are what calls asked for, not what was moved; read and write on sockets are not counted, nor are DNS queries sent so"
         }
         ("privilege", "") => "attempts to become user id 0",
         ("kernel_load", "") => "modules, other kernels and eBPF programs loaded",

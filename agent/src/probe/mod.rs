@@ -6,8 +6,10 @@ mod btf;
 mod decode;
 mod drain;
 mod layers;
+mod links;
 mod memory;
 mod places;
+mod real;
 mod resolve;
 mod sequences;
 
@@ -31,6 +33,8 @@ use models::{
 };
 
 pub use layers::unseen;
+
+use real::RealPaths;
 
 pub use decode::{DecodeError, decode, window};
 pub use memory::MapMemory;
@@ -183,6 +187,8 @@ pub struct Counters {
     pub elsewhere: u64,
     /// Files touched by a process that left before the agent could ask which they were.
     pub unresolved: u64,
+    /// Opens whose paths were not followed through links, because too many came.
+    pub unchecked: u64,
 }
 
 impl Counters {
@@ -206,6 +212,8 @@ pub struct Probe {
     decode_errors: u64,
     elsewhere: u64,
     unresolved: u64,
+    links: links::Links,
+    paths: RealPaths,
     watched: Vec<String>,
 }
 
@@ -233,10 +241,12 @@ impl Probe {
         let slots = slot_table(ARCH);
         let wake_bytes = options.bulk_bytes / 4;
         let (repeats_up_to, life_up_to) = (options.urgent_bytes / 2, options.urgent_bytes / 4 * 3);
+        let mount_namespace = places::mount_namespace();
         let mut loader = EbpfLoader::new();
         loader
             .btf(btf.as_ref())
             .override_global(names::OWN_TGID, &options.own_tgid, true)
+            .override_global(names::OWN_MNT_NS, &mount_namespace, true)
             .override_global(names::ARG_OFFSETS, &ARG_OFFSETS, true)
             .override_global(names::SLOTS, &slots, true)
             .override_global(names::TASK_PID, &task_pid, true)
@@ -291,6 +301,8 @@ impl Probe {
             decode_errors: 0,
             elsewhere: 0,
             unresolved: 0,
+            links: links::Links::new(std::process::id()),
+            paths: RealPaths::new(),
             watched: options.watched.clone(),
         })
     }
@@ -328,10 +340,15 @@ impl Probe {
                     }
                 };
                 self.received[record.class as usize] += 1;
-                match complete(&mut record, &self.watched) {
+                match complete(&mut self.paths, &mut record, &self.watched) {
                     Completed::Event => {
-                        stats.events += 1;
-                        sink(record.event);
+                        let dfd = record.unplaced.map(|unplaced| unplaced.dfd);
+                        let extra = self.links.look(&mut self.paths, &mut record.event, dfd, &self.watched);
+                        let extra = extra.map(|kind| Event { kind, ..record.event.clone() });
+                        for event in [Some(record.event), extra].into_iter().flatten() {
+                            stats.events += 1;
+                            sink(event);
+                        }
                     }
                     Completed::Elsewhere => self.elsewhere += 1,
                     Completed::Gone => self.unresolved += 1,
@@ -367,6 +384,7 @@ impl Probe {
     /// When a map operation fails.
     pub fn drain(&mut self) -> Result<Vec<SyscallWindow>, ProbeError> {
         let batch = |name| move |source| ProbeError::Batch { name, source };
+        self.links.forget();
         self.drain.flip().map_err(in_map(names::EPOCH))?;
         let mut windows = self.drain.collect()?;
         let mut learned = self.sequences.take_learned(self.epoch().0).map_err(batch(names::LEARNED))?;
@@ -449,6 +467,7 @@ impl Probe {
             decode_errors: self.decode_errors,
             elsewhere: self.elsewhere,
             unresolved: self.unresolved,
+            unchecked: self.links.unchecked(),
         })
     }
 }
@@ -473,12 +492,15 @@ enum Completed {
     Gone,
 }
 
-/// Completes a path that the record does not give in full.
-fn complete(record: &mut decode::Record, watched: &[String]) -> Completed {
+/// Completes the path of a file that was tampered with, when the record does not give it in full.
+fn complete(paths: &mut RealPaths, record: &mut decode::Record, watched: &[String]) -> Completed {
     let (Some(unplaced), EventKind::Tamper { path, .. }) = (record.unplaced, &mut record.event.kind) else {
         return Completed::Event;
     };
-    match resolve::full_path(record.event.tgid, unplaced.dfd, path) {
+    let tgid = record.event.tgid;
+    let full =
+        resolve::full_path(tgid, unplaced.dfd, path).map(|full| resolve::real_place(paths, tgid, &full));
+    match full {
         Some(full) if unplaced.watched || resolve::is_below(&full, watched) => {
             path.clear();
             // What no longer fits is left out.

@@ -38,6 +38,11 @@ pub(super) fn tell(programs: &mut Ebpf, traces: &[String]) -> Result<(), ProbeEr
     Ok(())
 }
 
+/// The number of our mount namespace; zero where the kernel has none.
+pub(super) fn mount_namespace() -> u32 {
+    fs::metadata("/proc/self/ns/mnt").ok().and_then(|found| u32::try_from(found.ino()).ok()).unwrap_or(0)
+}
+
 /// Every directory that is watched or lies above a sensitive path, and exists here.
 fn known(traces: &[String]) -> BTreeMap<DirectoryKey, Directory> {
     let mut known = BTreeMap::new();

@@ -4,11 +4,25 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// The full path of what process `tgid` means by `path` seen from `dfd`; `None` when it has left.
+use super::real::RealPaths;
+
+/// The full path of what process `tgid` means by `path` seen from `dfd`, as text; `None` when it has left.
 pub(super) fn full_path(tgid: u32, dfd: i32, path: &str) -> Option<PathBuf> {
+    if path.starts_with('/') {
+        return Some(path.into());
+    }
     let base = if dfd == libc::AT_FDCWD { "cwd".to_owned() } else { format!("fd/{dfd}") };
     let base = fs::read_link(format!("/proc/{tgid}/{base}")).ok()?;
-    Some(normal(&without_mark(&base).join(path)))
+    Some(without_mark(&base).join(path))
+}
+
+/// Where a file is, or was: its directory with every link followed, and its name.
+pub(super) fn real_place(paths: &mut RealPaths, tgid: u32, path: &Path) -> PathBuf {
+    let real = path.parent().and_then(|parent| paths.find(tgid, parent));
+    match (real, path.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => normal(path),
+    }
 }
 
 /// Whether a path lies below one of the directories.
@@ -24,7 +38,7 @@ fn without_mark(path: &Path) -> &Path {
 }
 
 /// Without `.` and `..`, as text: links on the way are not followed.
-fn normal(path: &Path) -> PathBuf {
+pub(super) fn normal(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
         match part {
@@ -49,8 +63,12 @@ mod tests {
         let own = std::process::id();
         let folder = fs::File::open("/usr/lib").unwrap();
         let fd = folder.as_raw_fd();
-        assert_eq!(full_path(own, fd, ""), Some(fs::canonicalize("/usr/lib").unwrap()));
-        assert_eq!(full_path(own, fd, "../a/./b").unwrap(), Path::new("/usr/a/b"));
+        assert_eq!(full_path(own, fd, "").map(|path| normal(&path)), Some("/usr/lib".into()));
+        assert_eq!(normal(&full_path(own, fd, "../a/./b").unwrap()), Path::new("/usr/a/b"));
+        assert_eq!(
+            real_place(&mut RealPaths::new(), own, &full_path(own, fd, "../lib/./nothing").unwrap()),
+            Path::new("/usr/lib/nothing")
+        );
         assert_eq!(full_path(u32::MAX, fd, ""), None);
     }
 

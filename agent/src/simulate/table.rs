@@ -269,8 +269,8 @@ pub enum Sign {
     Dns {
         /// To whom.
         address: SocketAddr,
-        /// The registered name in them.
-        domain: &'static str,
+        /// The registered name in them; none where only their number and size can be seen.
+        domain: Option<&'static str>,
     },
     /// User id 0 was asked for.
     Privilege {
@@ -344,7 +344,10 @@ impl std::fmt::Display for Sign {
             Self::PivotRoot { path } => write!(f, "made {path} its root"),
             Self::ReleaseAgent { path } => write!(f, "wrote the release agent {path}"),
             Self::Tamper { how, path } => write!(f, "{how} the log {path}"),
-            Self::Dns { address, domain } => write!(f, "sent queries below {domain} to {}", address.ip()),
+            Self::Dns { address, domain: Some(domain) } => {
+                write!(f, "sent queries below {domain} to {}", address.ip())
+            }
+            Self::Dns { address, domain: None } => write!(f, "sent queries to {}", address.ip()),
             Self::Privilege { call } => write!(f, "asked for root by {call}"),
             Self::KernelLoad { call } => write!(f, "offered code to the kernel by {call}"),
             Self::Uring { operation } => write!(f, "gave operation {operation} to io_uring"),

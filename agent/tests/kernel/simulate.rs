@@ -14,30 +14,6 @@ use serde_json::Value;
 
 use crate::{events, load, turn};
 
-/// Variants that their layer does not see yet, and what the kernel side lacks. When one is seen, it must go from here.
-const KNOWN_GAPS: &[(&str, &str)] = &[
-    (
-        "credential-dumping/symlink-shadow",
-        "sensitive paths are matched by the text given: a link has another",
-    ),
-    ("exfiltration/udp-sendto", "the address of a datagram to another port than 53 is not reported"),
-    (
-        "process-injection/relative-memory-file",
-        "memory is matched by the text given, which must begin with /proc/",
-    ),
-    (
-        "anti-forensics/dotdot-path",
-        "an absolute path is matched by its text: one with .. is taken for elsewhere",
-    ),
-    ("anti-forensics/symlink-path", "the same: a link has another text"),
-    (
-        "anti-forensics/ftruncate-on-mount",
-        "the walk up from a descriptor ends at the root of its file system",
-    ),
-    ("anti-forensics/replace", "of a rename only the old name is looked at"),
-    ("dns-tunnelling/bash-dev-udp", "write(2) on a socket connected to port 53 is not looked at"),
-];
-
 /// Tools that name the log by a descriptor and leave at once: the agent looks up the name too late for some of them, and
 /// then reports the act without it.
 const MAY_BE_NAMELESS: &[&str] = &["anti-forensics/truncate", "anti-forensics/touch"];
@@ -189,13 +165,16 @@ fn is(sign: &Value, kind: &EventKind) -> bool {
                 Tampering::Emptied => "emptied",
                 Tampering::Renamed => "renamed",
                 Tampering::Redated => "redated",
+                Tampering::Replaced => "replaced",
             };
             sign["how"] == how && path_is(path)
         }
-        ("dns", EventKind::Dns { addr, question: Some(question), .. }) => {
+        ("dns", EventKind::Dns { addr, question, bytes }) => {
+            let domain = question.as_ref().map(|question| question.domain.as_str());
             sign["address"].as_str() == Some(&std::net::SocketAddr::new(*addr, 53).to_string())
-                && sign["domain"].as_str() == Some(question.domain.as_str())
-                && question.entropy > 3.0
+                && sign["domain"].as_str() == domain
+                && *bytes > 60
+                && question.as_ref().is_none_or(|question| question.entropy > 3.0)
         }
         ("privilege", EventKind::Privilege { call }) | ("kernel_load", EventKind::KernelLoad { call }) => {
             call_is(*call)
@@ -235,15 +214,8 @@ fn every_simulated_attack_is_seen_by_its_layer_with_process_parent_and_object() 
         match &report.outcome {
             Outcome::Done => {
                 let unseen = recording.unseen(report);
-                let gap = KNOWN_GAPS.iter().find(|(known, _)| *known == name);
-                match gap {
-                    None if !unseen.is_empty() => {
-                        wrong.push(format!("{name} not seen: {}", unseen.join(", ")));
-                    }
-                    Some((_, lacks)) if unseen.is_empty() => {
-                        wrong.push(format!("{name} is seen now; it was a known gap: {lacks}"));
-                    }
-                    _ => {}
+                if !unseen.is_empty() {
+                    wrong.push(format!("{name} not seen: {}", unseen.join(", ")));
                 }
             }
             Outcome::Skipped(_) if MAY_BE_SKIPPED.contains(&name.as_str()) => {}

@@ -190,6 +190,8 @@ fn build(root: &Path) -> Result<Vec<u8>, Error> {
     tools::run(
         Command::new(Path::new(LLVM).join("bin/llvm-objcopy"))
             .arg("--strip-debug")
+            // Where each instruction came from is half of the object, and would only decorate the verifier's log.
+            .args(["--remove-section=.BTF.ext", "--remove-section=.rel.BTF.ext"])
             .arg(&built)
             .arg(&stripped),
     )?;

@@ -1,6 +1,7 @@
 //! Credential dumping: hashed passwords, and the memory of processes that know some.
 
 use std::fs::File;
+use std::time::Duration;
 
 use super::{PERL, PYTHON, SH, success_of_root, word};
 use crate::simulate::sandbox::{Problem, Sandbox, step};
@@ -9,6 +10,8 @@ use crate::simulate::sys;
 use crate::simulate::table::{Act, Log, Need, Sign, Threat, Variant};
 
 const SHADOW: &str = "/etc/shadow";
+/// Longer than the agent lets ordinary records wait.
+const HOLD: Duration = Duration::from_millis(500);
 
 pub(crate) const THREAT: Threat =
     Threat { name: "credential-dumping", techniques: &["T1003"], variants: VARIANTS };
@@ -85,7 +88,7 @@ const VARIANTS: &[Variant] = &[
             let act = stage.own([link.display()])?.proof(success_of_root(stage));
             Ok(act.sign(Sign::sensitive(SHADOW)))
         },
-        open
+        open_and_stay
     ),
     opener!(
         "process-memory",
@@ -124,6 +127,13 @@ fn shadow(stage: &mut Stage) -> Result<Act, Problem> {
 fn open(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     let path = sandbox.readable(word(words, 0)?)?;
     step("opening", File::open(path)).map(drop)
+}
+
+/// What a link means in this process's mount namespace can be asked only while it is there.
+fn open_and_stay(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+    open(sandbox, words)?;
+    std::thread::sleep(HOLD);
+    Ok(())
 }
 
 fn open_by_openat2(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {

@@ -16,7 +16,7 @@ pub(crate) const THREAT: Threat =
     Threat { name: "dns-tunnelling", techniques: &["T1048", "T1071.004"], variants: VARIANTS };
 
 macro_rules! tunnel {
-    ($name:literal, $summary:literal, $needs:expr, $ip:expr, $tcp:literal, $act:expr, |$stage:ident, $to:ident| $run:expr) => {
+    ($name:literal, $summary:literal, $needs:expr, $ip:expr, $tcp:literal, $act:expr, $domain:expr, |$stage:ident, $to:ident| $run:expr) => {
         Variant {
             name: $name,
             techniques: &["T1071.004", "T1048"],
@@ -32,7 +32,7 @@ macro_rules! tunnel {
                 };
                 let act: Act = $run;
                 let proof = if $tcp { Proof::Connected(1) } else { Proof::Connected(QUERIES) };
-                Ok(act.sign(Sign::Dns { address: $to, domain: DOMAIN }).proof(proof))
+                Ok(act.sign(Sign::Dns { address: $to, domain: $domain }).proof(proof))
             },
             act: $act,
         }
@@ -67,6 +67,7 @@ const VARIANTS: &[Variant] = &[
         HERE,
         false,
         Some(ask),
+        Some(DOMAIN),
         |stage, to| { stage.own([to.to_string(), "addressed".into()])? }
     ),
     tunnel!(
@@ -76,6 +77,7 @@ const VARIANTS: &[Variant] = &[
         HERE,
         false,
         Some(ask),
+        Some(DOMAIN),
         |stage, to| { stage.own([to.to_string(), "connected".into()])? }
     ),
     tunnel!(
@@ -85,9 +87,10 @@ const VARIANTS: &[Variant] = &[
         IpAddr::V6(Ipv6Addr::LOCALHOST),
         false,
         Some(ask),
+        Some(DOMAIN),
         |stage, to| { stage.own([to.to_string(), "addressed".into()])? }
     ),
-    tunnel!("static-tcp", "the same over TCP", ROOT, HERE, true, Some(ask), |stage, to| {
+    tunnel!("static-tcp", "the same over TCP", ROOT, HERE, true, Some(ask), Some(DOMAIN), |stage, to| {
         stage.own([to.to_string(), "tcp".into()])?
     }),
     tunnel!(
@@ -97,6 +100,7 @@ const VARIANTS: &[Variant] = &[
         HERE,
         false,
         None,
+        Some(DOMAIN),
         |_stage, _to| { Act::tool("python3", ["-c", PYTHON_SCRIPT])? }
     ),
     tunnel!(
@@ -106,6 +110,7 @@ const VARIANTS: &[Variant] = &[
         HERE,
         false,
         None,
+        Some(DOMAIN),
         |_stage, _to| { Act::tool("perl", ["-e", PERL_SCRIPT])? }
     ),
     tunnel!(
@@ -114,6 +119,8 @@ const VARIANTS: &[Variant] = &[
         &[Need::Root, BASH],
         HERE,
         false,
+        None,
+        // What `write` sends is counted, not read.
         None,
         |_stage, _to| { Act::tool("bash", ["-c", BASH_SCRIPT])? }
     ),

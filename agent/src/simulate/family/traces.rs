@@ -15,6 +15,7 @@ const HOLD: Duration = Duration::from_millis(300);
 const REMOVED: &str = "removed";
 const EMPTIED: &str = "emptied";
 const RENAMED: &str = "renamed";
+const REPLACED: &str = "replaced";
 const REDATED: &str = "redated";
 
 pub(crate) const THREAT: Threat =
@@ -105,7 +106,8 @@ const VARIANTS: &[Variant] = &[
         |stage, path| {
             let link = stage.sandbox.path("notes")?;
             step("linking", std::os::unix::fs::symlink(&path, &link))?;
-            Act::script(format!(": > {}", link.display()))?
+            // The link means something in this shell's mount namespace only, so it stays to be asked.
+            Act::script(format!(": > {}; sleep 0.5", link.display()))?
         }
     ),
     own!("ftruncate", "T1070.002", Real, "ftruncate", EMPTIED, Proof::Empty, |sandbox, words| {
@@ -160,7 +162,7 @@ const VARIANTS: &[Variant] = &[
         "T1070.002",
         Private,
         "an empty file renamed over it",
-        EMPTIED,
+        REPLACED,
         Proof::Empty,
         |sandbox, words| {
             let path = sandbox.path(word(words, 0)?)?;

@@ -164,7 +164,8 @@ fn getppid() -> Result<Cost, Failed> {
         .output()
         .map_err(|error| Failed::new("starting the loop", error))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut numbers = text.split_whitespace().filter_map(|number| number.parse().ok()).map(Duration::from_nanos);
+    let mut numbers =
+        text.split_whitespace().filter_map(|number| number.parse().ok()).map(Duration::from_nanos);
     match (numbers.next(), numbers.next()) {
         (Some(wall), Some(cpu)) => Ok(Cost { wall, cpu }),
         _ => Err(Failed(format!("the loop ended with {}", output.status))),

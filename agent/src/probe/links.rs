@@ -1,0 +1,231 @@
+//! Opens by another name: a link to a sensitive file, a path with `..`, a relative path.
+//!
+//! The kernel side matches what a program says. Here the same path is looked up again as the process sees it, with every
+//! link followed, while it is still there. An open that turns out to be of a sensitive file is told as such, under the file's name.
+//!
+//! Each look costs some ten microseconds, so a path is looked at once per window, and so many a second at most, of which half
+//! are kept for paths outside of system folders. What is beyond that is counted.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use agent_ebpf::acts::{self, TRUNCATES, WRITES};
+use agent_ebpf::records::{PATH_LEN, SLOT_OPENAT};
+use agent_ebpf::sensitive::{head, is_sensitive};
+use models::event::{Event, EventKind, PathText, Tampering};
+
+use super::real::RealPaths;
+use super::resolve;
+
+/// Looks a second.
+const PER_SECOND: u32 = 500;
+/// Looks saved up at most.
+const BURST: u32 = 2000;
+/// Folders whose files are opened most and where only root can put a link.
+const SYSTEM: [&str; 3] = ["/usr/", "/lib/", "/lib64/"];
+/// Paths remembered in a window. A further one is looked at each time.
+const PLAIN_MAX: usize = 4096;
+
+/// What was found out so far.
+#[derive(Debug)]
+pub(super) struct Links {
+    /// Hashes of paths that lead to nothing sensitive, in this window.
+    plain: BTreeSet<u64>,
+    looks: u32,
+    refilled_ns: u64,
+    unchecked: u64,
+    own_tgid: u32,
+}
+
+impl Links {
+    /// `own_tgid` is the process that looks.
+    pub(super) fn new(own_tgid: u32) -> Self {
+        Self { plain: BTreeSet::new(), looks: BURST, refilled_ns: 0, unchecked: 0, own_tgid }
+    }
+
+    /// Opens that nobody looked at again, because too many came.
+    pub(super) fn unchecked(&self) -> u64 {
+        self.unchecked
+    }
+
+    /// Forgets what led where: another window begins.
+    pub(super) fn forget(&mut self) {
+        self.plain.clear();
+    }
+
+    /// Completes an open that seemed ordinary; gives what else it was.
+    pub(super) fn look(
+        &mut self,
+        paths: &mut RealPaths,
+        event: &mut Event,
+        dfd: Option<i32>,
+        watched: &[String],
+    ) -> Option<EventKind> {
+        let tgid = event.tgid;
+        let EventKind::Open { path, flags, sensitive: sensitive @ false } = &mut event.kind else {
+            return None;
+        };
+        // Whoever watches itself would look at its own looks for ever.
+        if tgid == self.own_tgid {
+            return None;
+        }
+        // Below /proc the kernel side needs no help, and `/proc/self` would be ours.
+        if path.is_empty() || path.starts_with("/proc/") && !path.contains("/../") {
+            return None;
+        }
+        let key = dfd.is_none().then(|| hash(path));
+        if key.is_some_and(|key| self.plain.contains(&key)) {
+            return None;
+        }
+        let kept = if SYSTEM.iter().any(|folder| path.starts_with(folder)) { BURST / 2 } else { 0 };
+        if !self.may_look(event.boot_ns, kept) {
+            self.unchecked += 1;
+            return None;
+        }
+        let full = match dfd {
+            Some(dfd) => resolve::full_path(tgid, dfd, path)?,
+            None => PathBuf::from(path.as_str()),
+        };
+        if dfd.is_some() {
+            *path = text(&full);
+        }
+        let real = paths.find(tgid, &full).unwrap_or_else(|| resolve::normal(&full));
+        let bytes = bytes(&real);
+        let found = is_sensitive(head(&bytes), &bytes, real.as_os_str().len().min(PATH_LEN));
+        let traces = *flags & TRUNCATES != 0 && resolve::is_below(&real, watched);
+        // What the kernel side matched by its text has been told already.
+        let told = resolve::is_below(Path::new(path.as_str()), watched) && dfd.is_none();
+        if found {
+            *sensitive = true;
+            *path = text(&real);
+            let victim = acts::memory_of(head(&bytes), &bytes, real.as_os_str().len().min(PATH_LEN));
+            let written = *flags & (WRITES | TRUNCATES) != 0;
+            let victim = victim.filter(|victim| written && *victim != tgid);
+            return victim.map(|victim| EventKind::Inject { call: SLOT_OPENAT, victim });
+        }
+        if traces && !told {
+            return Some(EventKind::Tamper { how: Tampering::Emptied, path: text(&real) });
+        }
+        if let (Some(key), true) = (key, self.plain.len() < PLAIN_MAX) {
+            self.plain.insert(key);
+        }
+        None
+    }
+
+    /// A bucket of tokens on the records' own clock, of which some are kept for others.
+    fn may_look(&mut self, now_ns: u64, kept: u32) -> bool {
+        let passed_ns = now_ns.saturating_sub(self.refilled_ns);
+        let fresh = passed_ns.saturating_mul(PER_SECOND.into()) / 1_000_000_000;
+        if fresh > 0 {
+            self.looks = self.looks.saturating_add(u32::try_from(fresh).unwrap_or(BURST)).min(BURST);
+            self.refilled_ns = now_ns;
+        }
+        let may = self.looks > kept;
+        self.looks -= u32::from(may);
+        may
+    }
+}
+
+fn hash(path: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// As the kernel side wants it.
+fn bytes(path: &Path) -> [u8; PATH_LEN] {
+    let mut bytes = [0; PATH_LEN];
+    let text = path.as_os_str().as_bytes();
+    let len = text.len().min(PATH_LEN);
+    bytes[..len].copy_from_slice(&text[..len]);
+    bytes
+}
+
+/// What no longer fits is left out.
+fn text(path: &Path) -> PathText {
+    let mut text = PathText::new();
+    let _ = OsStr::to_string_lossy(path.as_os_str()).chars().try_for_each(|c| text.push(c));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use models::event::Comm;
+
+    use super::*;
+
+    fn open(path: &Path, flags: u32) -> Event {
+        let kind = EventKind::Open { path: text(path), flags, sensitive: false };
+        Event { boot_ns: 1, tgid: std::process::id(), tid: 0, uid: 0, comm: Comm::new(), kind }
+    }
+
+    #[test]
+    fn a_link_to_a_sensitive_file_is_told_under_the_files_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("notes");
+        symlink("/etc/shadow", &link).unwrap();
+        let (mut links, mut paths) = (Links::new(u32::MAX), RealPaths::new());
+        let mut event = open(&link, 0);
+        assert_eq!(links.look(&mut paths, &mut event, None, &[]), None);
+        let wanted = EventKind::Open { path: "/etc/shadow".try_into().unwrap(), flags: 0, sensitive: true };
+        assert_eq!(event.kind, wanted);
+        // By way of a folder that is a link, and of `..`.
+        let folder = dir.path().join("folder");
+        symlink("/etc", &folder).unwrap();
+        for path in [folder.join("shadow"), "/usr/../etc/./shadow".into()] {
+            let mut event = open(&path, 0);
+            assert_eq!(links.look(&mut paths, &mut event, None, &[]), None);
+            assert_eq!(event.kind, wanted, "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_log_emptied_by_another_name_is_told_besides_the_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let (logs, link) = (dir.path().join("log"), dir.path().join("notes"));
+        fs::create_dir(&logs).unwrap();
+        fs::write(logs.join("syslog"), "x").unwrap();
+        symlink(logs.join("syslog"), &link).unwrap();
+        let watched = [logs.to_string_lossy().into_owned()];
+        let mut event = open(&link, TRUNCATES | 1);
+        let mut paths = RealPaths::new();
+        let extra = Links::new(u32::MAX).look(&mut paths, &mut event, None, &watched);
+        let path = text(&logs.join("syslog"));
+        assert_eq!(extra, Some(EventKind::Tamper { how: Tampering::Emptied, path }));
+        // By its own name the kernel side has told it.
+        assert_eq!(
+            Links::new(u32::MAX).look(
+                &mut paths,
+                &mut open(&logs.join("syslog"), TRUNCATES | 1),
+                None,
+                &watched
+            ),
+            None
+        );
+    }
+
+    #[test]
+    fn what_is_beyond_the_rate_is_counted() {
+        let (mut links, mut paths) = (Links::new(u32::MAX), RealPaths::new());
+        for n in 0..BURST / 2 + 5 {
+            links.look(&mut paths, &mut open(Path::new(&format!("/usr/nowhere/{n}")), 0), None, &[]);
+        }
+        assert_eq!(links.unchecked(), 5, "half is kept for others");
+        for n in 0..BURST / 2 + 2 {
+            links.look(&mut paths, &mut open(Path::new(&format!("/nowhere/{n}")), 0), None, &[]);
+        }
+        assert_eq!(links.unchecked(), 7);
+        // A path that was looked at needs no other look.
+        links.look(&mut paths, &mut open(Path::new("/nowhere/1"), 0), None, &[]);
+        assert_eq!(links.unchecked(), 7);
+        links.forget();
+        links.look(&mut paths, &mut open(Path::new("/nowhere/1"), 0), None, &[]);
+        assert_eq!(links.unchecked(), 8);
+    }
+}
