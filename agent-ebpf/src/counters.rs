@@ -129,7 +129,11 @@ macro_rules! fields {
 fields! {
     TaskFs = "task_struct"."fs",
     TaskFiles = "task_struct"."files",
+    TaskIoac = "task_struct"."ioac",
     TaskNsproxy = "task_struct"."nsproxy",
+    SignalIoac = "signal_struct"."ioac",
+    IoacRead = "task_io_accounting"."rchar",
+    IoacWritten = "task_io_accounting"."wchar",
     NsproxyMnt = "nsproxy"."mnt_ns",
     MntNs = "mnt_namespace"."ns",
     NsInum = "ns_common"."inum",

@@ -48,6 +48,9 @@ pub const WRITTEN: u32 = NATIVE_CALLS as u32 - 1;
 /// In [`Epoch::modes`]: sent and received bytes are counted from the arguments of calls, for want of better.
 pub const MODE_COUNT_CALLS: u32 = 1;
 
+/// A volume that nobody knows.
+pub const VOLUME_UNKNOWN: u64 = u64::MAX;
+
 /// What a gram that is not in a table adds to a window's surprisal.
 pub const GRAM_MISS: u64 = 255;
 /// Grams not in the table that a window keeps.
@@ -400,6 +403,9 @@ pub struct Window {
     pub bytes_recv: u64,
     /// One bit per `io_uring` operation submitted; operations above 63 share the last bit.
     pub uring_ops: u64,
+    /// Bytes that calls like `read` and `write` moved since the process began, of a process that left; [`VOLUME_UNKNOWN`]
+    /// where the kernel does not count them.
+    pub volume: [u64; 2],
     /// One bit per capability that was asked for and had, as capability.h numbers them.
     pub capabilities: u64,
     /// Operations submitted to `io_uring`.
@@ -438,6 +444,7 @@ impl Window {
         bytes_sent: 0,
         bytes_recv: 0,
         uring_ops: 0,
+        volume: [VOLUME_UNKNOWN; 2],
         capabilities: 0,
         uring: 0,
         n_acts: [0; ACTS],
@@ -521,8 +528,8 @@ const _: () = assert!(size_of::<Exec>() == 304);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);
-const _: () = assert!(size_of::<Window>() == 1768);
-const _: () = assert!(size_of::<Flush>() == 1808);
+const _: () = assert!(size_of::<Window>() == 1784);
+const _: () = assert!(size_of::<Flush>() == 1824);
 const _: () = assert!(size_of::<Epoch>() == 32);
 const _: () = assert!(size_of::<Thread>() == 16);
 const _: () = assert!(size_of::<Inject>() == 56);

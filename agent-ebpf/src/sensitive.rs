@@ -80,7 +80,9 @@ prefixes! {
 #[inline(always)]
 #[must_use]
 pub fn is_roundabout(path: &[u64; PATH_LEN / 8]) -> bool {
-    const ONES: u64 = 0x0101_0101_0101_0101;
+    const fn every(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
     const HIGH: u64 = 0x8080_8080_8080_8080;
     /// The high bit of each byte that is zero.
     #[inline(always)]
@@ -96,8 +98,8 @@ pub fn is_roundabout(path: &[u64; PATH_LEN / 8]) -> bool {
     let mut at = 0;
     while at < path.len() {
         let word = u64::from_le(path[at]);
-        let slashes = zeros(word ^ ONES * b'/' as u64);
-        let dots = zeros(word ^ ONES * b'.' as u64);
+        let slashes = zeros(word ^ every(b'/'));
+        let dots = zeros(word ^ every(b'.'));
         let slash = |n| back(n, slashes, slashes_before);
         let dot = |n| back(n, dots, dots_before);
         let doubled = slashes & slash(1);

@@ -148,7 +148,7 @@ pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these 
 [kernel]
 # Sizes of the kernel's maps; `behaveguard doctor` shows what they cost. What finds no room is counted, see `status`.
 # Processes that make calls within one window, 64 to 65536.
-#processes_max = 4096
+#processes_max = 2048
 
 # Calls in order, six at a time, in the tables of all baselines together, 1024 to 4194304.
 #grams_max = 65536

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use models::bundle::{Manifest, Verified};
 use models::detect::{DetectError, Detectors};
-use models::event::{Event, EventKind, SyscallWindow};
+use models::event::{Event, EventKind, SyscallWindow, Volume};
 use models::features::{self, Vector};
 use models::policy::{Decision, Gate, Policy};
 use models::program::ProgramId;
@@ -35,6 +35,8 @@ pub use follow::Follow;
 use follow::how;
 use training::batches;
 
+/// A clock tick of `/proc`: `USER_HZ` is 100 on every architecture that we are built for.
+const USER_TICK_NS: u64 = 10_000_000;
 /// Windows of one program that are learned from between two closes; the others are counted.
 const TRAINING_WAITING_MAX: usize = 128;
 
@@ -128,6 +130,8 @@ struct Process {
     exited: bool,
     window: Option<Box<Window>>,
     history: VecDeque<Vec<(u16, f32)>>,
+    /// What it had read and written by the end of its last window; `None` when it began before it was watched.
+    volume: Option<Volume>,
 }
 
 /// The stage between the kernel and the outbox.
@@ -322,6 +326,7 @@ impl<L: Lookup> Pipeline<L> {
             exited: false,
             window: None,
             history: VecDeque::new(),
+            volume: Some(Volume::default()),
         };
         self.processes.insert(child, process);
     }
@@ -371,10 +376,13 @@ impl<L: Lookup> Pipeline<L> {
             self.counters.processes_refused += 1;
             return false;
         }
+        let mut volume = None;
         let (key, run, comm) = match self.lookup.identity(tgid) {
             Identity::Program(found) if self.config.watches(&found.program) => {
                 let key = found.program.key();
                 let admitted = self.admit_program(&key, &found.program);
+                let began_ns = found.start_ticks.saturating_mul(USER_TICK_NS);
+                volume = (began_ns >= self.opened_ns).then(Volume::default);
                 (admitted.then_some(key), run_of(tgid, found.start_ticks), found.comm)
             }
             Identity::Program(_) | Identity::Kernel => (None, 0, String::new()),
@@ -387,7 +395,8 @@ impl<L: Lookup> Pipeline<L> {
         let program = key.as_ref().and_then(|key| self.programs.get(key));
         out.extend(program.map(|program| Output::Follow(how(program, tgid))));
         let history = VecDeque::new();
-        let process = Process { key, run, comm, uid, forked_by: None, exited: false, window: None, history };
+        let process =
+            Process { key, run, comm, uid, forked_by: None, exited: false, window: None, history, volume };
         self.processes.insert(tgid, process);
         followed
     }
@@ -471,6 +480,10 @@ impl<L: Lookup> Pipeline<L> {
             return;
         }
         window.closed_ns = closed_ns;
+        if let (Some(before), Some(after)) = (process.volume, window.syscalls.volume) {
+            window.moved(after.since(before));
+        }
+        process.volume = window.syscalls.volume.or(process.volume);
         self.counters.window_overflow += window.overflow;
         let vector = features::extract(&window);
         let Some(baseline) = baseline_of(&self.programs, process) else {

@@ -170,6 +170,26 @@ pub fn call_name(call: u16) -> &'static str {
     newer.map_or_else(|| syscalls::name(usize::from(call)), |(_, name, _)| name)
 }
 
+/// Bytes that a process moved by calls like `read` and `write`, from and to files, pipes and sockets, since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Volume {
+    /// Into its memory.
+    pub read: u64,
+    /// Out of it.
+    pub written: u64,
+}
+
+impl Volume {
+    /// What was moved after an earlier moment.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            read: self.read.saturating_sub(before.read),
+            written: self.written.saturating_sub(before.written),
+        }
+    }
+}
+
 /// One process's system calls in one epoch, as counted in the kernel, in schema slots.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SyscallWindow {
@@ -199,6 +219,8 @@ pub struct SyscallWindow {
     pub uring_ops: u64,
     /// One bit per capability that was asked for and had, as capability.h numbers them.
     pub capabilities: u64,
+    /// What the process had read and written by the end of this part; `None` where nobody can tell.
+    pub volume: Option<Volume>,
     /// The order of its calls, when its program has a table in the kernel.
     pub grams: Option<GramWindow>,
     /// Its grams and how often each came, ascending, while it is being learned.
@@ -223,6 +245,7 @@ impl SyscallWindow {
             uring: 0,
             uring_ops: 0,
             capabilities: 0,
+            volume: None,
             grams: None,
             learned: Vec::new(),
         }
@@ -232,6 +255,30 @@ impl SyscallWindow {
     #[must_use]
     pub fn accepts(&self) -> u32 {
         ["accept", "accept4"]
+            .iter()
+            .filter_map(|name| syscalls::slot(name))
+            .fold(0, |sum, slot| self.calls[usize::from(slot)].saturating_add(sum))
+    }
+
+    /// Calls that move data from or to files, pipes and sockets in ways that [`Volume`] counts.
+    #[must_use]
+    pub fn moves(&self) -> u32 {
+        const MOVES: [&str; 13] = [
+            "read",
+            "write",
+            "pread64",
+            "pwrite64",
+            "readv",
+            "writev",
+            "preadv",
+            "pwritev",
+            "preadv2",
+            "pwritev2",
+            "sendfile",
+            "splice",
+            "copy_file_range",
+        ];
+        MOVES
             .iter()
             .filter_map(|name| syscalls::slot(name))
             .fold(0, |sum, slot| self.calls[usize::from(slot)].saturating_add(sum))
@@ -266,6 +313,8 @@ impl SyscallWindow {
         self.uring = self.uring.saturating_add(other.uring);
         self.uring_ops |= other.uring_ops;
         self.capabilities |= other.capabilities;
+        // Totals only grow, so the larger one is the later one.
+        self.volume = self.volume.max(other.volume);
         match (&mut self.grams, &other.grams) {
             (Some(mine), Some(theirs)) => mine.merge(theirs),
             (None, Some(theirs)) => self.grams = Some(theirs.clone()),

@@ -53,9 +53,11 @@ pub enum Kind {
     IoUring = 21,
     /// A capability was used.
     Capability = 22,
+    /// So many bytes were read or written.
+    Volume = 23,
 }
 
-const KINDS: [Kind; 22] = [
+const KINDS: [Kind; 23] = [
     Kind::Shell,
     Kind::Exec,
     Kind::Sensitive,
@@ -78,6 +80,7 @@ const KINDS: [Kind; 22] = [
     Kind::DnsTunnel,
     Kind::IoUring,
     Kind::Capability,
+    Kind::Volume,
 ];
 
 impl Kind {
@@ -101,7 +104,7 @@ impl Kind {
             Self::Shell | Self::Redate | Self::DnsTunnel => 8.0,
             Self::IoUring => 6.0,
             Self::Exec | Self::Port | Self::SystemWrite | Self::Lolbin => 4.0,
-            Self::Capability => 2.0,
+            Self::Capability | Self::Volume => 2.0,
             Self::Syscall => 1.0,
         }
     }
@@ -138,7 +141,7 @@ impl Kind {
             | Self::Bpf
             | Self::Fileless
             | Self::Capability => Layer::Process,
-            Self::Sensitive | Self::SystemWrite => Layer::File,
+            Self::Sensitive | Self::SystemWrite | Self::Volume => Layer::File,
             Self::Port | Self::Tor => Layer::Network,
             Self::Syscall | Self::IoUring => Layer::Syscall,
             Self::Lolbin => Layer::Lolbin,
@@ -170,6 +173,7 @@ impl Kind {
             Self::Fileless => "T1620",
             Self::DnsTunnel => "T1071.004",
             Self::IoUring => "T1106",
+            Self::Volume => "T1005",
         }
     }
 
@@ -199,6 +203,7 @@ impl Kind {
             Self::DnsTunnel => "first_large_dns_query",
             Self::IoUring => "first_io_uring",
             Self::Capability => "first_capability",
+            Self::Volume => "first_volume",
         }
     }
 
@@ -235,6 +240,7 @@ impl Kind {
             Self::IoUring => {
                 format!("gave work to io_uring, where calls are not seen ({value}); it never did before")
             }
+            Self::Volume => format!("{value} in one window; it never moved that much before"),
             Self::Capability => format!("used the capability {value}; it never did before"),
         }
     }

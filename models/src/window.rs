@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use heapless::index_set::FnvIndexSet;
 
 use crate::capability;
-use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, call_name};
+use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, Volume, call_name};
 use crate::novelty::{Kind, trait_id};
 use crate::schema::{LOLBINS, TOR_PORTS};
 use crate::syscalls;
@@ -84,6 +84,8 @@ const O_ACCMODE: u32 = 3;
 const EPHEMERAL_PORT: u16 = 32768;
 /// A DNS query above this size may carry data: an ordinary one has some 30 to 60 bytes.
 const DNS_LARGE: u32 = 100;
+/// The smallest volume that is a trait, bytes.
+const VOLUME_FROM: u64 = 1_000_000;
 /// Bytes of a header and the shortest question (RFC 1035).
 const DNS_SHORTEST: u32 = 17;
 /// Kinds of `io_uring` operations worth naming: number and name.
@@ -244,6 +246,19 @@ impl Window {
         for (slot, _) in part.calls.iter().enumerate().filter(|(_, n)| **n > 0) {
             let name = syscalls::name(slot);
             self.note(Kind::Syscall, name, name);
+        }
+    }
+
+    /// Adds what was read and written in this window, in bytes. Each decade from a megabyte on is a trait, so that less than
+    /// what was usual is nothing new.
+    pub fn moved(&mut self, volume: Volume) {
+        for (bytes, verb) in [(volume.read, "read"), (volume.written, "wrote")] {
+            let mut decade = VOLUME_FROM;
+            while decade <= bytes {
+                let text = format!("{verb} {} MB", bytes / 1_000_000);
+                self.note(Kind::Volume, &format!("{verb} {decade}"), &text);
+                decade = decade.saturating_mul(10);
+            }
         }
     }
 
@@ -509,6 +524,22 @@ mod tests {
         assert!(tunnels.iter().all(|id| window.traits().contains(id)) && window.traits().len() == 2);
         let sums = &window.sums;
         assert_eq!((sums.dns_queries, sums.dns_bytes, sums.dns_bytes_max), (3, 720, 500));
+    }
+
+    #[test]
+    fn a_volume_is_new_only_by_its_decade() {
+        let traits = |read, written| {
+            let mut window = Window::new(1, 0);
+            window.moved(Volume { read, written });
+            window.traits()
+        };
+        assert!(traits(999_999, 0).is_empty());
+        assert_eq!(traits(1_000_000, 0), traits(9_999_999, 0));
+        let usual = traits(30_000_000, 2_000_000);
+        assert_eq!(usual.len(), 3);
+        assert!(traits(5_000_000, 0).iter().all(|id| usual.contains(id)), "less is nothing new");
+        assert!(!traits(100_000_000, 0).iter().all(|id| usual.contains(id)));
+        assert!(traits(u64::MAX, u64::MAX).len() < 32);
     }
 
     #[test]

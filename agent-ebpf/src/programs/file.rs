@@ -180,7 +180,7 @@ unsafe fn complete(record: *mut Open) -> usize {
             directory.len as usize
         }
         // SAFETY: `to` points to a whole path in a map value.
-        None => unsafe { process_directory(start.dentry, to) },
+        None => unsafe { process_directory(start.dentry, to) }.unwrap_or(0),
     };
     // The compiler must not drop the mask, which the verifier wants to see.
     let len = hint::black_box(len) & (DIRECTORY_LEN - 1);
@@ -205,33 +205,30 @@ unsafe fn complete(record: *mut Open) -> usize {
 ///
 /// `to` points to at least [`DIRECTORY_LEN`] bytes of a map value.
 #[inline(always)]
-unsafe fn process_directory(dentry: u64, to: *mut u8) -> usize {
+unsafe fn process_directory(dentry: u64, to: *mut u8) -> Option<usize> {
     const PROC_SUPER_MAGIC: u64 = 0x9fa0;
     const START: &[u8; 8] = b"/proc/\0\0";
     /// Seven digits and a NUL.
     const NAME: usize = 8;
-    let read = || -> Option<usize> {
-        let inode: u64 = field(dentry, Field::DentryInode)?;
-        let sb: u64 = field(inode, Field::InodeSb)?;
-        let magic: u64 = field(sb, Field::SbMagic)?;
-        let name: u64 = read_kernel(dentry + offset(Field::DentryName)? + offset(Field::QstrName)?)?;
-        if magic != PROC_SUPER_MAGIC {
+    let inode: u64 = field(dentry, Field::DentryInode)?;
+    let sb: u64 = field(inode, Field::InodeSb)?;
+    let magic: u64 = field(sb, Field::SbMagic)?;
+    if magic != PROC_SUPER_MAGIC {
+        return None;
+    }
+    let name: u64 = read_kernel(dentry + offset(Field::DentryName)? + offset(Field::QstrName)?)?;
+    // SAFETY: by this function's contract: 6 bytes, and at most 8 behind them. The map's values are aligned to eight.
+    unsafe {
+        to.cast::<u64>().write(u64::from_ne_bytes(*START));
+        let n = raw_read_kernel_str(to.add(6).cast(), NAME as u32, name as *const _);
+        // What is no number is no process; what is read as one decides.
+        if n < 2 {
             return None;
         }
-        // SAFETY: by this function's contract: 6 bytes, and at most 8 behind them. The map's values are aligned to eight.
-        unsafe {
-            to.cast::<u64>().write(u64::from_ne_bytes(*START));
-            let n = raw_read_kernel_str(to.add(6).cast(), NAME as u32, name as *const _);
-            // What is no number is no process; what is read as one decides.
-            if n < 2 {
-                return None;
-            }
-            let end = hint::black_box(n as usize + 5) & (DIRECTORY_LEN - 1);
-            *to.add(end) = b'/';
-            Some(end + 1)
-        }
-    };
-    read().unwrap_or(0)
+        let end = hint::black_box(n as usize + 5) & (DIRECTORY_LEN - 1);
+        *to.add(end) = b'/';
+        Some(end + 1)
+    }
 }
 
 /// The beginning of the record's path.

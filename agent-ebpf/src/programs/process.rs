@@ -5,7 +5,7 @@ use core::{mem::offset_of, ptr};
 use agent_ebpf::gram::{self, Before};
 use agent_ebpf::records::{
     Class, Exec, Field, Flush, Follow, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK,
-    OFFSET_UNKNOWN, PATH_LEN, Window, WindowKey, counter,
+    OFFSET_UNKNOWN, PATH_LEN, VOLUME_UNKNOWN, Window, WindowKey, counter,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -22,8 +22,8 @@ use aya_ebpf::{
 use crate::sequence;
 use crate::shared::{
     BPRM_FILENAME, BULK, Caller, FOLLOWED, PLACES, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, URGENT,
-    WAKE_WHEN_READ, WINDOWS, bulk_flags, caller, count, count_at, field, has_room_for_life, open_epoch,
-    place_of, read_kernel, release, send_life,
+    WAKE_WHEN_READ, WINDOWS, bulk_flags, caller, count, count_at, field, has_room_for_life, offset,
+    open_epoch, place_of, read_kernel, release, send_life,
 };
 
 const CLONE_THREAD: u64 = 0x0001_0000;
@@ -211,6 +211,24 @@ fn is_last(caller: Caller) -> bool {
     alive == Some(0)
 }
 
+/// Bytes read and written since the process began: of its threads that are gone, and of this last one.
+#[inline(always)]
+fn volume() -> [u64; 2] {
+    // SAFETY: the helper takes no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let sums = || -> Option<[u64; 2]> {
+        let own = task + offset(Field::TaskIoac)?;
+        let signal: u64 = read_kernel(task + u64::from(TASK_SIGNAL.load()))?;
+        let others = signal + offset(Field::SignalIoac)?;
+        let sum = |of: Field| -> Option<u64> {
+            let (own, others): (u64, u64) = (field(own, of)?, field(others, of)?);
+            Some(own.wrapping_add(others))
+        };
+        Some([sum(Field::IoacRead)?, sum(Field::IoacWritten)?])
+    };
+    sums().unwrap_or([VOLUME_UNKNOWN; 2])
+}
+
 /// Sends the window of the open epoch and removes it. When the ring is full the entry stays for the next drain.
 #[inline(always)]
 fn flush(caller: Caller) {
@@ -218,6 +236,8 @@ fn flush(caller: Caller) {
     let key = WindowKey { tgid: caller.tgid, epoch: epoch.number };
     let Some(place) = place_of(key) else { return };
     let Some(window) = WINDOWS.get_ptr_mut(place) else { return };
+    // SAFETY: `window` points to an element of an array.
+    unsafe { (*window).volume = volume() };
     count(Class::Flush, counter::SEEN);
     let Some(mut entry) = BULK.reserve::<Flush>(0) else {
         return count(Class::Flush, counter::THROTTLED);

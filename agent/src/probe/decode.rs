@@ -6,9 +6,9 @@ use agent_ebpf::dns;
 use agent_ebpf::records::{
     Act, Class, Connect, Dns, Escape, Exec, Flush, Fork, Header, Inject, KIND_CONNECT, KIND_DNS, KIND_ESCAPE,
     KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_INJECT, KIND_KERNEL_LOAD, KIND_OPEN, KIND_PRIVILEGE,
-    KIND_TAMPER, Open, PLACE_WATCHED, REPLACED, Tamper, Window,
+    KIND_TAMPER, Open, PLACE_WATCHED, REPLACED, Tamper, VOLUME_UNKNOWN, Window,
 };
-use models::event::{Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering};
+use models::event::{Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering, Volume};
 use models::sequence::{GramWindow, Sums};
 use zerocopy::FromBytes;
 
@@ -165,6 +165,10 @@ pub fn window(window: &Window) -> SyscallWindow {
         uring: window.uring,
         uring_ops: window.uring_ops,
         capabilities: window.capabilities,
+        volume: match window.volume {
+            [VOLUME_UNKNOWN, _] | [_, VOLUME_UNKNOWN] => None,
+            [read, written] => Some(Volume { read, written }),
+        },
         grams: (window.table != 0 && window.grams > 0).then(|| GramWindow {
             table: window.table,
             sums: Sums {

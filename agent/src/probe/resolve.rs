@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use models::event::Volume;
+
 use super::real::RealPaths;
 
 /// The full path of what process `tgid` means by `path` seen from `dfd`, as text; `None` when it has left.
@@ -14,6 +16,14 @@ pub(super) fn full_path(tgid: u32, dfd: i32, path: &str) -> Option<PathBuf> {
     let base = if dfd == libc::AT_FDCWD { "cwd".to_owned() } else { format!("fd/{dfd}") };
     let base = fs::read_link(format!("/proc/{tgid}/{base}")).ok()?;
     Some(without_mark(&base).join(path))
+}
+
+/// What a process has read and written since it began; `None` when it has left, or the kernel does not count
+/// (CONFIG_TASK_IO_ACCOUNTING).
+pub(super) fn volume(tgid: u32) -> Option<Volume> {
+    let text = fs::read_to_string(format!("/proc/{tgid}/io")).ok()?;
+    let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    Some(Volume { read: number("rchar:")?, written: number("wchar:")? })
 }
 
 /// Where a file is, or was: its directory with every link followed, and its name.

@@ -316,6 +316,33 @@ fn what_write_sends_to_port_53_is_counted_where_the_kernel_tells_of_bytes() {
 }
 
 #[test]
+fn what_a_process_reads_and_writes_is_counted_until_its_end() {
+    let _turn = turn();
+    let mut probe = load_only(&[], &[]);
+    // One that has left, and one that is there; a thread's part is the process's.
+    let pid = run("/bin/dd", &["if=/dev/zero", "of=/dev/null", "bs=100000", "count=20"]);
+    let moved = std::thread::spawn(|| {
+        let zeros = File::open("/dev/zero").expect("it is there");
+        std::io::copy(&mut zeros.take(3_000_000), &mut File::create("/dev/null").expect("it is there"))
+    });
+    let volume = |windows: Vec<SyscallWindow>, tgid| {
+        windows.into_iter().filter(|window| window.tgid == tgid).find_map(|window| window.volume)
+    };
+    moved.join().expect("it ends").expect("copied");
+    let flushed = events(&mut probe).into_iter().filter_map(|event| match event.kind {
+        EventKind::Flush(window) => Some(*window),
+        _ => None,
+    });
+    let gone = volume(flushed.collect(), pid).expect("counted");
+    assert!(
+        (2_000_000..2_100_000).contains(&gone.read) && (2_000_000..2_100_000).contains(&gone.written),
+        "{gone:?}"
+    );
+    let there = volume(probe.drain().expect("drained"), std::process::id()).expect("counted");
+    assert!(there.read > 3_000_000, "{there:?}");
+}
+
+#[test]
 fn capabilities_that_a_process_uses_are_in_its_window() {
     const CAP_CHOWN: u64 = 1;
     const CAP_SYS_CHROOT: u64 = 1 << 18;
