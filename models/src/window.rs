@@ -253,11 +253,10 @@ impl Window {
     /// what was usual is nothing new.
     pub fn moved(&mut self, volume: Volume) {
         for (bytes, verb) in [(volume.read, "read"), (volume.written, "wrote")] {
-            let mut decade = VOLUME_FROM;
-            while decade <= bytes {
+            let decades = std::iter::successors(Some(VOLUME_FROM), |decade| decade.checked_mul(10));
+            for decade in decades.take_while(|decade| *decade <= bytes) {
                 let text = format!("{verb} {} MB", bytes / 1_000_000);
                 self.note(Kind::Volume, &format!("{verb} {decade}"), &text);
-                decade = decade.saturating_mul(10);
             }
         }
     }
