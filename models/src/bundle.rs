@@ -59,6 +59,8 @@ pub struct TrainingFacts {
     pub windows: [u32; 3],
     /// Mean of every feature over all windows, as (index, mean) where it is not zero.
     pub means: Vec<(u16, f32)>,
+    /// 99 % quantile of every feature over all windows, as (index, value) where it is not zero.
+    pub highs: Vec<(u16, f32)>,
     /// Seed of the initial weights.
     pub seed: u64,
     /// When, seconds since 1970.

@@ -100,6 +100,12 @@ impl DetectorCalibration {
     pub fn z(&self, raw: f32) -> f32 {
         ((ln(raw + self.offset) - self.median) / self.spread).clamp(Z_MIN, Z_MAX)
     }
+
+    /// What a raw output adds to the weighted sum: divided by the weights of all that spoke, its share of the fused z.
+    #[must_use]
+    pub fn pull(&self, raw: f32) -> f32 {
+        self.weight * compress(self.z(raw))
+    }
 }
 
 /// How often windows brought a trait of a kind that no earlier window had.
@@ -180,7 +186,7 @@ impl Calibration {
             self.detectors.iter().find(|detector| detector.name == *name).map(|detector| (detector, *score))
         });
         let (sum, weight) = known.fold((0.0, 0.0), |(sum, weight), (detector, score)| {
-            (sum + detector.weight * compress(detector.z(score)), weight + detector.weight)
+            (sum + detector.pull(score), weight + detector.weight)
         });
         (weight > 0.0).then(|| sum / weight)
     }
@@ -210,18 +216,16 @@ impl Calibration {
     /// The score of a fused z and of the `decades` of categorical evidence beside it, 0 to 100.
     #[must_use]
     pub fn score(&self, fused: Option<f32>, decades: f32) -> f32 {
+        score_of(self.surprise(fused, decades))
+    }
+
+    /// `-log10 p` of a fused z and of the `decades` of categorical evidence beside it.
+    #[must_use]
+    pub fn surprise(&self, fused: Option<f32>, decades: f32) -> f32 {
         let p = fused.map_or(1.0, |fused| self.p_value(fused));
         #[allow(clippy::cast_possible_truncation, reason = "-log10(p) is a small number")]
-        let surprise = -p.max(f64::MIN_POSITIVE).log10() as f32 + decades;
-        let above = SCORE_KNOTS.iter().position(|(x, _)| surprise < *x);
-        match above {
-            None => 100.0,
-            Some(0) => 0.0,
-            Some(at) => {
-                let ((x0, y0), (x1, y1)) = (SCORE_KNOTS[at - 1], SCORE_KNOTS[at]);
-                y0 + (surprise - x0) / (x1 - x0) * (y1 - y0)
-            }
-        }
+        let surprise = -p.max(f64::MIN_POSITIVE).log10() as f32;
+        surprise + decades
     }
 
     /// How many of the largest values shape the tail, and the sum `S` of their excesses; see the module.
@@ -233,6 +237,19 @@ impl Calibration {
         let sum: f64 = top.iter().chain(top.last()).map(|z| f64::from(z - threshold)).sum();
         let k = i32::try_from(k).expect("bounded by TAIL_VALUES");
         (k, sum.max(f64::from(k) * f64::from(TAIL_FLOOR)))
+    }
+}
+
+/// The score of `-log10 p`: straight lines through p = 1 (0), 1e-2 (40), 1e-4 (70), 1e-6 (90) and 1e-8 (100).
+#[must_use]
+pub fn score_of(surprise: f32) -> f32 {
+    match SCORE_KNOTS.iter().position(|(x, _)| surprise < *x) {
+        None => 100.0,
+        Some(0) => 0.0,
+        Some(at) => {
+            let ((x0, y0), (x1, y1)) = (SCORE_KNOTS[at - 1], SCORE_KNOTS[at]);
+            y0 + (surprise - x0) / (x1 - x0) * (y1 - y0)
+        }
     }
 }
 

@@ -166,6 +166,9 @@ impl Graph {
         let contributions = floats(contributions).map_err(|e| failed(format!("{e:#}")))?;
         match score[..] {
             [score] if score.is_finite() && contributions.len() == FEATURES => {
+                // The graph gives the terms of a mean.
+                #[allow(clippy::cast_precision_loss, reason = "427")]
+                let contributions = contributions.into_iter().map(|term| term / FEATURES as f32).collect();
                 Ok(Output { score, contributions })
             }
             _ => Err(failed(format!("it gives {score:?} and {} contributions", contributions.len()))),

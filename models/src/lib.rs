@@ -12,6 +12,7 @@ pub mod chain;
 #[cfg(feature = "infer")]
 pub mod detect;
 pub mod event;
+pub mod explain;
 pub mod features;
 pub mod nearest;
 pub mod novelty;

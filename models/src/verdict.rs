@@ -1,6 +1,8 @@
 //! A window, detector outputs and a baseline to a score with its reasons in plain words.
 
 use crate::bundle::Manifest;
+use crate::calibration::score_of;
+use crate::explain::{self, Explanation};
 use crate::features::Vector;
 use crate::novelty::{self, Kind};
 use crate::schema::{self, FEATURES, Layer, NAMED, NAMED_BASE};
@@ -11,6 +13,13 @@ use crate::wire::{DetectorScore, Reason};
 /// Reasons an explanation holds at most.
 pub const REASONS_MAX: usize = 8;
 const FEATURES_SHOWN: usize = 4;
+/// First-time acts that the sentence names at most, and then measures.
+const ACTS_TOLD: usize = 3;
+const MEASURES_TOLD: usize = 2;
+/// Evidence worth less is told only when there is nothing else.
+const POINTS_TOLD: f32 = 4.0;
+/// A measure with a smaller share of the oddity is not told.
+const SHARE_TOLD: f32 = 0.1;
 /// From this robust z of the surprisal on, the order of calls is a reason.
 const ORDER_Z: f32 = 3.0;
 
@@ -21,7 +30,7 @@ pub struct Raw<'a> {
     pub name: &'static str,
     /// Not negative; larger is odder.
     pub score: f32,
-    /// Per feature, not normalised; empty when the detector does not look at features.
+    /// Per feature, summing up to `score`; empty when the detector does not look at features.
     pub contributions: &'a [f32],
 }
 
@@ -40,6 +49,8 @@ pub struct Verdict {
     pub summary: String,
     /// Names program-independent cause, for deduplication.
     pub cause: u64,
+    /// Every step that led to the score.
+    pub explanation: Explanation,
 }
 
 /// Judges a window. `vector` and `raw` are empty for a decisive event that cannot wait for the window's end.
@@ -51,26 +62,22 @@ pub fn judge(window: &Window, vector: Option<&Vector>, raw: &[Raw<'_>], baseline
         .filter(|id| baseline.traits.binary_search(id).is_err())
         .filter_map(|id| Kind::of(id).map(|kind| (id, kind)))
         .collect();
-    fresh.sort_by(|a, b| b.1.points().total_cmp(&a.1.points()));
-    let calibration = &baseline.calibration;
-    let kinds: Vec<Kind> = fresh.iter().map(|(_, kind)| *kind).collect();
-    let decades = calibration.news.decades(&kinds);
-    let outputs: Vec<(&str, f32)> = raw.iter().map(|raw| (raw.name, raw.score)).collect();
-    let score = calibration.score(calibration.fuse(&outputs), decades);
+    // Of equal worth, what came first is the cause.
+    let first = |id: u64| window.first_ns(id).unwrap_or(u64::MAX);
+    fresh.sort_by(|a, b| b.1.points().total_cmp(&a.1.points()).then_with(|| first(a.0).cmp(&first(b.0))));
+    let explanation = explain::explain(window, vector, raw, baseline, &fresh);
+    let decades = explanation.evidence_decades;
+    let score = score_of(explanation.statistical_decades + decades);
 
-    let mut detectors: Vec<DetectorScore> = raw
-        .iter()
-        .filter_map(|raw| {
-            let detector = calibration.detectors.iter().find(|detector| detector.name == raw.name)?;
-            Some(DetectorScore { name: raw.name.to_owned(), z: detector.z(raw.score) })
-        })
-        .collect();
+    let spoken = explanation.detectors.iter();
+    let mut detectors: Vec<DetectorScore> =
+        spoken.map(|detector| DetectorScore { name: detector.name.clone(), z: detector.z }).collect();
     detectors.push(DetectorScore { name: "novelty".to_owned(), z: decades });
 
     let mut techniques = Vec::new();
     let mut reasons = Vec::new();
     for (id, kind) in fresh.iter().take(REASONS_MAX - FEATURES_SHOWN) {
-        let text = kind.sentence(window.text(*id).unwrap_or("something"));
+        let text = kind.sentence(text(window, *id));
         reasons.push(Reason {
             layer: kind.layer().as_str().into(),
             name: kind.name().into(),
@@ -95,12 +102,63 @@ pub fn judge(window: &Window, vector: Option<&Vector>, raw: &[Raw<'_>], baseline
             }
         }
     }
-    let summary = reasons.first().map_or_else(|| "nothing unusual".to_owned(), |reason| reason.text.clone());
+    let summary = sentence(window, &fresh, &reasons);
     let cause = fresh.first().map_or_else(
         || novelty::trait_id(Kind::Syscall, reasons.first().map_or("", |reason| &reason.name)),
         |(id, _)| *id,
     );
-    Verdict { score, detectors, reasons, techniques, summary, cause }
+    Verdict { score, detectors, reasons, techniques, summary, cause, explanation }
+}
+
+/// The most telling reasons in one sentence: first-time acts, then what is out of measure with observed and usual value.
+fn sentence(window: &Window, fresh: &[(u64, Kind)], reasons: &[Reason]) -> String {
+    let acts = acts(window, fresh);
+    let evidence = fresh.len().min(REASONS_MAX - FEATURES_SHOWN);
+    let measures = reasons[evidence..].iter().filter(|reason| reason.share >= SHARE_TOLD);
+    let mut clauses: Vec<String> = match &acts[..] {
+        [] => Vec::new(),
+        [(id, kind)] => vec![kind.sentence(text(window, *id))],
+        [first @ .., last] => {
+            // The clause behind the last semicolon says that it is new: once is enough for all.
+            let act = |(id, kind): &(u64, Kind)| {
+                let sentence = kind.sentence(text(window, *id));
+                sentence.rsplit_once("; ").map_or(sentence.clone(), |(act, _)| act.to_owned())
+            };
+            let first: Vec<String> = first.iter().map(act).collect();
+            vec![format!("{} and {}, each for the first time", first.join(", "), act(last))]
+        }
+    };
+    clauses.extend(measures.take(MEASURES_TOLD).map(|reason| reason.text.clone()));
+    if clauses.is_empty() {
+        clauses.extend(reasons.first().map(|reason| reason.text.clone()));
+    }
+    if clauses.is_empty() { "nothing unusual".to_owned() } else { clauses.join("; ") }
+}
+
+/// The acts worth telling: what a more telling act says already is left out.
+fn acts(window: &Window, fresh: &[(u64, Kind)]) -> Vec<(u64, Kind)> {
+    let has = |kind: Kind, fits: &dyn Fn(&str) -> bool| {
+        fresh.iter().any(|(id, other)| *other == kind && fits(text(window, *id)))
+    };
+    let repeats = |id: u64, kind: Kind| {
+        let value = text(window, id);
+        let file = value.rsplit('/').next().unwrap_or(value);
+        match kind {
+            Kind::Exec => {
+                has(Kind::Shell, &|shell| shell == value)
+                    || has(Kind::Fileless, &|path| path == value)
+                    || has(Kind::Lolbin, &|tool| file.starts_with(tool))
+            }
+            Kind::Port => has(Kind::Tor, &|_| true),
+            _ => false,
+        }
+    };
+    let told = fresh.iter().filter(|(id, kind)| kind.points() >= POINTS_TOLD && !repeats(*id, *kind));
+    told.take(ACTS_TOLD).copied().collect()
+}
+
+fn text(window: &Window, id: u64) -> &str {
+    window.text(id).unwrap_or("something")
 }
 
 fn order_reason(grams: &GramWindow) -> Reason {
@@ -223,6 +281,25 @@ mod tests {
         window.program_started("/bin/sh");
         let verdict = judge(&window, None, &[], &baseline());
         assert!(verdict.score >= 40.0 && verdict.techniques == ["T1059"], "{verdict:?}");
+    }
+
+    #[test]
+    fn the_sentence_names_the_most_telling_reasons_and_no_act_twice() {
+        let mut window = shadow();
+        window.program_started("/bin/sh");
+        window.program_started("/usr/bin/nc");
+        let kind = EventKind::Connect { addr: [10, 9, 8, 7].into(), port: 4444 };
+        window.add(&Event { boot_ns: 2, tgid: 1, tid: 1, uid: 0, comm: Comm::new(), kind });
+        let mut contributions = [0.0; FEATURES];
+        contributions[schema::index("child_processes_spawned")] = 1.0;
+        let raw = [Raw { name: "vae", score: 1.0, contributions: &contributions }];
+        let mut vector = [0.0; FEATURES];
+        vector[schema::index("child_processes_spawned")] = 0.1;
+        assert_eq!(
+            judge(&window, Some(&vector), &raw, &baseline()).summary,
+            "opened the sensitive file /etc/shadow, started a shell (/bin/sh) and ran the system tool nc, each for \
+             the first time; child processes started: 2.0, usually 0.0"
+        );
     }
 
     #[test]

@@ -39,7 +39,17 @@ pub struct Window {
     /// Distinct values refused because a set was full.
     pub overflow: u64,
     traits: FnvIndexSet<u64, TRAITS_MAX>,
-    texts: heapless::Vec<(u64, String), TEXTS_MAX>,
+    texts: heapless::Vec<Shown, TEXTS_MAX>,
+    /// Of what is folded in just now; 0 for the kernel's counts, which have no instant.
+    now_ns: u64,
+}
+
+/// A trait's value in plain words.
+#[derive(Clone, Debug)]
+struct Shown {
+    id: u64,
+    text: String,
+    first_ns: u64,
 }
 
 /// Sums and flags of a window.
@@ -130,6 +140,7 @@ impl Window {
             overflow: 0,
             traits: FnvIndexSet::new(),
             texts: heapless::Vec::new(),
+            now_ns: 0,
         }
     }
 
@@ -141,6 +152,7 @@ impl Window {
 
     /// Folds in one event of this process. Returns the first decisive trait it showed, if any.
     pub fn add(&mut self, event: &Event) -> Option<u64> {
+        self.now(event.boot_ns);
         match &event.kind {
             EventKind::Open { path, flags, sensitive } => self.open(path, *flags, *sensitive),
             EventKind::Connect { addr, port } => self.connect(*addr, *port),
@@ -188,6 +200,11 @@ impl Window {
         }
     }
 
+    /// What follows happened at this instant: `CLOCK_BOOTTIME`, nanoseconds.
+    pub fn now(&mut self, boot_ns: u64) {
+        self.now_ns = boot_ns;
+    }
+
     /// A tool was started that the operator wants to know of, beside those of the schema.
     pub fn tool_started(&mut self, name: &str) {
         self.note(Kind::Lolbin, name, name);
@@ -231,6 +248,7 @@ impl Window {
 
     /// Adds counts that the kernel drained or flushed.
     pub fn add_syscalls(&mut self, part: &SyscallWindow) {
+        self.now(0);
         self.syscalls.merge(part);
         self.sums.bytes_sent = self.syscalls.bytes_sent;
         self.sums.bytes_recv = self.syscalls.bytes_recv;
@@ -272,7 +290,13 @@ impl Window {
     /// The value of a trait in plain words, where it was kept.
     #[must_use]
     pub fn text(&self, id: u64) -> Option<&str> {
-        self.texts.iter().find(|(known, _)| *known == id).map(|(_, text)| text.as_str())
+        self.texts.iter().find(|shown| shown.id == id).map(|shown| shown.text.as_str())
+    }
+
+    /// `CLOCK_BOOTTIME` at a trait's first event in this window, nanoseconds; `None` for what was only counted.
+    #[must_use]
+    pub fn first_ns(&self, id: u64) -> Option<u64> {
+        self.texts.iter().find(|shown| shown.id == id).map(|shown| shown.first_ns).filter(|ns| *ns > 0)
     }
 
     fn open(&mut self, path: &str, flags: u32, sensitive: bool) -> Option<u64> {
@@ -358,10 +382,11 @@ impl Window {
             Err(_) => self.overflow += 1,
             Ok(true) => {
                 // Calls are named by their slot; the text of the others cannot be had again.
-                if self.texts.push((id, text.to_owned())).is_err() {
-                    let call = self.texts.iter().position(|(old, _)| Kind::of(*old) == Some(Kind::Syscall));
+                let shown = Shown { id, text: text.to_owned(), first_ns: self.now_ns };
+                if let Err(shown) = self.texts.push(shown) {
+                    let call = self.texts.iter().position(|old| Kind::of(old.id) == Some(Kind::Syscall));
                     if let (Some(at), true) = (call, kind != Kind::Syscall) {
-                        self.texts[at] = (id, text.to_owned());
+                        self.texts[at] = shown;
                     } else {
                         self.overflow += u64::from(kind != Kind::Syscall);
                     }
@@ -497,7 +522,7 @@ mod tests {
         assert_eq!((sums.namespace_changes, sums.log_deletions, sums.time_changes), (1, 1, 1));
         window.injected(7, "gdb", 101);
         assert!(window.sums.injected);
-        let said: Vec<&str> = window.texts.iter().map(|(_, text)| text.as_str()).collect();
+        let said: Vec<&str> = window.texts.iter().map(|shown| shown.text.as_str()).collect();
         assert!(said.contains(&"unshare(mount)") && said.contains(&"process 9 by ptrace"), "{said:?}");
         assert!(said.contains(&"/dev/sda1 on /mnt by open_tree"), "{said:?}");
     }

@@ -332,9 +332,21 @@ fn facts(raw: &Array2<f32>, split: [usize; 3], options: &TrainOptions) -> Traini
     TrainingFacts {
         windows: split.map(|n| u32::try_from(n).expect("bounded by WINDOWS_MAX")),
         means: (0_u16..).zip(means).filter(|(_, mean)| *mean != 0.0).collect(),
+        highs: (0_u16..)
+            .zip(raw.columns())
+            .map(|(at, column)| (at, high(column)))
+            .filter(|(_, high)| *high != 0.0)
+            .collect(),
         seed: options.seed,
         trained_unix_s: options.now_unix_s,
     }
+}
+
+/// The 99 % quantile by nearest rank.
+fn high(column: ndarray::ArrayView1<'_, f32>) -> f32 {
+    let mut values = column.to_vec();
+    let at = (values.len() * 99).div_ceil(100) - 1;
+    *values.select_nth_unstable_by(at, f32::total_cmp).1
 }
 
 /// Compares analytic gradients with central differences at a few places of every parameter.
