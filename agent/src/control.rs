@@ -1,7 +1,8 @@
-//! The socket on which `behaveguard status` and `behaveguard alerts` ask the running agent.
+//! The socket on which `behaveguard status`, `alerts` and `explain` ask the running agent.
 //!
 //! One request, one answer, both a line of JSON: `{"command":"status"}` gives a [`Status`], `{"command":"alerts"}` a
-//! list of alerts, oldest first. The socket is `<state>/control.sock`, for its owner only.
+//! list of alerts, oldest first, `{"command":"explain","alert":"ID"}` or `"pid":N` an [`Explained`] as `Ok`, or as `Err`
+//! why there is none. The socket is `<state>/control.sock`, for its owner only.
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -15,6 +16,7 @@ use std::time::Duration;
 use models::wire::{Alert, Heartbeat};
 use serde::{Deserialize, Serialize};
 
+use crate::explanations::{ALERTS_MAX, Explained, Explanations, alert_id};
 use crate::outbox::Outbox;
 
 /// The longest request, in bytes.
@@ -22,13 +24,31 @@ const REQUEST_MAX: u64 = 1024;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A question to the agent.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
     /// How it is.
     Status,
     /// What it found lately.
     Alerts,
+    /// Why a verdict has its score: of the alert when it is named, else the last one on the process.
+    Explain {
+        /// As `behaveguard alerts` names it.
+        alert: Option<String>,
+        /// Process id.
+        pid: Option<u32>,
+    },
+}
+
+/// What the answers come from.
+#[derive(Clone)]
+pub struct Sources {
+    /// What the service last wrote into it.
+    pub status: Arc<Mutex<Status>>,
+    /// The newest alerts.
+    pub outbox: Arc<dyn Outbox>,
+    /// Of what was judged lately.
+    pub explanations: Arc<Mutex<Explanations>>,
 }
 
 /// How the agent is.
@@ -62,16 +82,19 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
+    /// It has no explanation, and this is why.
+    #[error("{0}")]
+    Unexplained(String),
     /// The answer makes no sense.
     #[error("the running agent is of another version; restart it")]
     Answer(#[source] serde_json::Error),
 }
 
-/// Answers on a thread of its own; `status` is what the service last wrote into it.
+/// Answers on a thread of its own.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn serve(state: &Path, status: Arc<Mutex<Status>>, outbox: Arc<dyn Outbox>) -> Result<(), ControlError> {
+pub fn serve(state: &Path, sources: Sources) -> Result<(), ControlError> {
     let path = state.join("control.sock");
     let failed = |source| ControlError::Socket { path: path.clone(), source };
     // The state folder is locked, so a socket that is there is left over.
@@ -84,7 +107,7 @@ pub fn serve(state: &Path, status: Arc<Mutex<Status>>, outbox: Arc<dyn Outbox>) 
     let answering = move || {
         // One at a time: each is short, and a client that says nothing is cut off.
         for stream in listener.incoming() {
-            if let Err(error) = stream.and_then(|stream| answer(stream, &status, outbox.as_ref())) {
+            if let Err(error) = stream.and_then(|stream| answer(stream, &sources)) {
                 log::debug!("a control request: {error}");
             }
         }
@@ -93,18 +116,45 @@ pub fn serve(state: &Path, status: Arc<Mutex<Status>>, outbox: Arc<dyn Outbox>) 
     Ok(())
 }
 
-fn answer(stream: UnixStream, status: &Mutex<Status>, outbox: &dyn Outbox) -> io::Result<()> {
+fn answer(stream: UnixStream, sources: &Sources) -> io::Result<()> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     let mut line = String::new();
     BufReader::new((&stream).take(REQUEST_MAX)).read_line(&mut line)?;
     let mut answer = match serde_json::from_str::<Request>(&line) {
-        Ok(Request::Status) => serde_json::to_vec(&*status.lock().unwrap_or_else(PoisonError::into_inner)),
-        Ok(Request::Alerts) => serde_json::to_vec(&outbox.recent().map_err(io::Error::other)?),
+        Ok(Request::Status) => {
+            serde_json::to_vec(&*sources.status.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+        Ok(Request::Alerts) => serde_json::to_vec(&sources.outbox.recent().map_err(io::Error::other)?),
+        Ok(Request::Explain { alert, pid }) => serde_json::to_vec(&explain(sources, alert.as_deref(), pid)),
         Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
     }?;
     answer.push(b'\n');
     (&stream).write_all(&answer)
+}
+
+fn explain(sources: &Sources, alert: Option<&str>, pid: Option<u32>) -> Result<Explained, String> {
+    let kept = sources.explanations.lock().unwrap_or_else(PoisonError::into_inner);
+    match (alert, pid) {
+        (Some(id), _) => kept.alert(id).cloned().ok_or_else(|| {
+            let recent = sources.outbox.recent().unwrap_or_default();
+            if recent.iter().any(|alert| alert_id(alert) == id) {
+                format!(
+                    "alert {id} is not explained any more: the last {ALERTS_MAX} since the agent started are; \
+                     `behaveguard alerts --json` still has its reasons"
+                )
+            } else {
+                format!("no recent alert has the id {id}: `behaveguard alerts` names them")
+            }
+        }),
+        (None, Some(pid)) => kept.process(pid).cloned().ok_or_else(|| {
+            format!(
+                "process {pid} was not judged lately: it is not watched, its program is still learned, or its first \
+                 window is not over; `behaveguard status` names the programs"
+            )
+        }),
+        (None, None) => Err("name an alert or a process".into()),
+    }
 }
 
 /// Asks the running agent how it is.
@@ -112,7 +162,7 @@ fn answer(stream: UnixStream, status: &Mutex<Status>, outbox: &dyn Outbox) -> io
 /// # Errors
 /// When none runs or it may not be asked.
 pub fn status(state: &Path) -> Result<Status, ControlError> {
-    serde_json::from_str(&ask(state, Request::Status)?).map_err(ControlError::Answer)
+    serde_json::from_str(&ask(state, &Request::Status)?).map_err(ControlError::Answer)
 }
 
 /// Asks the running agent what it found lately.
@@ -120,10 +170,20 @@ pub fn status(state: &Path) -> Result<Status, ControlError> {
 /// # Errors
 /// When none runs or it may not be asked.
 pub fn alerts(state: &Path) -> Result<Vec<Alert>, ControlError> {
-    serde_json::from_str(&ask(state, Request::Alerts)?).map_err(ControlError::Answer)
+    serde_json::from_str(&ask(state, &Request::Alerts)?).map_err(ControlError::Answer)
 }
 
-fn ask(state: &Path, request: Request) -> Result<String, ControlError> {
+/// Asks the running agent why an alert, or a process's last verdict, has its score.
+///
+/// # Errors
+/// When none runs, it may not be asked, or it does not know.
+pub fn explanation(state: &Path, alert: Option<String>, pid: Option<u32>) -> Result<Explained, ControlError> {
+    let answer = ask(state, &Request::Explain { alert, pid })?;
+    let answer: Result<Explained, String> = serde_json::from_str(&answer).map_err(ControlError::Answer)?;
+    answer.map_err(ControlError::Unexplained)
+}
+
+fn ask(state: &Path, request: &Request) -> Result<String, ControlError> {
     let path = state.join("control.sock");
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning(state.into()),
@@ -132,7 +192,7 @@ fn ask(state: &Path, request: Request) -> Result<String, ControlError> {
     };
     let mut stream = UnixStream::connect(&path).map_err(failed)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
-    let mut line = serde_json::to_string(&request).map_err(ControlError::Answer)?;
+    let mut line = serde_json::to_string(request).map_err(ControlError::Answer)?;
     line.push('\n');
     stream.write_all(line.as_bytes()).map_err(failed)?;
     let mut answer = String::new();

@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod enroll;
+pub mod explanations;
 pub mod files;
 pub mod outbox;
 pub mod pipeline;

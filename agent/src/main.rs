@@ -104,8 +104,28 @@ enum Command {
         #[arg(long, value_parser = duration)]
         last: Option<std::time::Duration>,
     },
+    /// Show why an alert, or a process's last verdict, has its score.
+    Explain {
+        #[command(flatten)]
+        of: Of,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Enact attacks without harm, to see whether an alarm works.
     Simulate(simulate::Options),
+}
+
+/// What is explained.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Of {
+    /// An alert, as `behaveguard alerts` names it.
+    #[arg(long, value_name = "ID")]
+    alert: Option<String>,
+    /// A process.
+    #[arg(long, value_name = "N")]
+    pid: Option<u32>,
 }
 
 fn main() -> ExitCode {
@@ -180,6 +200,14 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             report::replayed(&file, &baselines, json)?;
         }
         Command::Status { json } => report::status(&control::status(&config.state)?, json)?,
+        Command::Explain { of, json } => {
+            let explained = control::explanation(&config.state, of.alert, of.pid)?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&explained)?);
+            } else {
+                print!("{}", report::explained(&explained));
+            }
+        }
         Command::Alerts { json, severity, last } => {
             let since = last.map_or(0, |last| {
                 agent::clock::now()
@@ -189,7 +217,8 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             let mut alerts = control::alerts(&config.state)?;
             alerts.retain(|alert| alert.severity >= severity && alert.unix_ms >= since);
             if json {
-                println!("{}", serde_json::to_string_pretty(&alerts)?);
+                let named: Vec<report::Named<'_>> = alerts.iter().map(Into::into).collect();
+                println!("{}", serde_json::to_string_pretty(&named)?);
                 return Ok(());
             }
             alerts.iter().for_each(report::alert);

@@ -7,21 +7,23 @@
 
 mod counters;
 mod follow;
+mod tell;
 #[cfg(test)]
 mod tests;
 mod training;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
 
 use models::bundle::{Manifest, Verified};
 use models::detect::{DetectError, Detectors};
 use models::event::{Event, EventKind, SyscallWindow, Volume};
 use models::features::{self, Vector};
-use models::policy::{Decision, Gate, Policy};
+use models::policy::Gate;
 use models::program::ProgramId;
 use models::schema::SEQUENCE;
 use models::sequence::{GramTable, WINDOW_GRAMS_MAX};
-use models::verdict::{Raw, Verdict, judge};
+use models::verdict::{Raw, judge};
 use models::window::Window;
 use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
 
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Now;
 use crate::config::Config;
+use crate::explanations::Explanations;
 use crate::processes::{Identity, Lookup};
 pub use counters::Counters;
 pub use follow::Follow;
@@ -146,6 +149,8 @@ pub struct Pipeline<L> {
     degraded: Vec<String>,
     /// Windows of learning programs since the last close.
     training: BTreeMap<String, Vec<TrainingWindow>>,
+    /// Shared with whoever answers questions.
+    explanations: Arc<Mutex<Explanations>>,
 }
 
 impl<L: Lookup> Pipeline<L> {
@@ -161,6 +166,7 @@ impl<L: Lookup> Pipeline<L> {
             opened_ns,
             degraded: Vec::new(),
             training: BTreeMap::new(),
+            explanations: Arc::default(),
         }
     }
 
@@ -230,6 +236,12 @@ impl<L: Lookup> Pipeline<L> {
         &self.counters
     }
 
+    /// Why what was judged lately has its score.
+    #[must_use]
+    pub fn explanations(&self) -> Arc<Mutex<Explanations>> {
+        Arc::clone(&self.explanations)
+    }
+
     /// Processes that are followed.
     #[must_use]
     pub fn followed(&self) -> usize {
@@ -239,14 +251,9 @@ impl<L: Lookup> Pipeline<L> {
     /// Every program and how far its baseline is.
     #[must_use]
     pub fn programs(&self, unix_s: u64) -> Vec<ProgramState> {
-        let state = |program: &Program| match &program.baseline {
-            None => "LEARNING",
-            Some(baseline) if baseline.manifest.expires_unix_s <= unix_s => "STALE",
-            Some(_) => "ACTIVE",
-        };
         let one = |program: &Program| ProgramState {
             program: program.id.clone(),
-            state: state(program).into(),
+            state: state(program, unix_s).into(),
             generation: generation(program),
             windows: program.windows,
         };
@@ -338,6 +345,7 @@ impl<L: Lookup> Pipeline<L> {
         let opened_ns = self.opened_ns;
         if let Some(process) = self.processes.get_mut(&starter).filter(|process| process.key.is_some()) {
             let window = process.window.get_or_insert_with(|| Box::new(Window::new(starter, opened_ns)));
+            window.now(event.boot_ns);
             window.program_started(path);
             let name = path.rsplit('/').next().unwrap_or(path);
             if self.config.lolbins.iter().any(|tool| tool == name) {
@@ -363,6 +371,7 @@ impl<L: Lookup> Pipeline<L> {
         let opened_ns = self.opened_ns;
         let Some(process) = self.processes.get_mut(&victim) else { return };
         let window = process.window.get_or_insert_with(|| Box::new(Window::new(victim, opened_ns)));
+        window.now(event.boot_ns);
         let id = window.injected(event.tgid, &event.comm, call);
         self.decide(now, victim, id, out);
     }
@@ -535,44 +544,14 @@ impl<L: Lookup> Pipeline<L> {
         self.counters.windows_judged += 1;
         self.tell(now, tgid, verdict, out);
     }
+}
 
-    fn tell(&mut self, now: Now, tgid: u32, verdict: Verdict, out: &mut Vec<Output>) {
-        let Some(process) = self.processes.get(&tgid) else { return };
-        let Some((key, program)) = process.key.as_ref().and_then(|key| self.programs.get_key_value(key))
-        else {
-            return;
-        };
-        let policy: &Policy = &self.config.policy;
-        let severity = policy.severity(verdict.score);
-        let about = models::novelty::trait_id(models::novelty::Kind::Exec, key) ^ verdict.cause;
-        let suppressed_before = match self.gate.admit(now.boot_ns, about, severity, policy) {
-            Decision::Quiet => return,
-            Decision::Duplicate => {
-                self.counters.alerts_duplicate += 1;
-                return;
-            }
-            Decision::RateLimited => {
-                self.counters.alerts_limited += 1;
-                return;
-            }
-            Decision::Send { suppressed_before } => suppressed_before,
-        };
-        self.counters.alerts += 1;
-        out.push(Output::Alert(Box::new(Alert {
-            unix_ms: now.unix_ms,
-            program: program.id.clone(),
-            pid: tgid,
-            comm: process.comm.clone(),
-            score: verdict.score,
-            severity,
-            techniques: verdict.techniques,
-            summary: verdict.summary,
-            reasons: verdict.reasons,
-            generation: generation(program),
-            detectors: verdict.detectors,
-            suppressed_before,
-            degraded: self.degraded.clone(),
-        })));
+/// How far a program's baseline is.
+fn state(program: &Program, unix_s: u64) -> &'static str {
+    match &program.baseline {
+        None => "LEARNING",
+        Some(baseline) if baseline.manifest.expires_unix_s <= unix_s => "STALE",
+        Some(_) => "ACTIVE",
     }
 }
 

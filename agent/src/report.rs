@@ -4,15 +4,107 @@ use std::error::Error;
 use std::path::Path;
 
 use agent::control::Status;
+use agent::explanations::{Explained, alert_id};
 use agent::pipeline::Output;
 use agent::replay::replay;
 use models::bundle::Verified;
+use models::explain::Part;
 use models::wire::Alert;
+use serde::Serialize;
+
+/// An alert with the name by which it is explained.
+#[derive(Serialize)]
+pub(crate) struct Named<'a> {
+    id: String,
+    #[serde(flatten)]
+    alert: &'a Alert,
+}
+
+impl<'a> From<&'a Alert> for Named<'a> {
+    fn from(alert: &'a Alert) -> Self {
+        Self { id: alert_id(alert), alert }
+    }
+}
 
 /// One alert, for people.
 pub(crate) fn alert(alert: &Alert) {
     println!("{} {:.0}  {} (process {})", alert.severity.as_str(), alert.score, alert.program, alert.pid);
     println!("    {}  {}", alert.techniques.join(" "), alert.summary);
+    println!("    more: behaveguard explain --alert {}", alert_id(alert));
+}
+
+/// A verdict taken apart, for people: each block adds up to the number of the one before.
+pub(crate) fn explained(explained: &Explained) -> String {
+    let mut text = String::new();
+    let why = &explained.explanation;
+    let mut line = |line: String| text.extend([line.as_str(), "\n"]);
+    let alert = explained.alert.as_ref().map_or("no alert".to_owned(), |id| format!("alert {id}"));
+    line(format!(
+        "{} {:.0}, {alert}: process {} ({}) of {}",
+        explained.severity.as_str(),
+        explained.score,
+        explained.pid,
+        explained.comm,
+        explained.program
+    ));
+    line(format!("  {}", explained.summary));
+    if !explained.techniques.is_empty() {
+        line(format!("  techniques {}", explained.techniques.join(" ")));
+    }
+    let baseline = &explained.baseline;
+    let [fit, variance, calibration] = baseline.windows;
+    line(format!(
+        "baseline generation {} {}, learned from {fit} + {variance} windows, calibrated on {calibration}",
+        baseline.generation, baseline.state
+    ));
+    if !explained.degraded.is_empty() {
+        line(format!("not fully seen: {}", explained.degraded.join(", ")));
+    }
+    line(format!(
+        "p {:.1e}: 10^-{:.2}, with {:.2} by the detectors and {:.2} by what is new",
+        why.p_value,
+        why.statistical_decades + why.evidence_decades,
+        why.statistical_decades,
+        why.evidence_decades
+    ));
+    for evidence in &why.evidence {
+        let when = evidence.first_boot_ns.map_or_else(
+            || "in this window".to_owned(),
+            |ns| format!("{:.1} s before the verdict", explained.boot_ns.saturating_sub(ns) as f64 / 1e9),
+        );
+        line(format!("  +{:.2}  {} {}, {when}", evidence.decades, evidence.technique, evidence.text));
+    }
+    if why.evidence_more > 0 {
+        line(format!("  and {} more", why.evidence_more));
+    }
+    match why.fused_z {
+        Some(fused) => line(format!("detectors, fused z {fused:.2}:")),
+        None => line("judged before the window's end, by what is new alone".to_owned()),
+    }
+    for detector in &why.detectors {
+        line(format!(
+            "  +{:.2}  {}: {:.4}, z {:.1}, weight {}",
+            detector.share, detector.name, detector.raw, detector.z, detector.weight
+        ));
+        for part in &detector.parts {
+            line(format!("      {:.4}  {}", part.contribution, shown(part)));
+        }
+        line(format!("      {:.4}  everything else", detector.rest));
+    }
+    text
+}
+
+fn shown(part: &Part) -> String {
+    let mut text = format!("{}: {} {}", part.name, rounded(part.observed), part.unit);
+    if let (Some(usual), Some(high)) = (part.usual, part.high) {
+        text += &format!(", usually {}, rarely over {}", rounded(usual), rounded(high));
+    }
+    text
+}
+
+/// With about three digits.
+fn rounded(value: f32) -> String {
+    if value >= 100.0 || value == 0.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
 
 /// What a capture gives when it is judged again.

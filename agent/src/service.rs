@@ -17,7 +17,7 @@ use smol::{Async, Timer};
 use crate::baselines::{BaselineError, Baselines};
 use crate::clock;
 use crate::config::{Config, OutboxEngine};
-use crate::control::{self, ControlError, Status};
+use crate::control::{self, ControlError, Sources, Status};
 use crate::enroll::{EnrollError, Identity};
 use crate::files;
 #[cfg(feature = "sled")]
@@ -151,7 +151,9 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         }
     }
     let status = Arc::new(Mutex::new(Status::default()));
-    control::serve(&config.state, Arc::clone(&status), Arc::clone(&outbox))?;
+    let explanations = watch.pipeline().explanations();
+    let sources = Sources { status: Arc::clone(&status), outbox: Arc::clone(&outbox), explanations };
+    control::serve(&config.state, sources)?;
     let (news_out, news) = async_channel::bounded(64);
     let uplink =
         Uplink::start(identity.clone(), tls, Arc::clone(&outbox), news_out).map_err(ServiceError::Runtime)?;
@@ -446,8 +448,11 @@ impl Service {
             ("follows_refused", watch.follows_refused),
             ("processes_followed", self.watch.pipeline().followed() as u64),
         ];
+        let explanations = self.watch.pipeline().explanations();
+        let forgotten = explanations.lock().unwrap_or_else(PoisonError::into_inner).forgotten();
         let lists = named
             .into_iter()
+            .chain(forgotten)
             .chain(self.watch.pipeline().counters().list())
             .chain(self.uplink.counters().list());
         all.extend(lists.map(|(name, value)| (name.to_owned(), value)));

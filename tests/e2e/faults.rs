@@ -93,6 +93,8 @@ fn each_mistake_is_named_with_what_to_do_about_it() {
         ),
         (&["--config", &missing, "run"], 1, &["missing.toml", "No such file"]),
         (&["--state", &state, "status"], 1, &["no agent runs", "behaveguard run"]),
+        (&["--state", &state, "explain", "--pid", "1"], 1, &["no agent runs", "behaveguard run"]),
+        (&["explain"], 64, &["--alert", "--pid"]),
         (
             &["--state", &state, "enroll", "--ticket", &config],
             1,

@@ -2,10 +2,40 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tests::story::{DEVICE, Story, counter};
 use tests::wait_for;
 
 use crate::bundles;
+
+/// The running agent tells why an alert has its score, and of each process it judged.
+fn explained(story: &Story, id: &str, alert: &Value) {
+    let ask = |arguments: &[&str]| {
+        let output = story.agent.command(&[&["explain"], arguments].concat()).unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        )
+    };
+    let (good, json) = ask(&["--alert", id, "--json"]);
+    assert!(good, "{json}");
+    let why: Value = serde_json::from_str(&json).unwrap();
+    for key in ["score", "pid", "summary", "severity"] {
+        assert_eq!(why[key], alert[key], "{key}: {why}");
+    }
+    let evidence = why["explanation"]["evidence"].as_array().unwrap();
+    let shadow = evidence.iter().find(|evidence| evidence["name"] == "first_sensitive_file").unwrap();
+    assert!(shadow["first_boot_ns"].as_u64() <= why["boot_ns"].as_u64(), "{why}");
+    let (good, text) = ask(&["--alert", id]);
+    assert!(good && text.contains(why["summary"].as_str().unwrap()), "{text}");
+    assert!(text.contains("s before the verdict"), "{text}");
+    let (good, text) = ask(&["--pid", &alert["pid"].to_string()]);
+    assert!(good && text.contains("baseline generation 1 ACTIVE"), "{text}");
+    for (arguments, reason) in [(["--pid", "1"], "not judged lately"), (["--alert", "none"], "names them")] {
+        let (good, text) = ask(&arguments);
+        assert!(!good && text.contains(reason), "{text}");
+    }
+}
 
 /// Enough for the models and few enough for a test.
 const LEARN_WINDOWS: u32 = 60;
@@ -24,6 +54,13 @@ fn an_attack_is_told_once_although_the_fleet_server_was_killed_and_bad_bundles_c
     assert!(worst["techniques"].as_array().unwrap().iter().any(|id| id == "T1003.008"), "{worst}");
     assert!(alerts.iter().any(|alert| alert.to_string().contains("shell")), "{alerts:?}");
 
+    let told = story.agent.alerts().unwrap();
+    let highest =
+        told.iter().max_by(|a, b| a["score"].as_f64().unwrap().total_cmp(&b["score"].as_f64().unwrap()));
+    let highest = highest.unwrap();
+    let id = highest["id"].as_str().unwrap().to_owned();
+    explained(&story, &id, highest);
+
     // A second restart, now of both, brings nothing again and loses nothing.
     let before = alerts.len();
     story.agent.kill().unwrap();
@@ -35,6 +72,9 @@ fn an_attack_is_told_once_although_the_fleet_server_was_killed_and_bad_bundles_c
         Ok(story.agent.status().ok().filter(|status| status["online"] == true))
     })
     .unwrap();
+    let forgotten = story.agent.command(&["explain", "--alert", &id]).unwrap();
+    let reason = String::from_utf8_lossy(&forgotten.stderr).into_owned();
+    assert!(!forgotten.status.success() && reason.contains("since the agent started"), "{reason}");
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(story.fleet.alerts(DEVICE).unwrap().len(), before);
     let status = story.agent.status().unwrap();

@@ -166,6 +166,36 @@ fn a_learned_program_is_quiet_until_it_opens_a_sensitive_file() {
 }
 
 #[test]
+fn contributions_add_up_to_what_every_detector_gave() {
+    let mut bench = Bench::new(|_| {});
+    bench.learn();
+    for _ in 0..12 {
+        bench.close(&[GATEWAY]);
+    }
+    bench.open(GATEWAY, "/etc/shadow", true);
+    let sums = bench.table.sums_of(&[(usual_gram(), 50), (1, 4)]);
+    let sent = alerts(bench.close_with(&[GATEWAY], |window| {
+        window.calls[59] = 9;
+        window.grams = Some(models::sequence::GramWindow { table: TABLE, sums, strange: vec![] });
+    }));
+    let kept = bench.pipeline.explanations();
+    let kept = kept.lock().unwrap();
+    let last = kept.process(GATEWAY).unwrap();
+    let names: Vec<&str> = last.explanation.detectors.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["vae", "lstm", "nearest", "repertoire", "surprisal"]);
+    for one in &last.explanation.detectors {
+        assert!(!one.parts.is_empty(), "{one:?}");
+        let sum: f32 = one.parts.iter().map(|part| part.contribution).sum::<f32>() + one.rest;
+        assert!((sum - one.raw).abs() <= 1e-4 * one.raw.abs() + 1e-6, "{}: {sum} of {}", one.name, one.raw);
+    }
+    assert_eq!((last.baseline.state.as_str(), last.baseline.windows), ("ACTIVE", [48, 16, 16]));
+    for alert in sent {
+        let explained = kept.alert(&crate::explanations::alert_id(&alert)).unwrap();
+        assert_eq!((explained.score, &explained.summary), (alert.score, &alert.summary));
+    }
+}
+
+#[test]
 fn a_shell_started_by_a_child_is_the_parents_doing() {
     let mut bench = Bench::new(|_| {});
     bench.learn();

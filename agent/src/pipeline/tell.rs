@@ -1,0 +1,74 @@
+//! A verdict to an alert, or to silence, and to what `behaveguard explain` knows of it.
+
+use std::sync::PoisonError;
+
+use models::novelty::{Kind, trait_id};
+use models::policy::Decision;
+use models::verdict::Verdict;
+use models::wire::Alert;
+
+use super::{Output, Pipeline, generation, state};
+use crate::clock::Now;
+use crate::explanations::{BaselineFacts, Explained, alert_id};
+use crate::processes::Lookup;
+
+impl<L: Lookup> Pipeline<L> {
+    pub(super) fn tell(&mut self, now: Now, tgid: u32, verdict: Verdict, out: &mut Vec<Output>) {
+        let Some(process) = self.processes.get(&tgid) else { return };
+        let Some((key, program)) = process.key.as_ref().and_then(|key| self.programs.get_key_value(key))
+        else {
+            return;
+        };
+        let Some(manifest) = program.baseline.as_ref().map(|baseline| &baseline.manifest) else { return };
+        let policy = &self.config.policy;
+        let severity = policy.severity(verdict.score);
+        let about = trait_id(Kind::Exec, key) ^ verdict.cause;
+        let decision = self.gate.admit(now.boot_ns, about, severity, policy);
+        let mut explained = Explained {
+            alert: None,
+            unix_ms: now.unix_ms,
+            boot_ns: now.boot_ns,
+            pid: tgid,
+            comm: process.comm.clone(),
+            program: program.id.clone(),
+            baseline: BaselineFacts {
+                generation: manifest.generation,
+                state: state(program, now.unix_ms / 1000).into(),
+                windows: manifest.training.windows,
+                trained_unix_s: manifest.training.trained_unix_s,
+            },
+            score: verdict.score,
+            severity,
+            techniques: verdict.techniques.clone(),
+            summary: verdict.summary.clone(),
+            degraded: self.degraded.clone(),
+            explanation: verdict.explanation,
+        };
+        match decision {
+            Decision::Quiet => {}
+            Decision::Duplicate => self.counters.alerts_duplicate += 1,
+            Decision::RateLimited => self.counters.alerts_limited += 1,
+            Decision::Send { suppressed_before } => {
+                self.counters.alerts += 1;
+                let alert = Alert {
+                    unix_ms: now.unix_ms,
+                    program: program.id.clone(),
+                    pid: tgid,
+                    comm: process.comm.clone(),
+                    score: verdict.score,
+                    severity,
+                    techniques: verdict.techniques,
+                    summary: verdict.summary,
+                    reasons: verdict.reasons,
+                    generation: generation(program),
+                    detectors: verdict.detectors,
+                    suppressed_before,
+                    degraded: self.degraded.clone(),
+                };
+                explained.alert = Some(alert_id(&alert));
+                out.push(Output::Alert(Box::new(alert)));
+            }
+        }
+        self.explanations.lock().unwrap_or_else(PoisonError::into_inner).keep(explained);
+    }
+}
