@@ -11,6 +11,7 @@ mod tell;
 #[cfg(test)]
 mod tests;
 mod training;
+mod units;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -23,7 +24,7 @@ use models::policy::Gate;
 use models::program::ProgramId;
 use models::schema::SEQUENCE;
 use models::sequence::{GramTable, WINDOW_GRAMS_MAX};
-use models::verdict::{Raw, judge};
+use models::verdict::{Raw, Verdict, judge};
 use models::window::Window;
 use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
 
@@ -37,6 +38,7 @@ pub use counters::Counters;
 pub use follow::Follow;
 use follow::how;
 use training::batches;
+use units::Units;
 
 /// A clock tick of `/proc`: `USER_HZ` is 100 on every architecture that we are built for.
 const USER_TICK_NS: u64 = 10_000_000;
@@ -133,6 +135,8 @@ struct Process {
     exited: bool,
     window: Option<Box<Window>>,
     history: VecDeque<Vec<(u16, f32)>>,
+    /// Something in its open window was worth an alert, so it is not learned from.
+    alarmed: bool,
     /// What it had read and written by the end of its last window; `None` when it began before it was watched.
     volume: Option<Volume>,
 }
@@ -143,6 +147,7 @@ pub struct Pipeline<L> {
     lookup: L,
     processes: BTreeMap<u32, Process>,
     programs: BTreeMap<String, Program>,
+    units: Units,
     gate: Gate,
     counters: Counters,
     opened_ns: u64,
@@ -161,6 +166,7 @@ impl<L: Lookup> Pipeline<L> {
             lookup,
             processes: BTreeMap::new(),
             programs: BTreeMap::new(),
+            units: Units::default(),
             gate: Gate::default(),
             counters: Counters::default(),
             opened_ns,
@@ -190,9 +196,11 @@ impl<L: Lookup> Pipeline<L> {
         self.make_room(&baseline.manifest.program)?;
         let key = baseline.manifest.program.key();
         let Some(program) = self.programs.get_mut(&key) else { return Ok(None) };
+        let unit = program.id.unit.clone();
         let before = program.baseline.replace(baseline).and_then(|before| before.table);
         let of_it = self.processes.iter().filter(|(_, process)| process.key.as_ref() == Some(&key));
         out.extend(of_it.map(|(tgid, _)| Output::Follow(how(program, *tgid))));
+        self.units.learn(&unit, &self.programs);
         Ok(before)
     }
 
@@ -300,6 +308,7 @@ impl<L: Lookup> Pipeline<L> {
     fn left(&mut self, now: Now, event: &Event, out: &mut Vec<Output>) {
         let Some(process) = self.processes.get(&event.tgid) else { return };
         let counted = process.window.as_ref().is_some_and(|window| window.syscalls.total() > 0);
+        // A stranger waits for its window's end as one that is learned does: what is decisive was told at once.
         let crowded = self.processes.len() > self.config.processes_max as usize / 2;
         if counted && (crowded || baseline_of(&self.programs, process).is_some()) {
             self.close_one(now, event.boot_ns, event.tgid, out);
@@ -333,6 +342,7 @@ impl<L: Lookup> Pipeline<L> {
             exited: false,
             window: None,
             history: VecDeque::new(),
+            alarmed: false,
             volume: Some(Volume::default()),
         };
         self.processes.insert(child, process);
@@ -404,8 +414,18 @@ impl<L: Lookup> Pipeline<L> {
         let program = key.as_ref().and_then(|key| self.programs.get(key));
         out.extend(program.map(|program| Output::Follow(how(program, tgid))));
         let history = VecDeque::new();
-        let process =
-            Process { key, run, comm, uid, forked_by: None, exited: false, window: None, history, volume };
+        let process = Process {
+            key,
+            run,
+            comm,
+            uid,
+            forked_by: None,
+            exited: false,
+            window: None,
+            history,
+            alarmed: false,
+            volume,
+        };
         self.processes.insert(tgid, process);
         followed
     }
@@ -425,11 +445,8 @@ impl<L: Lookup> Pipeline<L> {
     /// A verdict that does not wait for the window's end, on what is new to the baseline.
     fn decide(&mut self, now: Now, tgid: u32, id: u64, out: &mut Vec<Output>) {
         let Some(process) = self.processes.get(&tgid) else { return };
-        let Some(baseline) = baseline_of(&self.programs, process) else { return };
-        if baseline.manifest.traits.binary_search(&id).is_err()
-            && let Some(window) = &process.window
-        {
-            let verdict = judge(window, None, &[], &baseline.manifest);
+        let Some(window) = &process.window else { return };
+        if let Some(verdict) = self.by_traits(process, window, Some(id)) {
             self.tell(now, tgid, verdict, out);
         }
     }
@@ -438,9 +455,22 @@ impl<L: Lookup> Pipeline<L> {
     fn judge_at_once(&mut self, now: Now, tgid: u32, out: &mut Vec<Output>) {
         let Some(process) = self.processes.get_mut(&tgid) else { return };
         let Some(window) = process.window.take() else { return };
-        let Some(baseline) = baseline_of(&self.programs, process) else { return };
-        let verdict = judge(&window, None, &[], &baseline.manifest);
-        self.tell(now, tgid, verdict, out);
+        let Some(process) = self.processes.get(&tgid) else { return };
+        if let Some(verdict) = self.by_traits(process, &window, None) {
+            self.tell(now, tgid, verdict, out);
+        }
+    }
+
+    /// What a window's first-time acts say, against the program's baseline, else against its unit; `None` where nothing is
+    /// known of either, or the one act that matters is nothing new.
+    fn by_traits(&self, process: &Process, window: &Window, matters: Option<u64>) -> Option<Verdict> {
+        let is_new = |known: &Manifest| matters.is_none_or(|id| known.traits.binary_search(&id).is_err());
+        if let Some(baseline) = baseline_of(&self.programs, process) {
+            return is_new(&baseline.manifest).then(|| judge(window, None, &[], &baseline.manifest));
+        }
+        let id = &self.programs.get(process.key.as_ref()?)?.id;
+        let unit = self.units.of(id).filter(|unit| is_new(unit))?;
+        Some(judge(&window.of_stranger(&id.exe), None, &[], unit))
     }
 
     fn close(&mut self, now: Now, closed_ns: u64, syscalls: &[SyscallWindow], out: &mut Vec<Output>) {
@@ -497,6 +527,16 @@ impl<L: Lookup> Pipeline<L> {
         let vector = features::extract(&window);
         let Some(baseline) = baseline_of(&self.programs, process) else {
             let Some(key) = process.key.clone() else { return };
+            let stranger =
+                self.processes.get(&tgid).and_then(|process| self.by_traits(process, &window, None));
+            if let Some(verdict) = stranger {
+                self.tell(now, tgid, verdict, out);
+            }
+            let Some(process) = self.processes.get_mut(&tgid) else { return };
+            if std::mem::take(&mut process.alarmed) {
+                self.counters.windows_alarmed += 1;
+                return;
+            }
             let waiting = self.training.entry(key).or_default();
             if waiting.len() >= TRAINING_WAITING_MAX {
                 self.counters.windows_surplus += 1;

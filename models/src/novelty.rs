@@ -55,9 +55,11 @@ pub enum Kind {
     Capability = 22,
     /// So many bytes were read or written.
     Volume = 23,
+    /// A program ran that has no baseline, in a unit whose others have.
+    Stranger = 24,
 }
 
-const KINDS: [Kind; 23] = [
+const KINDS: [Kind; 24] = [
     Kind::Shell,
     Kind::Exec,
     Kind::Sensitive,
@@ -81,6 +83,7 @@ const KINDS: [Kind; 23] = [
     Kind::IoUring,
     Kind::Capability,
     Kind::Volume,
+    Kind::Stranger,
 ];
 
 impl Kind {
@@ -103,7 +106,7 @@ impl Kind {
             Self::Root | Self::Tor | Self::Namespace | Self::Mount | Self::LogTamper | Self::Bpf => 10.0,
             Self::Shell | Self::Redate | Self::DnsTunnel => 8.0,
             Self::IoUring => 6.0,
-            Self::Exec | Self::Port | Self::SystemWrite | Self::Lolbin => 4.0,
+            Self::Exec | Self::Port | Self::SystemWrite | Self::Lolbin | Self::Stranger => 4.0,
             Self::Capability | Self::Volume => 2.0,
             Self::Syscall => 1.0,
         }
@@ -130,6 +133,13 @@ impl Kind {
         )
     }
 
+    /// Whether it says something about a program that has no baseline, when no learned program of its unit does it. Which
+    /// calls, capabilities and files a program uses is its own matter.
+    #[must_use]
+    pub fn tells_of_strangers(self) -> bool {
+        !matches!(self, Self::Syscall | Self::Capability | Self::Volume | Self::SystemWrite | Self::Exec)
+    }
+
     /// Which layer sees it.
     #[must_use]
     pub fn layer(self) -> Layer {
@@ -140,7 +150,8 @@ impl Kind {
             | Self::Module
             | Self::Bpf
             | Self::Fileless
-            | Self::Capability => Layer::Process,
+            | Self::Capability
+            | Self::Stranger => Layer::Process,
             Self::Sensitive | Self::SystemWrite | Self::Volume => Layer::File,
             Self::Port | Self::Tor => Layer::Network,
             Self::Syscall | Self::IoUring => Layer::Syscall,
@@ -159,7 +170,7 @@ impl Kind {
             Self::Shell | Self::Exec => "T1059",
             Self::Sensitive => "T1003.008",
             Self::Port => "T1571",
-            Self::Syscall => "",
+            Self::Syscall | Self::Stranger => "",
             Self::SystemWrite => "T1565.001",
             Self::Root | Self::Capability => "T1068",
             Self::Tor => "T1090.003",
@@ -204,6 +215,7 @@ impl Kind {
             Self::IoUring => "first_io_uring",
             Self::Capability => "first_capability",
             Self::Volume => "first_volume",
+            Self::Stranger => "first_in_unit",
         }
     }
 
@@ -240,6 +252,7 @@ impl Kind {
             Self::IoUring => {
                 format!("gave work to io_uring, where calls are not seen ({value}); it never did before")
             }
+            Self::Stranger => format!("{value} ran, which was never learned in this unit"),
             Self::Volume => format!("{value} in one window; it never moved that much before"),
             Self::Capability => format!("used the capability {value}; it never did before"),
         }

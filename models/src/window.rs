@@ -279,6 +279,20 @@ impl Window {
         }
     }
 
+    /// The same window as that of a program without a baseline: with what tells of strangers, and that it is one.
+    #[must_use]
+    pub fn of_stranger(&self, program: &str) -> Self {
+        let mut stranger = self.clone();
+        stranger.traits.clear();
+        for id in &self.traits {
+            if Kind::of(*id).is_some_and(Kind::tells_of_strangers) {
+                let _ = stranger.traits.insert(*id);
+            }
+        }
+        stranger.note(Kind::Stranger, program, program);
+        stranger
+    }
+
     /// The traits shown so far.
     #[must_use]
     pub fn traits(&self) -> Vec<u64> {

@@ -11,6 +11,8 @@ pub struct Counters {
     pub windows_without_order: u64,
     /// Windows of learning programs beyond the first 128 of one program in a window's time.
     pub windows_surplus: u64,
+    /// Windows of learning programs not used, because something in them was worth an alert.
+    pub windows_alarmed: u64,
     /// Windows of learning programs not used, because something in them was not seen.
     pub windows_degraded: u64,
     /// Alerts given away.
@@ -34,11 +36,12 @@ pub struct Counters {
 impl Counters {
     /// Names and values.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 13] {
+    pub fn list(&self) -> [(&'static str, u64); 14] {
         [
             ("windows_judged", self.windows_judged),
             ("windows_trained", self.windows_trained),
             ("windows_degraded", self.windows_degraded),
+            ("windows_alarmed", self.windows_alarmed),
             ("windows_without_order", self.windows_without_order),
             ("windows_surplus", self.windows_surplus),
             ("alerts", self.alerts),

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use models::novelty::{Kind, trait_id};
-use models::policy::Decision;
+use models::policy::{Decision, Severity};
 use models::verdict::Verdict;
 use models::wire::Alert;
 
@@ -19,7 +19,8 @@ impl<L: Lookup> Pipeline<L> {
         else {
             return;
         };
-        let Some(manifest) = program.baseline.as_ref().map(|baseline| &baseline.manifest) else { return };
+        let own = program.baseline.as_ref().map(|baseline| &baseline.manifest);
+        let Some(manifest) = own.or_else(|| self.units.of(&program.id)) else { return };
         let policy = &self.config.policy;
         let severity = policy.severity(verdict.score);
         let about = trait_id(Kind::Exec, key) ^ verdict.cause;
@@ -44,6 +45,11 @@ impl<L: Lookup> Pipeline<L> {
             degraded: self.degraded.clone(),
             explanation: verdict.explanation,
         };
+        if severity != Severity::Low
+            && let Some(process) = self.processes.get_mut(&tgid)
+        {
+            process.alarmed = true;
+        }
         match decision {
             Decision::Quiet => {}
             Decision::Duplicate => self.counters.alerts_duplicate += 1,
@@ -54,7 +60,7 @@ impl<L: Lookup> Pipeline<L> {
                     unix_ms: now.unix_ms,
                     program: program.id.clone(),
                     pid: tgid,
-                    comm: process.comm.clone(),
+                    comm: explained.comm.clone(),
                     score: verdict.score,
                     severity,
                     techniques: verdict.techniques,

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use models::bundle::{self, Keyring, SigningKey, seal};
 use models::event::{Comm, PathText};
 use models::policy::Severity;
+use models::program::NO_UNIT;
 use models::schema::SCHEMA_ID;
 use models::train::{self, TrainOptions};
 
@@ -163,6 +164,34 @@ fn a_learned_program_is_quiet_until_it_opens_a_sensitive_file() {
     assert!(alert.summary.contains("/etc/shadow"), "{}", alert.summary);
     assert_eq!((alert.pid, alert.generation, alert.program.exe.as_str()), (GATEWAY, 1, "/usr/bin/gw"));
     assert_eq!(bench.pipeline.programs(0)[0].state, "ACTIVE");
+}
+
+#[test]
+fn a_program_that_was_never_learned_is_judged_by_what_its_unit_does() {
+    const STRANGER: u32 = 300;
+    const ELSEWHERE: u32 = 301;
+    let mut bench = Bench::new(|_| {});
+    bench.learn();
+    bench.pipeline.lookup_mut().0.insert(STRANGER, found("/usr/bin/gw-update"));
+    let of_none = ProgramId { unit: NO_UNIT.into(), ..program("/usr/bin/gw-elsewhere") };
+    let of_none = Identity::Program(Found { program: of_none, comm: "gw".into(), start_ticks: 5 });
+    bench.pipeline.lookup_mut().0.insert(ELSEWHERE, of_none);
+    // Its calls and files are its own matter; being there is not worth an alert alone.
+    assert_eq!(bench.open(STRANGER, "/opt/update/list", false).len(), 0);
+    let trained = bench.close(&[STRANGER]);
+    assert!(matches!(&trained[..], [Output::Train(_)]), "{trained:?}");
+    let found = alerts(bench.open(STRANGER, "/etc/shadow", true));
+    let [alert] = &found[..] else { panic!("{found:?}") };
+    assert!(alert.severity >= Severity::High, "{alert:?}");
+    assert_eq!((alert.generation, alert.techniques[0].as_str()), (0, "T1003.008"));
+    assert!(alert.reasons.iter().any(|reason| reason.name == "first_in_unit"), "{alert:?}");
+    // What was worth an alert is not learned from, and what comes after it is.
+    assert_eq!(alerts(bench.close(&[STRANGER])), []);
+    assert_eq!(bench.pipeline.counters().windows_alarmed, 1);
+    bench.open(STRANGER, "/opt/update/list", false);
+    assert!(matches!(&bench.close(&[STRANGER])[..], [Output::Train(_)]));
+    // Programs of no unit have nothing in common.
+    assert_eq!(bench.open(ELSEWHERE, "/etc/shadow", true).len(), 0);
 }
 
 #[test]
