@@ -1,0 +1,182 @@
+//! The agent's own probe and pipeline in this process, with everything that they say at hand.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use agent::capture::Writer;
+use agent::clock;
+use agent::config::Config;
+use agent::pipeline::{Baseline, Output};
+use agent::probe::Probe;
+use agent::watch::Watch;
+use models::bundle::{self, Keyring, Manifest, SigningKey, seal};
+use models::program::ProgramId;
+use models::schema::SCHEMA_ID;
+use models::train::{self, TrainOptions};
+use models::wire::{Alert, TrainingWindow};
+use tests::Failed;
+
+/// As often as the agent looks for urgent records when none wakes it.
+const POLL: Duration = Duration::from_millis(5);
+/// Windows kept of one program; what comes then is not needed.
+const WINDOWS_MAX: usize = 2000;
+/// Fewer teach nothing.
+const WINDOWS_MIN: usize = 60;
+const CAPTURE_MAX: u64 = 4 << 30;
+
+/// An alert and when it came.
+pub(crate) struct Seen {
+    pub(crate) alert: Alert,
+    pub(crate) boot_ns: u64,
+}
+
+pub(crate) struct Eye {
+    watch: Watch,
+    window: Duration,
+    alerts: Vec<Seen>,
+    training: BTreeMap<String, (ProgramId, Vec<TrainingWindow>)>,
+    key: SigningKey,
+    /// Where the capture and the bundles go.
+    folder: Option<PathBuf>,
+}
+
+impl Eye {
+    /// Watches from now on. No verdict is folded into an earlier one, for each variant counts.
+    pub(crate) fn open(window: Duration, folder: Option<&Path>) -> Result<Self, Failed> {
+        let failed = |error: &dyn std::error::Error| Failed(models::chain::chain(error));
+        let mut config = Config { window, programs_max: 4096, ..Config::default() };
+        config.policy.dedup_ns = 0;
+        config.policy.per_minute = u32::MAX / 2;
+        let probe = Probe::load(&config.probe(std::process::id())).map_err(|error| failed(&error))?;
+        let mut watch = Watch::new(&config, probe);
+        if let Some(folder) = folder {
+            std::fs::create_dir_all(folder).map_err(|error| Failed::new(folder.display(), error))?;
+            let writer =
+                Writer::create(&folder.join("live.bgc"), CAPTURE_MAX).map_err(|error| failed(&error))?;
+            watch.record(&config, writer).map_err(|error| failed(&error))?;
+        }
+        let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8())
+            .ok_or_else(|| Failed("no signing key".into()))?;
+        let folder = folder.map(Path::to_owned);
+        Ok(Self { watch, window, alerts: Vec::new(), training: BTreeMap::new(), key, folder })
+    }
+
+    /// Lets so much time pass.
+    pub(crate) fn watch_for(&mut self, time: Duration) -> Result<(), Failed> {
+        let end_ns = clock::boot_ns() + nanoseconds(time);
+        self.watch_until(|| Ok(clock::boot_ns() >= end_ns))
+    }
+
+    /// Watches until something is so.
+    pub(crate) fn watch_until(
+        &mut self,
+        mut done: impl FnMut() -> Result<bool, Failed>,
+    ) -> Result<(), Failed> {
+        while !done()? {
+            self.look();
+            std::thread::sleep(POLL);
+        }
+        self.look();
+        Ok(())
+    }
+
+    fn look(&mut self) {
+        let mut out = Vec::new();
+        self.watch.take_events(u64::MAX, &mut out);
+        let now_ns = clock::boot_ns();
+        if now_ns >= self.watch.probe().epoch().1 + nanoseconds(self.window) {
+            self.watch.close(&mut out);
+        }
+        for output in out {
+            match output {
+                Output::Alert(alert) => self.alerts.push(Seen { alert: *alert, boot_ns: clock::boot_ns() }),
+                Output::Train(training) => {
+                    let (_, windows) = self
+                        .training
+                        .entry(training.program.key())
+                        .or_insert_with(|| (training.program.clone(), Vec::new()));
+                    let room = WINDOWS_MAX.saturating_sub(windows.len());
+                    windows.extend(training.windows.into_iter().take(room));
+                }
+                Output::Follow(_) | Output::Unfollow(_) => {}
+            }
+        }
+    }
+
+    /// Trains and uses a baseline for each program of these units that was seen often enough; how many, and of how many
+    /// there was too little.
+    pub(crate) fn learn(&mut self, units: &[String]) -> Result<(usize, usize), Failed> {
+        let (mut learned, mut few) = (0, 0);
+        for (program, windows) in std::mem::take(&mut self.training).into_values() {
+            if !units.contains(&program.unit) {
+                continue;
+            }
+            if windows.len() < WINDOWS_MIN {
+                few += 1;
+                continue;
+            }
+            // Training takes seconds, and the kernel's rings do not wait.
+            let fitted = std::thread::scope(|scope| {
+                let fitting = scope.spawn(|| train::fit(&windows, &TrainOptions::default(), &mut |_| {}));
+                while !fitting.is_finished() {
+                    self.look();
+                    std::thread::sleep(POLL);
+                }
+                fitting.join()
+            });
+            let fitted = fitted.map_err(|_| Failed("training panicked".into()))?;
+            let fitted = fitted.map_err(|error| Failed::new(format!("training {program}"), error))?;
+            let manifest = Manifest {
+                schema: SCHEMA_ID,
+                program: program.clone(),
+                generation: 1,
+                not_before_unix_s: 0,
+                expires_unix_s: u64::MAX,
+                parts: Vec::new(),
+                calibration: fitted.calibration,
+                traits: fitted.traits,
+                training: fitted.facts,
+            };
+            let raw = seal(manifest, fitted.parts, &self.key);
+            if let Some(folder) = &self.folder {
+                let file = folder.join(format!("{}.bgb", program.key()));
+                std::fs::write(&file, &raw).map_err(|error| Failed::new(file.display(), error))?;
+            }
+            let keys = Keyring([self.key.public()].into_iter().collect());
+            let verified = bundle::open(&raw, &keys).map_err(|error| Failed::new("the bundle", error))?;
+            let baseline = Baseline::load(&verified).map_err(|error| Failed::new("the baseline", error))?;
+            self.watch.switch(&verified, baseline).map_err(|error| Failed::new("the baseline", error))?;
+            eprintln!("  {program}: {} windows", windows.len());
+            learned += 1;
+        }
+        Ok((learned, few))
+    }
+
+    /// What was said since the last time.
+    pub(crate) fn take_alerts(&mut self) -> Vec<Seen> {
+        std::mem::take(&mut self.alerts)
+    }
+
+    /// Ends the capture.
+    pub(crate) fn finish(mut self) -> Result<(), Failed> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        match self.watch.stop_recording() {
+            Some(Ok(bytes)) => {
+                let key = models::program::hex(&self.key.public().0);
+                eprintln!(
+                    "{} MiB: behaveguard replay {1}/live.bgc --key {key} $(printf -- '--bundle %s ' {1}/*.bgb)",
+                    bytes >> 20,
+                    folder.display()
+                );
+                Ok(())
+            }
+            Some(Err(error)) => Err(Failed::new("the capture", error)),
+            None => Err(Failed("the capture was full before the end".into())),
+        }
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
