@@ -21,7 +21,7 @@ use models::detect::{DetectError, Detectors};
 use models::event::{Event, EventKind, SyscallWindow, Volume};
 use models::features::{self, Vector};
 use models::policy::Gate;
-use models::program::ProgramId;
+use models::program::{NO_UNIT, ProgramId};
 use models::schema::SEQUENCE;
 use models::sequence::{GramTable, WINDOW_GRAMS_MAX};
 use models::verdict::{Raw, Verdict, judge};
@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::explanations::Explanations;
-use crate::processes::{Identity, Lookup};
+use crate::processes::{Identity, Lookup, Started};
 pub use counters::Counters;
 pub use follow::Follow;
 use follow::how;
@@ -130,15 +130,27 @@ struct Process {
     run: u64,
     comm: String,
     uid: u32,
+    /// Its unit, also when it is not followed.
+    unit: String,
     /// The parent, while it has not started a program of its own.
     forked_by: Option<u32>,
-    exited: bool,
+    /// When it was made, or started its program; zero when that was before it was watched.
+    born_ns: u64,
+    exited_ns: Option<u64>,
     window: Option<Box<Window>>,
     history: VecDeque<Vec<(u16, f32)>>,
     /// Something in its open window was worth an alert, so it is not learned from.
     alarmed: bool,
     /// What it had read and written by the end of its last window; `None` when it began before it was watched.
     volume: Option<Volume>,
+}
+
+impl Process {
+    /// Its open window: from its birth when that was in this one, so that rates are of its own life.
+    fn open(&mut self, tgid: u32, opened_ns: u64) -> &mut Window {
+        let opened_ns = opened_ns.max(self.born_ns);
+        self.window.get_or_insert_with(|| Box::new(Window::new(tgid, opened_ns)))
+    }
 }
 
 /// The stage between the kernel and the outbox.
@@ -269,26 +281,33 @@ impl<L: Lookup> Pipeline<L> {
     }
 
     fn event(&mut self, now: Now, event: &Event, out: &mut Vec<Output>) {
+        let mut born = None;
         match &event.kind {
             EventKind::Fork { child } => self.forked(event, *child, out),
-            EventKind::Exec { path, fileless } => self.started(now, event, path, *fileless, out),
+            EventKind::Exec { path, fileless } => {
+                let unit =
+                    self.processes.get(&event.tgid).map_or(NO_UNIT, |process| &process.unit).to_owned();
+                born = Some((event.boot_ns, Started { path: path.to_string(), unit }));
+                self.started(now, event, path, *fileless, out);
+            }
             EventKind::Inject { call, victim } => self.injected(now, event, *call, *victim, out),
             EventKind::Exit => {
                 if let Some(process) = self.processes.get_mut(&event.tgid) {
-                    process.exited = true;
+                    process.exited_ns = Some(event.boot_ns);
                 }
             }
             _ => {}
         }
-        if !self.follow(event.tgid, event.uid, out) {
+        if !self.follow_as(event.tgid, event.uid, born.as_ref(), out) {
             return;
         }
         let opened_ns = self.opened_ns;
         let Some(process) = self.processes.get_mut(&event.tgid) else { return };
-        let window = process.window.get_or_insert_with(|| Box::new(Window::new(event.tgid, opened_ns)));
+        let uid_before = process.uid;
+        let window = process.open(event.tgid, opened_ns);
         let mut decisive = window.add(event);
-        if event.uid == 0 && process.uid != 0 {
-            decisive = Some(window.root_gained(process.uid));
+        if event.uid == 0 && uid_before != 0 {
+            decisive = Some(window.root_gained(uid_before));
         }
         process.uid = event.uid;
         if !event.comm.is_empty() {
@@ -328,7 +347,8 @@ impl<L: Lookup> Pipeline<L> {
             self.counters.processes_refused += 1;
             return;
         }
-        let key = self.processes.get(&event.tgid).and_then(|parent| parent.key.clone());
+        let Some(parent) = self.processes.get(&event.tgid) else { return };
+        let (key, unit) = (parent.key.clone(), parent.unit.clone());
         // The kernel lets a child inherit its parent's table; a learner of its own it must be given.
         let program = key.as_ref().and_then(|key| self.programs.get(key));
         let learns = program.map(|program| how(program, child)).filter(|follow| follow.learn);
@@ -338,8 +358,10 @@ impl<L: Lookup> Pipeline<L> {
             run: run_of(child, event.boot_ns),
             comm: event.comm.to_string(),
             uid: event.uid,
+            unit,
             forked_by: Some(event.tgid),
-            exited: false,
+            born_ns: event.boot_ns,
+            exited_ns: None,
             window: None,
             history: VecDeque::new(),
             alarmed: false,
@@ -354,7 +376,7 @@ impl<L: Lookup> Pipeline<L> {
         let starter = forked_by.unwrap_or(event.tgid);
         let opened_ns = self.opened_ns;
         if let Some(process) = self.processes.get_mut(&starter).filter(|process| process.key.is_some()) {
-            let window = process.window.get_or_insert_with(|| Box::new(Window::new(starter, opened_ns)));
+            let window = process.open(starter, opened_ns);
             window.now(event.boot_ns);
             window.program_started(path);
             let name = path.rsplit('/').next().unwrap_or(path);
@@ -380,7 +402,7 @@ impl<L: Lookup> Pipeline<L> {
         }
         let opened_ns = self.opened_ns;
         let Some(process) = self.processes.get_mut(&victim) else { return };
-        let window = process.window.get_or_insert_with(|| Box::new(Window::new(victim, opened_ns)));
+        let window = process.open(victim, opened_ns);
         window.now(event.boot_ns);
         let id = window.injected(event.tgid, &event.comm, call);
         self.decide(now, victim, id, out);
@@ -388,6 +410,17 @@ impl<L: Lookup> Pipeline<L> {
 
     /// Makes sure that the process is in the table; `false` when it is not followed.
     fn follow(&mut self, tgid: u32, uid: u32, out: &mut Vec<Output>) -> bool {
+        self.follow_as(tgid, uid, None, out)
+    }
+
+    /// The same, right after the process started a program.
+    fn follow_as(
+        &mut self,
+        tgid: u32,
+        uid: u32,
+        born: Option<&(u64, Started)>,
+        out: &mut Vec<Output>,
+    ) -> bool {
         if let Some(process) = self.processes.get(&tgid) {
             return process.key.is_some();
         }
@@ -395,16 +428,19 @@ impl<L: Lookup> Pipeline<L> {
             self.counters.processes_refused += 1;
             return false;
         }
+        let mut unit = born.map_or(NO_UNIT, |(_, started)| &started.unit).to_owned();
         let mut volume = None;
-        let (key, run, comm) = match self.lookup.identity(tgid) {
-            Identity::Program(found) if self.config.watches(&found.program) => {
+        let (key, run, comm) = match self.lookup.identity(tgid, born.map(|(_, started)| started)) {
+            Identity::Program(found) => {
+                unit.clone_from(&found.program.unit);
                 let key = found.program.key();
-                let admitted = self.admit_program(&key, &found.program);
+                let admitted =
+                    self.config.watches(&found.program) && self.admit_program(&key, &found.program);
                 let began_ns = found.start_ticks.saturating_mul(USER_TICK_NS);
-                volume = (began_ns >= self.opened_ns).then(Volume::default);
+                volume = (began_ns >= self.opened_ns || born.is_some()).then(Volume::default);
                 (admitted.then_some(key), run_of(tgid, found.start_ticks), found.comm)
             }
-            Identity::Program(_) | Identity::Kernel => (None, 0, String::new()),
+            Identity::Kernel => (None, 0, String::new()),
             Identity::Gone => {
                 self.counters.unidentified += 1;
                 (None, 0, String::new())
@@ -419,8 +455,10 @@ impl<L: Lookup> Pipeline<L> {
             run,
             comm,
             uid,
+            unit,
             forked_by: None,
-            exited: false,
+            born_ns: born.map_or(0, |(born_ns, _)| *born_ns),
+            exited_ns: None,
             window: None,
             history,
             alarmed: false,
@@ -480,9 +518,7 @@ impl<L: Lookup> Pipeline<L> {
             }
             let opened_ns = self.opened_ns;
             if let Some(process) = self.processes.get_mut(&part.tgid) {
-                let window =
-                    process.window.get_or_insert_with(|| Box::new(Window::new(part.tgid, opened_ns)));
-                window.add_syscalls(part);
+                process.open(part.tgid, opened_ns).add_syscalls(part);
             }
         }
         let open: Vec<u32> =
@@ -500,13 +536,14 @@ impl<L: Lookup> Pipeline<L> {
                     .map(|windows| Output::Train(TrainingWindows { program: program.id.clone(), windows })),
             );
         }
-        let left = self.processes.iter().filter(|(_, process)| process.exited && process.key.is_some());
+        let left =
+            self.processes.iter().filter(|(_, process)| process.exited_ns.is_some() && process.key.is_some());
         out.extend(left.map(|(tgid, _)| Output::Unfollow(*tgid)));
-        self.processes.retain(|_, process| !process.exited);
+        self.processes.retain(|_, process| process.exited_ns.is_none());
         if self.processes.len() >= self.config.processes_max as usize {
             // Exits may have been missed.
             let lookup = &mut self.lookup;
-            self.processes.retain(|tgid, _| lookup.identity(*tgid) != Identity::Gone);
+            self.processes.retain(|tgid, _| lookup.identity(*tgid, None) != Identity::Gone);
         }
         self.opened_ns = closed_ns;
     }
@@ -518,7 +555,8 @@ impl<L: Lookup> Pipeline<L> {
         if window.syscalls.total() == 0 {
             return;
         }
-        window.closed_ns = closed_ns;
+        // Learned or judged, at once or later: the window of a process that left ends with it.
+        window.closed_ns = process.exited_ns.unwrap_or(closed_ns).max(window.opened_ns);
         if let (Some(before), Some(after)) = (process.volume, window.syscalls.volume) {
             window.moved(after.since(before));
         }
@@ -536,6 +574,10 @@ impl<L: Lookup> Pipeline<L> {
             if std::mem::take(&mut process.alarmed) {
                 self.counters.windows_alarmed += 1;
                 return;
+            }
+            if let Some(program) = self.programs.get(&key) {
+                self.units.remember(&program.id, &window.of_stranger(&program.id.exe));
+                self.counters.unit_traits_refused = self.units.refused();
             }
             let waiting = self.training.entry(key).or_default();
             if waiting.len() >= TRAINING_WAITING_MAX {

@@ -32,10 +32,19 @@ pub enum Identity {
     Gone,
 }
 
+/// What a record told about a program that was started, for when the process has left before it is asked.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// The path that was given to `execve`.
+    pub path: String,
+    /// The unit of who started it.
+    pub unit: String,
+}
+
 /// Where identities come from: [`ProcFs`], or a table in a test and in a replay.
 pub trait Lookup {
-    /// Who this process is now.
-    fn identity(&mut self, tgid: u32) -> Identity;
+    /// Who this process is now, or, when it has left, what was just told about its start.
+    fn identity(&mut self, tgid: u32, started: Option<&Started>) -> Identity;
 }
 
 /// Another source, whose answers are kept while somebody writes them down.
@@ -63,8 +72,8 @@ impl<L> Tapped<L> {
 }
 
 impl<L: Lookup> Lookup for Tapped<L> {
-    fn identity(&mut self, tgid: u32) -> Identity {
-        let answer = self.inner.identity(tgid);
+    fn identity(&mut self, tgid: u32, started: Option<&Started>) -> Identity {
+        let answer = self.inner.identity(tgid, started);
         if let Some(answers) = self.answers.get_mut() {
             answers.push(answer.clone());
         }
@@ -77,15 +86,26 @@ impl<L: Lookup> Lookup for Tapped<L> {
 pub struct ProcFs;
 
 impl Lookup for ProcFs {
-    fn identity(&mut self, tgid: u32) -> Identity {
-        match look(tgid) {
-            Ok(identity) => identity,
-            Err(error) => {
-                log::debug!("process {tgid}: {error}");
-                Identity::Gone
-            }
+    fn identity(&mut self, tgid: u32, started: Option<&Started>) -> Identity {
+        let there = look(tgid).unwrap_or_else(|error| {
+            log::debug!("process {tgid}: {error}");
+            Identity::Gone
+        });
+        match (there, started) {
+            (Identity::Gone, Some(started)) => as_told(started),
+            (there, _) => there,
         }
     }
+}
+
+/// A process that lived shorter than it takes to ask: by the file that was started, in the unit that it came from. What
+/// script it ran nobody knows.
+fn as_told(started: &Started) -> Identity {
+    let exe = fs::canonicalize(&started.path)
+        .map_or_else(|_| started.path.clone(), |real| real.to_string_lossy().into_owned());
+    let comm = exe.rsplit('/').next().unwrap_or(&exe).to_owned();
+    let program = ProgramId { unit: started.unit.clone(), exe, script: None };
+    Identity::Program(Found { program, comm, start_ticks: 0 })
 }
 
 fn look(tgid: u32) -> io::Result<Identity> {
@@ -181,10 +201,26 @@ mod tests {
 
     #[test]
     fn this_process_is_found_and_an_impossible_one_is_not() {
-        let Identity::Program(found) = ProcFs.identity(std::process::id()) else { panic!("not found") };
+        let Identity::Program(found) = ProcFs.identity(std::process::id(), None) else { panic!("not found") };
         assert_eq!(found.program.exe, std::env::current_exe().unwrap().to_string_lossy());
         assert!(found.start_ticks > 0);
-        assert_eq!(ProcFs.identity(u32::MAX), Identity::Gone);
+        assert_eq!(ProcFs.identity(u32::MAX, None), Identity::Gone);
+    }
+
+    #[test]
+    fn who_left_before_it_was_asked_is_known_by_its_start() {
+        let started = Started { path: "/proc/self/exe".into(), unit: "gw.service".into() };
+        let Identity::Program(found) = ProcFs.identity(u32::MAX, Some(&started)) else { panic!("not found") };
+        let own = std::env::current_exe().unwrap();
+        assert_eq!(
+            (found.program.unit.as_str(), found.program.exe.as_ref()),
+            ("gw.service", own.to_str().unwrap())
+        );
+        // Who is there is asked.
+        let Identity::Program(found) = ProcFs.identity(std::process::id(), Some(&started)) else {
+            panic!("not found")
+        };
+        assert_ne!(found.program.unit, "gw.service");
     }
 
     #[test]

@@ -9,14 +9,14 @@ use models::schema::SCHEMA_ID;
 
 use crate::capture::{CaptureError, Entry, Origin, Reader};
 use crate::pipeline::{Baseline, Counters, Output, Pipeline};
-use crate::processes::{Identity, Lookup};
+use crate::processes::{Identity, Lookup, Started};
 
 /// Answers in the order in which they were given.
 #[derive(Debug, Default)]
 struct Answers(VecDeque<Identity>);
 
 impl Lookup for Answers {
-    fn identity(&mut self, _: u32) -> Identity {
+    fn identity(&mut self, _: u32, _: Option<&Started>) -> Identity {
         self.0.pop_front().unwrap_or(Identity::Gone)
     }
 }

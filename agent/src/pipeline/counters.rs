@@ -11,6 +11,8 @@ pub struct Counters {
     pub windows_without_order: u64,
     /// Windows of learning programs beyond the first 128 of one program in a window's time.
     pub windows_surplus: u64,
+    /// Acts of programs without a baseline that were not remembered for their unit.
+    pub unit_traits_refused: u64,
     /// Windows of learning programs not used, because something in them was worth an alert.
     pub windows_alarmed: u64,
     /// Windows of learning programs not used, because something in them was not seen.
@@ -36,12 +38,13 @@ pub struct Counters {
 impl Counters {
     /// Names and values.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 14] {
+    pub fn list(&self) -> [(&'static str, u64); 15] {
         [
             ("windows_judged", self.windows_judged),
             ("windows_trained", self.windows_trained),
             ("windows_degraded", self.windows_degraded),
             ("windows_alarmed", self.windows_alarmed),
+            ("unit_traits_refused", self.unit_traits_refused),
             ("windows_without_order", self.windows_without_order),
             ("windows_surplus", self.windows_surplus),
             ("alerts", self.alerts),

@@ -18,7 +18,7 @@ const GATEWAY: u32 = 100;
 struct Table(HashMap<u32, Identity>);
 
 impl Lookup for Table {
-    fn identity(&mut self, tgid: u32) -> Identity {
+    fn identity(&mut self, tgid: u32, _: Option<&Started>) -> Identity {
         self.0.get(&tgid).cloned().unwrap_or(Identity::Gone)
     }
 }
@@ -164,6 +164,41 @@ fn a_learned_program_is_quiet_until_it_opens_a_sensitive_file() {
     assert!(alert.summary.contains("/etc/shadow"), "{}", alert.summary);
     assert_eq!((alert.pid, alert.generation, alert.program.exe.as_str()), (GATEWAY, 1, "/usr/bin/gw"));
     assert_eq!(bench.pipeline.programs(0)[0].state, "ACTIVE");
+}
+
+#[test]
+fn what_a_seldom_program_does_while_its_unit_is_learned_is_no_news_later() {
+    const SELDOM: u32 = 300;
+    let mut bench = Bench::new(|_| {});
+    bench.pipeline.lookup_mut().0.insert(SELDOM, found("/usr/bin/gw-rotate"));
+    bench.open(SELDOM, "/etc/shadow", true);
+    bench.close(&[SELDOM]);
+    bench.learn();
+    assert_eq!(bench.open(SELDOM, "/etc/shadow", true).len(), 0);
+    // What it did not do then is.
+    assert_eq!(alerts(bench.open(SELDOM, "/etc/sudoers", true)).len(), 1);
+}
+
+#[test]
+fn the_window_of_a_process_is_its_life_learned_or_judged() {
+    const CHILD: u32 = 301;
+    let mut bench = Bench::new(|_| {});
+    bench.pipeline.lookup_mut().0.insert(CHILD, found("/usr/bin/gw"));
+    let mut life = |bench: &mut Bench| {
+        bench.event(GATEWAY, EventKind::Fork { child: CHILD });
+        let mut part = SyscallWindow::empty(CHILD, 1);
+        part.calls[0] = 10;
+        bench.event(CHILD, EventKind::Flush(Box::new(part)));
+        bench.event(CHILD, EventKind::Exit);
+    };
+    life(&mut bench);
+    let duration = models::schema::NAMED_BASE
+        + models::schema::NAMED.iter().position(|feature| feature.name == "window_duration_ms").unwrap();
+    let trained = bench.close(&[]);
+    let [Output::Train(training)] = &trained[..] else { panic!("{trained:?}") };
+    let vector = features::from_sparse(&training.windows[0].vector).unwrap();
+    // It was born and left within this second; its window is not the epoch.
+    assert!(vector[duration] < 0.5 / 60.0, "{}", vector[duration]);
 }
 
 #[test]

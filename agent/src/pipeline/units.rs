@@ -3,23 +3,67 @@
 //! An attacker brings tools of their own into a service that was learned, and no baseline is theirs. Their windows are
 //! judged by first-time acts alone, against all that the unit's learned programs do, and being there is evidence too
 //! ([`Kind::Stranger`](models::novelty::Kind)). Programs of no unit have nothing in common, so nobody answers for them.
+//!
+//! Programs that run too seldom to be learned are remembered by what they did: while nothing of the unit was learned, and
+//! later in windows that were not worth an alert.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use models::bundle::{Manifest, TrainingFacts};
 use models::calibration::{Calibration, News};
+use models::novelty::Kind;
 use models::program::{NO_UNIT, ProgramId};
+use models::window::Window;
 
 use super::{Baseline, Program};
 
-/// One manifest per unit with a learned program; as many as there are programs at most.
+/// Traits remembered of the unlearned programs of one unit. A further one is news each time it comes.
+const SEEN_MAX: usize = 4096;
+
+/// As many units as there are programs at most.
 #[derive(Debug, Default)]
-pub(super) struct Units(BTreeMap<String, Manifest>);
+pub(super) struct Units {
+    /// Of each unit with a learned program: what is known of it.
+    known: BTreeMap<String, Manifest>,
+    /// What programs without a baseline did in each unit.
+    seen: BTreeMap<String, BTreeSet<u64>>,
+    refused: u64,
+}
 
 impl Units {
     /// What is known of this program's unit.
     pub(super) fn of(&self, program: &ProgramId) -> Option<&Manifest> {
-        self.0.get(&program.unit)
+        self.known.get(&program.unit)
+    }
+
+    /// Traits that found no room.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// An unlearned program did this, and it was not worth an alert.
+    pub(super) fn remember(&mut self, program: &ProgramId, stranger: &Window) {
+        if program.unit == NO_UNIT {
+            return;
+        }
+        // Who comes when the unit is learned stays a stranger.
+        let is_learned = self.known.contains_key(&program.unit);
+        let seen = self.seen.entry(program.unit.clone()).or_default();
+        for id in stranger.traits() {
+            if is_learned && Kind::of(id) == Some(Kind::Stranger) {
+                continue;
+            }
+            if seen.len() < SEEN_MAX {
+                if seen.insert(id)
+                    && let Some(known) = self.known.get_mut(&program.unit)
+                    && let Err(place) = known.traits.binary_search(&id)
+                {
+                    known.traits.insert(place, id);
+                }
+            } else if !seen.contains(&id) {
+                self.refused += 1;
+            }
+        }
     }
 
     /// A program of the unit got another baseline.
@@ -33,8 +77,9 @@ impl Units {
             .filter_map(|program| program.baseline.as_ref())
             .collect();
         let Some(first) = of_it.first() else { return };
+        let learned = of_it.iter().flat_map(|baseline| baseline.manifest.traits.iter().copied());
         let traits: BTreeSet<u64> =
-            of_it.iter().flat_map(|baseline| baseline.manifest.traits.iter().copied()).collect();
+            learned.chain(self.seen.get(unit).into_iter().flatten().copied()).collect();
         let expires = of_it.iter().map(|baseline| baseline.manifest.expires_unix_s).max();
         let manifest = Manifest {
             program: ProgramId { unit: unit.to_owned(), exe: "*".to_owned(), script: None },
@@ -46,7 +91,7 @@ impl Units {
             training: TrainingFacts::default(),
             ..first.manifest.clone()
         };
-        self.0.insert(unit.to_owned(), manifest);
+        self.known.insert(unit.to_owned(), manifest);
     }
 }
 
