@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use agent_ebpf::watched::{Prefix, WATCHED_MAX};
+use models::budget::{AlertBudget, BudgetError};
 use models::policy::Policy;
 use models::program::ProgramId;
 use serde::de::DeserializeOwned;
@@ -37,6 +38,8 @@ pub struct Config {
     pub outbox_engine: OutboxEngine,
     /// When a verdict becomes an alert.
     pub policy: Policy,
+    /// False alarms that may be sent; `None` sends every verdict from MEDIUM on.
+    pub alert_budget: Option<AlertBudget>,
     /// Tools beside those of the feature schema whose start is evidence, by file name.
     pub lolbins: Vec<String>,
     /// Sizes of the kernel's maps, caps, and watched directories.
@@ -98,6 +101,7 @@ impl Default for Config {
             outbox_max: 32 * 1024 * 1024,
             outbox_engine: OutboxEngine::Log,
             policy: Policy::default(),
+            alert_budget: None,
             lolbins: Vec::new(),
             kernel: Kernel::default(),
         }
@@ -130,6 +134,11 @@ pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these 
 
 # What keeps them: "log", or "sled" in builds with the feature of that name.
 #outbox_engine = "log"
+
+# False alarms that may be sent: "unlimited", or "N per device per hour", day, week or month (30 days), N up to 10000.
+# "1 per device per week" sends only verdicts that this many normal windows may reach; `status` shows from which score.
+# "unlimited" sends every verdict from MEDIUM on: one normal window in a hundred may reach it.
+#alert_budget = "unlimited"
 
 # Further tools whose start is evidence, by file name, such as "rclone"; up to 64. wget, curl, python, nc and the like
 # are watched always.
@@ -236,6 +245,7 @@ impl Config {
         keys.number("processes_max", 16, 65_536, &mut config.processes_max);
         keys.size("outbox_max", 64 * 1024, 4 * 1024 * 1024 * 1024, &mut config.outbox_max);
         keys.engine("outbox_engine", &mut config.outbox_engine);
+        keys.budget("alert_budget", &mut config.alert_budget);
         keys.value(
             "lolbins",
             "a list of up to 64 file names in quotes, without folders",
@@ -379,6 +389,18 @@ impl Keys {
         }
     }
 
+    fn budget(&mut self, key: &str, into: &mut Option<AlertBudget>) {
+        let Some(value) = self.table.remove(key) else { return };
+        match value.as_str() {
+            Some("unlimited") => *into = None,
+            Some(text) => match text.parse() {
+                Ok(budget) => *into = Some(budget),
+                Err(error) => self.problem(key, format!("{error}, or \"unlimited\"")),
+            },
+            None => self.problem(key, format!("{}, or \"unlimited\"", BudgetError::Form)),
+        }
+    }
+
     fn table(&mut self, key: &str) -> Table {
         let mut table = Table::new();
         self.value(key, "a table", &mut table, |_| true);
@@ -472,7 +494,7 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         assert_eq!(Config::parse(&uncommented), Ok(Config::default()));
-        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 22);
+        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 23);
     }
 
     #[test]
@@ -484,6 +506,19 @@ mod tests {
         let config = Config::parse("[kernel]\nbulk_ring = \"2MiB\"\ntraces = [\"/srv/log\"]").unwrap();
         let options = config.probe(7);
         assert_eq!((options.bulk_bytes, options.watched), (2 * 1024 * 1024, vec!["/srv/log".to_owned()]));
+    }
+
+    #[test]
+    fn a_budget_is_taken_or_refused_with_the_reason() {
+        let budget = |text: &str| Config::parse(&format!("alert_budget = {text}")).map(|c| c.alert_budget);
+        assert_eq!(budget("\"unlimited\""), Ok(None));
+        assert_eq!(budget("\"1 per device per week\""), Ok("1 per device per week".parse().ok()));
+        for (text, reason) in
+            [("\"0 per device per day\"", "silence"), ("1", "must be like"), ("\"\"", "unlimited")]
+        {
+            let problems = budget(text).unwrap_err();
+            assert!(problems[0].text.contains(reason), "{}", problems[0]);
+        }
     }
 
     #[test]

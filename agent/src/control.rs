@@ -60,8 +60,21 @@ pub struct Status {
     pub fleet: String,
     /// The fleet listens.
     pub online: bool,
+    /// From which score a verdict is sent at the moment.
+    pub sent_from: f32,
+    /// What decides that; `None` when every verdict from MEDIUM on is sent.
+    pub alert_budget: Option<BudgetState>,
     /// What the fleet is told too.
     pub heartbeat: Heartbeat,
+}
+
+/// An alert budget and what follows from it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BudgetState {
+    /// As the operator wrote it.
+    pub budget: String,
+    /// A verdict with at most this p-value is sent.
+    pub p_max: f64,
 }
 
 /// Why the agent was not asked.

@@ -35,6 +35,8 @@ pub struct Explained {
     pub baseline: BaselineFacts,
     /// 0 to 100.
     pub score: f32,
+    /// From which score verdicts were sent then.
+    pub sent_from: f32,
     /// From the score by the device's policy.
     pub severity: Severity,
     /// ATT&CK ids, most telling first.
@@ -132,6 +134,7 @@ mod tests {
             program: ProgramId { unit: "-".into(), exe: "/gw".into(), script: None },
             baseline: BaselineFacts::default(),
             score: 50.0,
+            sent_from: 40.0,
             severity: Severity::Medium,
             techniques: vec![],
             summary: String::new(),

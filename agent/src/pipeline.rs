@@ -16,7 +16,9 @@ mod units;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use models::budget::{Account, AlertBudget};
 use models::bundle::{Manifest, Verified};
+use models::calibration::score_of;
 use models::detect::{DetectError, Detectors};
 use models::event::{Event, EventKind, SyscallWindow, Volume};
 use models::features::{self, Vector};
@@ -161,6 +163,8 @@ pub struct Pipeline<L> {
     programs: BTreeMap<String, Program>,
     units: Units,
     gate: Gate,
+    /// `None` sends every verdict from MEDIUM on.
+    account: Option<Account>,
     counters: Counters,
     opened_ns: u64,
     degraded: Vec<String>,
@@ -173,7 +177,9 @@ pub struct Pipeline<L> {
 impl<L: Lookup> Pipeline<L> {
     /// An empty pipeline whose first epoch began at `opened_ns`.
     pub fn new(config: Config, lookup: L, opened_ns: u64) -> Self {
+        let account = config.alert_budget.map(|budget| Account::open(budget, opened_ns));
         Self {
+            account,
             config,
             lookup,
             processes: BTreeMap::new(),
@@ -190,6 +196,9 @@ impl<L: Lookup> Pipeline<L> {
 
     /// Takes one input; what is to be told goes to `out`.
     pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
+        if let Some(account) = &mut self.account {
+            account.earn(now.boot_ns);
+        }
         match input {
             Input::Event(event) => self.event(now, &event, out),
             Input::Close { closed_ns, syscalls } => self.close(now, closed_ns, &syscalls, out),
@@ -254,6 +263,21 @@ impl<L: Lookup> Pipeline<L> {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// From which score a verdict is sent at the moment; the policy's lowest threshold without a budget.
+    #[must_use]
+    pub fn sent_from(&self) -> f32 {
+        let [medium, ..] = self.config.policy.thresholds;
+        #[allow(clippy::cast_possible_truncation, reason = "-log10(p) is a small number")]
+        let surprise = |account: &Account| -account.p_max().max(f64::MIN_POSITIVE).log10() as f32;
+        self.account.as_ref().map_or(medium, |account| score_of(surprise(account)).max(medium))
+    }
+
+    /// The operator's budget, and the p-value from which it sends.
+    #[must_use]
+    pub fn budget(&self) -> Option<(AlertBudget, f64)> {
+        self.account.as_ref().map(|account| (account.budget(), account.p_max()))
     }
 
     /// Why what was judged lately has its score.
@@ -625,6 +649,9 @@ impl<L: Lookup> Pipeline<L> {
         let verdict = judge(&window, Some(&vector), &raw, &baseline.manifest);
         self.counters.windows_judged += 1;
         self.tell(now, tgid, verdict, out);
+        if let Some(account) = &mut self.account {
+            account.judged();
+        }
     }
 }
 

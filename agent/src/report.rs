@@ -48,6 +48,7 @@ pub(crate) fn explained(explained: &Explained) -> String {
         explained.program
     ));
     line(format!("  {}", explained.summary));
+    line(format!("  alerts were sent from score {:.0} then", explained.sent_from));
     if !explained.techniques.is_empty() {
         line(format!("  techniques {}", explained.techniques.join(" ")));
     }
@@ -148,6 +149,13 @@ pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> 
     println!("{} {link} {}, {} messages wait", status.device, status.fleet, beat.outbox_waiting);
     let share = beat.cpu_ms as f64 * 100.0 / beat.uptime_ms.max(1) as f64;
     println!("{} MiB, {share:.1} % CPU, up {} s", beat.rss_bytes / 1_048_576, beat.uptime_ms / 1000);
+    match &status.alert_budget {
+        Some(state) => println!(
+            "alerts are sent from score {:.0}: p {:.1e}, for {} false alarms",
+            status.sent_from, state.p_max, state.budget
+        ),
+        None => println!("alerts are sent from score {:.0}: no alert budget", status.sent_from),
+    }
     for layer in &beat.layers {
         let backend = if layer.backend.is_empty() { "not seen" } else { &layer.backend };
         println!("layer {:16} {backend}", layer.layer);

@@ -17,7 +17,7 @@ use smol::{Async, Timer};
 use crate::baselines::{BaselineError, Baselines};
 use crate::clock;
 use crate::config::{Config, OutboxEngine};
-use crate::control::{self, ControlError, Sources, Status};
+use crate::control::{self, BudgetState, ControlError, Sources, Status};
 use crate::enroll::{EnrollError, Identity};
 use crate::files;
 #[cfg(feature = "sled")]
@@ -383,6 +383,12 @@ impl Service {
             device: self.identity.device.clone(),
             fleet: format!("{}:{}", self.identity.host, self.identity.port),
             online: self.online,
+            sent_from: self.watch.pipeline().sent_from(),
+            alert_budget: self
+                .watch
+                .pipeline()
+                .budget()
+                .map(|(budget, p_max)| BudgetState { budget: budget.to_string(), p_max }),
             heartbeat: self.heartbeat(),
         };
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
@@ -446,6 +452,7 @@ impl Service {
             ("drains_failed", watch.drains_failed),
             ("tables_refused", watch.tables_refused),
             ("follows_refused", watch.follows_refused),
+            ("alerts_sent_from_score", self.watch.pipeline().sent_from().ceil() as u64),
             ("processes_followed", self.watch.pipeline().followed() as u64),
         ];
         let explanations = self.watch.pipeline().explanations();

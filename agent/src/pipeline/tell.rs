@@ -24,7 +24,15 @@ impl<L: Lookup> Pipeline<L> {
         let policy = &self.config.policy;
         let severity = policy.severity(verdict.score);
         let about = trait_id(Kind::Exec, key) ^ verdict.cause;
-        let decision = self.gate.admit(now.boot_ns, about, severity, policy);
+        // Alike for decisive evidence: all of it is on one scale of p.
+        let affordable =
+            self.account.as_ref().is_none_or(|account| verdict.explanation.p_value <= account.p_max());
+        let decision = if affordable || severity == Severity::Low {
+            self.gate.admit(now.boot_ns, about, severity, policy)
+        } else {
+            self.counters.alerts_over_budget += 1;
+            Decision::Quiet
+        };
         let mut explained = Explained {
             alert: None,
             unix_ms: now.unix_ms,
@@ -39,6 +47,7 @@ impl<L: Lookup> Pipeline<L> {
                 trained_unix_s: manifest.training.trained_unix_s,
             },
             score: verdict.score,
+            sent_from: self.sent_from(),
             severity,
             techniques: verdict.techniques.clone(),
             summary: verdict.summary.clone(),

@@ -260,6 +260,27 @@ fn contributions_add_up_to_what_every_detector_gave() {
 }
 
 #[test]
+fn a_verdict_beyond_the_alert_budget_is_counted_and_explained_but_not_sent() {
+    for (budget, sent) in
+        [(None, 1), ("10000 per device per hour".parse().ok(), 1), ("1 per device per month".parse().ok(), 0)]
+    {
+        let mut bench = Bench::new(|config| config.alert_budget = budget);
+        bench.learn();
+        // Judged at once, by itself: p of 1e-2.7.
+        let path = PathText::try_from("/var/log/gw.log").unwrap();
+        let kind = EventKind::Tamper { how: models::event::Tampering::Redated, path };
+        assert_eq!(alerts(bench.event(GATEWAY, kind)).len(), sent, "{budget:?}");
+        assert_eq!(bench.pipeline.counters().alerts_over_budget, 1 - sent as u64);
+        let kept = bench.pipeline.explanations();
+        let last = kept.lock().unwrap().process(GATEWAY).unwrap().clone();
+        assert_eq!((last.severity >= Severity::Medium, last.alert.is_some()), (true, sent == 1));
+        assert_eq!(last.score >= last.sent_from, sent == 1, "{} {}", last.score, last.sent_from);
+        // With a sensitive file on top it is told under any budget.
+        assert_eq!(alerts(bench.open(GATEWAY, "/etc/shadow", true)).len(), 1, "{budget:?}");
+    }
+}
+
+#[test]
 fn a_shell_started_by_a_child_is_the_parents_doing() {
     let mut bench = Bench::new(|_| {});
     bench.learn();
