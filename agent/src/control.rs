@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::explanations::{ALERTS_MAX, Explained, Explanations, alert_id};
 use crate::outbox::Outbox;
+use crate::pipeline::PromiseState;
 
 /// The longest request, in bytes.
 const REQUEST_MAX: u64 = 1024;
@@ -64,6 +65,8 @@ pub struct Status {
     pub sent_from: f32,
     /// What decides that; `None` when every verdict from MEDIUM on is sent.
     pub alert_budget: Option<BudgetState>,
+    /// How well the baselines keep their promise; at most as many as the heartbeat names programs.
+    pub promises: Vec<PromiseState>,
     /// What the fleet is told too.
     pub heartbeat: Heartbeat,
 }

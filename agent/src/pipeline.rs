@@ -3,10 +3,13 @@
 //! Time, events and identities come in as arguments, so the same input always gives the same output.
 //!
 //! A program is LEARNING until a baseline is activated: its windows go to the fleet. Then it is ACTIVE: its windows
-//! are judged and go nowhere. It is STALE when its baseline has expired: still judged, and said so.
+//! are judged and go nowhere. It is STALE when its baseline has expired: still judged, and said so; or when its windows
+//! are no longer like those learned ([`promise`]): then first-time acts alone are judged, and its windows go to the
+//! fleet again.
 
 mod counters;
 mod follow;
+mod promise;
 mod tell;
 #[cfg(test)]
 mod tests;
@@ -22,10 +25,10 @@ use models::calibration::score_of;
 use models::detect::{DetectError, Detectors};
 use models::event::{Event, EventKind, SyscallWindow, Volume};
 use models::features::{self, Vector};
-use models::policy::Gate;
+use models::policy::{Gate, Severity};
 use models::program::{NO_UNIT, ProgramId};
 use models::schema::SEQUENCE;
-use models::sequence::{GramTable, WINDOW_GRAMS_MAX};
+use models::sequence::GramTable;
 use models::verdict::{Raw, Verdict, judge};
 use models::window::Window;
 use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
@@ -39,13 +42,13 @@ use crate::processes::{Identity, Lookup, Started};
 pub use counters::Counters;
 pub use follow::Follow;
 use follow::how;
+use promise::Promise;
+pub use promise::PromiseState;
 use training::batches;
 use units::Units;
 
 /// A clock tick of `/proc`: `USER_HZ` is 100 on every architecture that we are built for.
 const USER_TICK_NS: u64 = 10_000_000;
-/// Windows of one program that are learned from between two closes; the others are counted.
-const TRAINING_WAITING_MAX: usize = 128;
 
 /// What the pipeline is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,6 +87,7 @@ pub struct Baseline {
     detectors: Detectors,
     /// The kernel's number of its table.
     table: Option<u16>,
+    promise: Promise,
 }
 
 impl Baseline {
@@ -93,7 +97,8 @@ impl Baseline {
     /// When a graph is missing or does not load.
     pub fn load(verified: &Verified) -> Result<Self, DetectError> {
         let (manifest, detectors) = (verified.manifest().clone(), Detectors::load(verified)?);
-        Ok(Self { manifest, detectors, table: None })
+        let promise = Promise::of(&manifest);
+        Ok(Self { manifest, detectors, table: None, promise })
     }
 
     /// Gives away what the kernel's table is to be filled with.
@@ -123,6 +128,13 @@ struct Program {
     id: ProgramId,
     baseline: Option<Baseline>,
     windows: u64,
+}
+
+impl Program {
+    /// Its windows are given away: it has no baseline, or one whose promise is broken.
+    fn learns(&self) -> bool {
+        self.baseline.as_ref().is_none_or(|baseline| baseline.promise.is_broken())
+    }
 }
 
 struct Process {
@@ -353,7 +365,8 @@ impl<L: Lookup> Pipeline<L> {
         let counted = process.window.as_ref().is_some_and(|window| window.syscalls.total() > 0);
         // A stranger waits for its window's end as one that is learned does: what is decisive was told at once.
         let crowded = self.processes.len() > self.config.processes_max as usize / 2;
-        if counted && (crowded || baseline_of(&self.programs, process).is_some()) {
+        let program = process.key.as_ref().and_then(|key| self.programs.get(key));
+        if counted && (crowded || program.is_some_and(|program| !program.learns())) {
             self.close_one(now, event.boot_ns, event.tgid, out);
             self.processes.remove(&event.tgid);
             out.push(Output::Unfollow(event.tgid));
@@ -599,29 +612,12 @@ impl<L: Lookup> Pipeline<L> {
                 self.counters.windows_alarmed += 1;
                 return;
             }
+            let run = process.run;
             if let Some(program) = self.programs.get(&key) {
                 self.units.remember(&program.id, &window.of_stranger(&program.id.exe));
                 self.counters.unit_traits_refused = self.units.refused();
             }
-            let waiting = self.training.entry(key).or_default();
-            if waiting.len() >= TRAINING_WAITING_MAX {
-                self.counters.windows_surplus += 1;
-            } else if self.degraded.is_empty() {
-                waiting.push(TrainingWindow {
-                    unix_ms: now.unix_ms,
-                    run: process.run,
-                    vector: features::to_sparse(&vector),
-                    traits: window.traits(),
-                    grams: if window.syscalls.learned.len() > WINDOW_GRAMS_MAX {
-                        self.counters.windows_without_order += 1;
-                        Vec::new()
-                    } else {
-                        std::mem::take(&mut window.syscalls.learned)
-                    },
-                });
-            } else {
-                self.counters.windows_degraded += 1;
-            }
+            self.learn_from(now, key, run, &vector, &mut window);
             return;
         };
         process.history.push_back(features::to_sparse(&vector));
@@ -648,7 +644,13 @@ impl<L: Lookup> Pipeline<L> {
         }
         let verdict = judge(&window, Some(&vector), &raw, &baseline.manifest);
         self.counters.windows_judged += 1;
+        let (key, run) = (process.key.clone().unwrap_or_default(), process.run);
+        let verdict = self.hold_to_promise(&key, verdict, out);
+        let normal = self.config.policy.severity(verdict.score) == Severity::Low;
         self.tell(now, tgid, verdict, out);
+        if normal && self.programs.get(&key).is_some_and(Program::learns) {
+            self.learn_from(now, key, run, &vector, &mut window);
+        }
         if let Some(account) = &mut self.account {
             account.judged();
         }
@@ -659,6 +661,7 @@ impl<L: Lookup> Pipeline<L> {
 fn state(program: &Program, unix_s: u64) -> &'static str {
     match &program.baseline {
         None => "LEARNING",
+        Some(baseline) if baseline.promise.is_broken() => "STALE",
         Some(baseline) if baseline.manifest.expires_unix_s <= unix_s => "STALE",
         Some(_) => "ACTIVE",
     }

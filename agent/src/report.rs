@@ -169,6 +169,13 @@ pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> 
     }
     for program in &beat.programs {
         println!("{:8} generation {} {}", program.state, program.generation, program.program);
+        let promise = status.promises.iter().find(|promise| promise.program == program.program);
+        for (promised, found) in promise.iter().filter(|promise| promise.broken).flat_map(|p| &p.exceeded) {
+            let (promised, found) = (promised * 100.0, found * 100.0);
+            println!(
+                "         not as learned: {found:.1} % of windows are odder than {promised:.1} % should be"
+            );
+        }
     }
     let lost = ["damaged", "dropped", "refused", "failed", "limited", "overflow", "errors", "rejected"];
     for (name, value) in &beat.counters {

@@ -379,7 +379,10 @@ impl Service {
     }
 
     fn show(&mut self) {
+        let mut promises = self.watch.pipeline().promises();
+        promises.truncate(PROGRAMS_TOLD_MAX);
         let status = Status {
+            promises,
             device: self.identity.device.clone(),
             fleet: format!("{}:{}", self.identity.host, self.identity.port),
             online: self.online,

@@ -27,7 +27,7 @@ pub struct Explanation {
     pub detectors: Vec<Detector>,
     /// Sum of the detectors' shares; `None` when none spoke.
     pub fused_z: Option<f32>,
-    /// What the fused z is worth: `-log10` of its conformal p-value.
+    /// What the fused z is worth: `-log10` of its conformal p-value; 0 while the baseline is found to be STALE.
     pub statistical_decades: f32,
     /// Worth of all evidence, also of what is not named.
     pub evidence_decades: f32,

@@ -12,6 +12,7 @@ mod capability;
 pub mod chain;
 #[cfg(feature = "infer")]
 pub mod detect;
+pub mod drift;
 pub mod event;
 pub mod explain;
 pub mod features;

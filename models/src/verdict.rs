@@ -53,6 +53,18 @@ pub struct Verdict {
     pub explanation: Explanation,
 }
 
+impl Verdict {
+    /// The same without what the detectors are worth; what they saw stays to be read.
+    #[must_use]
+    pub fn by_evidence_alone(mut self) -> Self {
+        let why = &mut self.explanation;
+        why.statistical_decades = 0.0;
+        why.p_value = 10_f64.powf(-f64::from(why.evidence_decades));
+        self.score = score_of(why.evidence_decades);
+        self
+    }
+}
+
 /// Judges a window. `vector` and `raw` are empty for a decisive event that cannot wait for the window's end.
 #[must_use]
 pub fn judge(window: &Window, vector: Option<&Vector>, raw: &[Raw<'_>], baseline: &Manifest) -> Verdict {

@@ -25,6 +25,8 @@ pub struct Counters {
     pub alerts_limited: u64,
     /// Verdicts from MEDIUM on that the alert budget does not send.
     pub alerts_over_budget: u64,
+    /// Programs that stopped to behave as they were learned.
+    pub programs_drifted: u64,
     /// Processes not followed because the table was full.
     pub processes_refused: u64,
     /// Programs not followed because the table was full.
@@ -40,7 +42,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 16] {
+    pub fn list(&self) -> [(&'static str, u64); 17] {
         [
             ("windows_judged", self.windows_judged),
             ("windows_trained", self.windows_trained),
@@ -53,6 +55,7 @@ impl Counters {
             ("alerts_duplicate", self.alerts_duplicate),
             ("alerts_limited", self.alerts_limited),
             ("alerts_over_budget", self.alerts_over_budget),
+            ("programs_drifted", self.programs_drifted),
             ("processes_refused", self.processes_refused),
             ("programs_refused", self.programs_refused),
             ("processes_unidentified", self.unidentified),

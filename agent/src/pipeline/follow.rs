@@ -16,7 +16,7 @@ pub struct Follow {
 /// What the kernel shall do with the order of this program's calls.
 pub(super) fn how(program: &Program, tgid: u32) -> Follow {
     match &program.baseline {
-        Some(baseline) => Follow { tgid, table: baseline.table, learn: false },
-        None => Follow { tgid, table: None, learn: true },
+        Some(baseline) if !program.learns() => Follow { tgid, table: baseline.table, learn: false },
+        _ => Follow { tgid, table: None, learn: true },
     }
 }

@@ -5,6 +5,7 @@ use models::event::{Comm, PathText};
 use models::policy::Severity;
 use models::program::NO_UNIT;
 use models::schema::SCHEMA_ID;
+use models::sequence::WINDOW_GRAMS_MAX;
 use models::train::{self, TrainOptions};
 
 use super::*;
@@ -37,6 +38,7 @@ struct Bench {
     /// What the kernel was told so far.
     told: Vec<Output>,
     table: GramTable,
+    bundle: Option<Verified>,
 }
 
 /// The kernel's number of the table in these tests.
@@ -58,6 +60,7 @@ impl Bench {
             now_s: 0,
             told: Vec::new(),
             table: GramTable::default(),
+            bundle: None,
         }
     }
 
@@ -135,7 +138,13 @@ impl Bench {
         };
         let raw = seal(manifest, trained.parts, &key);
         let keys = Keyring([key.public()].into_iter().collect());
-        let mut baseline = Baseline::load(&bundle::open(&raw, &keys).unwrap()).unwrap();
+        self.bundle = Some(bundle::open(&raw, &keys).unwrap());
+        self.activate_again();
+    }
+
+    /// Uses what was learned as if it were new.
+    fn activate_again(&mut self) {
+        let mut baseline = Baseline::load(self.bundle.as_ref().expect("it was learned")).unwrap();
         self.table = baseline.take_grams().expect("the order of calls was learned");
         self.pipeline.switch(baseline.with_table(Some(TABLE)), &mut self.told).unwrap();
     }
@@ -234,6 +243,7 @@ fn contributions_add_up_to_what_every_detector_gave() {
     let mut bench = Bench::new(|_| {});
     bench.learn();
     for _ in 0..12 {
+        bench.open(GATEWAY, "/var/lib/gw/state", false);
         bench.close(&[GATEWAY]);
     }
     bench.open(GATEWAY, "/etc/shadow", true);
@@ -278,6 +288,45 @@ fn a_verdict_beyond_the_alert_budget_is_counted_and_explained_but_not_sent() {
         // With a sensitive file on top it is told under any budget.
         assert_eq!(alerts(bench.open(GATEWAY, "/etc/shadow", true)).len(), 1, "{budget:?}");
     }
+}
+
+#[test]
+fn a_program_whose_load_shifts_is_stale_told_by_acts_alone_and_learned_again() {
+    let mut bench = Bench::new(|config| config.policy.dedup_ns = 0);
+    bench.learn();
+    for _ in 0..20 {
+        bench.open(GATEWAY, "/var/lib/gw/state", false);
+        bench.close(&[GATEWAY]);
+    }
+    assert_eq!(bench.pipeline.programs(0)[0].state, "ACTIVE");
+    bench.told();
+    let shifted = |window: &mut SyscallWindow| window.calls[2] = 400;
+    let stale = (0..40).find(|_| {
+        bench.open(GATEWAY, "/var/lib/gw/state", false);
+        bench.close_with(&[GATEWAY], shifted);
+        bench.pipeline.programs(0)[0].state == "STALE"
+    });
+    assert!(stale.is_some(), "{:?}", bench.pipeline.promises());
+    assert!(bench.pipeline.promises()[0].broken && bench.pipeline.counters().programs_drifted == 1);
+    assert_eq!(bench.told(), [Output::Follow(Follow { tgid: GATEWAY, table: None, learn: true })]);
+
+    // The same windows are no alert any more, and train.
+    let outputs = bench.close_with(&[GATEWAY], shifted);
+    let [Output::Train(training)] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((training.windows.len(), training.windows[0].grams.len()), (1, 2));
+
+    // A first-time act is an alert as before, and its window does not train; nor does one that is not fully seen.
+    assert_eq!(alerts(bench.open(GATEWAY, "/etc/shadow", true)).len(), 1);
+    let outputs = bench.close_with(&[GATEWAY], shifted);
+    assert!(outputs.iter().all(|output| !matches!(output, Output::Train(_))), "{outputs:?}");
+    bench.pipeline.set_degraded(vec!["file".into()]);
+    assert!(bench.close_with(&[GATEWAY], shifted).is_empty());
+    bench.pipeline.set_degraded(vec![]);
+
+    // A new generation begins anew.
+    bench.activate_again();
+    assert_eq!(bench.pipeline.programs(0)[0].state, "ACTIVE");
+    assert_eq!(bench.pipeline.promises()[0].windows, 0);
 }
 
 #[test]

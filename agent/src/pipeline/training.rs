@@ -1,6 +1,16 @@
-//! Windows of one program to messages that fit.
+//! Normal windows to what the fleet learns from, in messages that fit.
 
+use models::features::{self, Vector};
+use models::sequence::WINDOW_GRAMS_MAX;
+use models::window::Window;
 use models::wire::TrainingWindow;
+
+use super::Pipeline;
+use crate::clock::Now;
+use crate::processes::Lookup;
+
+/// Windows of one program that are learned from between two closes; the others are counted.
+const TRAINING_WAITING_MAX: usize = 128;
 
 /// Bytes of windows in one training message, by the estimate below; a message has at most 64 KB.
 const TRAINING_MAX: usize = 48 * 1024;
@@ -8,6 +18,38 @@ const TRAINING_MAX: usize = 48 * 1024;
 const VALUE_BYTES: usize = 13;
 /// What is left of a window.
 const WINDOW_BYTES: usize = 40;
+
+impl<L: Lookup> Pipeline<L> {
+    /// Keeps a window to be learned from, unless something in it was not seen.
+    pub(super) fn learn_from(
+        &mut self,
+        now: Now,
+        key: String,
+        run: u64,
+        vector: &Vector,
+        window: &mut Window,
+    ) {
+        let waiting = self.training.entry(key).or_default();
+        if waiting.len() >= TRAINING_WAITING_MAX {
+            self.counters.windows_surplus += 1;
+        } else if self.degraded.is_empty() {
+            waiting.push(TrainingWindow {
+                unix_ms: now.unix_ms,
+                run,
+                vector: features::to_sparse(vector),
+                traits: window.traits(),
+                grams: if window.syscalls.learned.len() > WINDOW_GRAMS_MAX {
+                    self.counters.windows_without_order += 1;
+                    Vec::new()
+                } else {
+                    std::mem::take(&mut window.syscalls.learned)
+                },
+            });
+        } else {
+            self.counters.windows_degraded += 1;
+        }
+    }
+}
 
 /// Windows in order, as many in one message as surely fit.
 pub(super) fn batches(windows: Vec<TrainingWindow>) -> Vec<Vec<TrainingWindow>> {
