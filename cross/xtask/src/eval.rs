@@ -1,4 +1,5 @@
-//! `cargo xtask eval FILE`: how well the detectors tell attacks from normal traces, on a corpus of recorded calls.
+//! `cargo xtask eval FILE` and `cargo xtask eval-live`: how well attacks are told from what is normal, on a corpus of
+//! recorded calls and on live services.
 
 use std::{
     fs::File,
@@ -7,6 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use crate::suite::SIMULATOR;
 use crate::tools::{self, FEATURES, Need, ToolError};
 
 /// To read a compressed corpus.
@@ -45,6 +47,37 @@ pub(crate) fn run(root: &Path, file: &Path) -> Result<(), ToolError> {
     let status = child.wait().map_err(|e| ToolError::Start(text.clone(), e))?;
     evaluated?;
     if status.success() { Ok(()) } else { Err(ToolError::Failed(text, status)) }
+}
+
+/// What runs in the units; the simulator's tools are [`SIMULATOR`].
+const SERVICES: &[Need] = &[
+    Need { file: "/usr/sbin/nginx", packages: &["nginx-light"], why: "a web server" },
+    Need {
+        file: "/usr/bin/redis-server",
+        packages: &["redis-server", "redis-tools"],
+        why: "a key-value store",
+    },
+    Need { file: "/usr/sbin/sshd", packages: &["openssh-server"], why: "logins" },
+    Need { file: "/usr/lib/postgresql", packages: &["postgresql"], why: "a database" },
+    Need { file: "/usr/bin/psql", packages: &["postgresql-client"], why: "queries it" },
+    Need { file: "make", packages: &["make"], why: "builds a package again and again" },
+];
+
+/// Builds everything and evaluates detection on this machine's own behaviour. Needs root.
+///
+/// # Errors
+///
+/// When something is missing and cannot be installed, or the build or the evaluation fails.
+pub(crate) fn live(root: &Path, arguments: &[String]) -> Result<(), ToolError> {
+    tools::install(tools::BUILD)?;
+    tools::install(SIMULATOR)?;
+    tools::install(SERVICES)?;
+    let mut build = tools::cargo(root);
+    build
+        .args(["build", "--workspace", "--bins", "--example", "eval-live", "--locked", "--quiet"])
+        .args(FEATURES);
+    tools::run(&mut build)?;
+    tools::run(Command::new(tools::target(root).join("debug/examples/eval-live")).args(arguments))
 }
 
 fn is_gzip(mut file: impl io::Read) -> io::Result<bool> {

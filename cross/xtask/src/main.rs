@@ -44,6 +44,12 @@ enum Task {
         /// Lines of `set program label split count syscalls`, separated by tabs; may be compressed with gzip.
         file: PathBuf,
     },
+    /// Learns real services under load, watches them while nothing happens, and attacks them in every simulated way.
+    EvalLive {
+        /// Passed on: --learn S, --quiet S, --units N, --threat NAME, --record DIR.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measures: `cargo xtask bench overhead`.
     Bench {
         /// What.
@@ -96,6 +102,7 @@ fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
             return Ok(closing(&vm::run(root, &kernels)?));
         }
         Task::Eval { file } => eval::run(root, &file)?,
+        Task::EvalLive { arguments } => eval::live(root, &arguments)?,
         Task::Bench { bench, arguments } => bench::run(root, bench, &arguments)?,
         Task::Ebpf { check } => ebpf::rebuild(root, check)?,
     }

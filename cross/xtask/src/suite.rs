@@ -63,7 +63,7 @@ const BROWSER: &[Need] = &[
 ];
 
 /// For the simulated attacks: without one of these its variants are skipped, and the test of the probe fails.
-const SIMULATOR: &[Need] = &[
+pub(crate) const SIMULATOR: &[Need] = &[
     Need { file: "/usr/bin/python3", packages: &["python3"], why: "simulated attacks that a script makes" },
     Need { file: "/usr/bin/perl", packages: &["perl"], why: "the same in another language" },
     Need { file: "nc", packages: &["netcat-openbsd"], why: "reverse shells and uploads by nc" },

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use agent::capture::Writer;
@@ -19,8 +21,10 @@ use tests::Failed;
 
 /// As often as the agent looks for urgent records when none wakes it.
 const POLL: Duration = Duration::from_millis(5);
-/// Windows kept of one program; what comes then is not needed.
-const WINDOWS_MAX: usize = 2000;
+/// Windows kept of one program; the rest is not needed.
+const WINDOWS_MAX: usize = 4000;
+/// Windows learned from, evenly over the time of learning.
+const LEARNED_MAX: usize = 400;
 /// Fewer teach nothing.
 const WINDOWS_MIN: usize = 60;
 const CAPTURE_MAX: u64 = 4 << 30;
@@ -39,6 +43,7 @@ pub(crate) struct Eye {
     key: SigningKey,
     /// Where the capture and the bundles go.
     folder: Option<PathBuf>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Eye {
@@ -59,7 +64,11 @@ impl Eye {
         let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8())
             .ok_or_else(|| Failed("no signing key".into()))?;
         let folder = folder.map(Path::to_owned);
-        Ok(Self { watch, window, alerts: Vec::new(), training: BTreeMap::new(), key, folder })
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|error| failed(&error))?;
+        }
+        Ok(Self { watch, window, alerts: Vec::new(), training: BTreeMap::new(), key, folder, stop })
     }
 
     /// Lets so much time pass.
@@ -74,6 +83,9 @@ impl Eye {
         mut done: impl FnMut() -> Result<bool, Failed>,
     ) -> Result<(), Failed> {
         while !done()? {
+            if self.stop.load(Relaxed) {
+                return Err(Failed("interrupted".into()));
+            }
             self.look();
             std::thread::sleep(POLL);
         }
@@ -112,10 +124,15 @@ impl Eye {
             if !units.contains(&program.unit) {
                 continue;
             }
+            if self.stop.load(Relaxed) {
+                return Err(Failed("interrupted".into()));
+            }
             if windows.len() < WINDOWS_MIN {
                 few += 1;
                 continue;
             }
+            let every = windows.len().div_ceil(LEARNED_MAX);
+            let windows: Vec<TrainingWindow> = windows.into_iter().step_by(every).collect();
             // Training takes seconds, and the kernel's rings do not wait.
             let fitted = std::thread::scope(|scope| {
                 let fitting = scope.spawn(|| train::fit(&windows, &TrainOptions::default(), &mut |_| {}));
