@@ -4,7 +4,7 @@
 //! 1 and an LSTM autoencoder over 20 windows reconstruct them; each error (mean square) becomes `z` by mean and
 //! standard deviation of the errors on the training windows, and the score is `0.6 s(z_lstm) + 0.4 s(z_vae)` with the
 //! logistic `s`. The VAE draws its latent also when it scores. The LSTM says nothing until 20 windows of a process
-//! exist; its share is 0 till then. Layer sizes are ours (427-64-16 and 64): measured, the large ones score the same.
+//! exist; the VAE's logistic is the score till then. Layer sizes are ours (427-64-16 and 64): measured, the large ones score the same.
 
 use ndarray::{Array2, Axis};
 
@@ -85,7 +85,7 @@ impl Original {
         let noise = self.random.normals(run.len(), LATENT);
         let mut scores: Vec<f32> = errors(&vae.sample(&x, &noise), &x)
             .into_iter()
-            .map(|error| VAE_SHARE * logistic((error - mean) / deviation))
+            .map(|error| logistic((error - mean) / deviation))
             .collect();
         if let Some((model, mean, deviation)) = self.lstm.as_ref().filter(|_| run.len() >= LENGTH) {
             let all: Vec<usize> = (0..run.len()).collect();
@@ -93,7 +93,7 @@ impl Original {
             let xs = lstm::gather(&x, &sequences.iter().collect::<Vec<_>>());
             let errors = errors(&model.reconstruct_last(&xs), &xs[LENGTH - 1]);
             for (score, error) in scores[LENGTH - 1..].iter_mut().zip(errors) {
-                *score += LSTM_SHARE * logistic((error - mean) / deviation);
+                *score = VAE_SHARE * *score + LSTM_SHARE * logistic((error - mean) / deviation);
             }
         }
         scores
@@ -136,12 +136,28 @@ mod tests {
     }
 
     #[test]
-    fn it_is_silent_by_lstm_until_twenty_windows_exist() {
+    fn the_lstm_has_no_vote_until_twenty_windows_exist() {
         let mut original = Original::fit(&[run(60, 0.4)], 1).unwrap();
-        let scores = original.scores(&run(30, 0.4));
-        assert!(scores[..LENGTH - 1].iter().all(|score| *score <= VAE_SHARE), "{scores:?}");
-        assert!(scores[LENGTH - 1..].iter().any(|score| *score > VAE_SHARE), "{scores:?}");
+        let scores = |original: &mut Original, windows| original.scores(&run(windows, 0.4));
+        original.random = Random::new(7);
+        let few = scores(&mut original, LENGTH - 1);
+        original.lstm = None;
+        original.random = Random::new(7);
+        assert_eq!(few, scores(&mut original, LENGTH - 1), "the VAE alone, and its share is the whole");
+        assert!(few.iter().any(|score| *score > VAE_SHARE), "{few:?}");
         assert!(Original::fit(&[], 1).is_none());
+    }
+
+    #[test]
+    fn from_the_twentieth_window_both_vote() {
+        let mut original = Original::fit(&[run(60, 0.4)], 1).unwrap();
+        original.random = Random::new(7);
+        let both = original.scores(&run(30, 0.4));
+        original.lstm = None;
+        original.random = Random::new(7);
+        let alone = original.scores(&run(30, 0.4));
+        assert_eq!(both[..LENGTH - 1], alone[..LENGTH - 1]);
+        assert!(both[LENGTH - 1..].iter().zip(&alone[LENGTH - 1..]).all(|(both, alone)| both != alone));
     }
 
     #[test]
