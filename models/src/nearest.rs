@@ -1,8 +1,9 @@
 //! A vector to its distance from the learned windows: by how often calls were made, and by which were made at all.
 //!
 //! Both views are unit vectors over the system call slots: `q = sqrt(frequency)`, whose distance is Hellinger's, and
-//! `r = 1 / sqrt(m)` on the `m` slots that are not zero, whose product is the cosine of two sets (Ochiai 1957). The
-//! score is the mean of `1 - q . x` over the [`NEIGHBOURS`] nearest prototypes `x` (Angiulli and Pizzuti, PKDD 2002):
+//! `r = w` on the slots that are not zero, scaled to length 1, whose product is the cosine of two sets (Ochiai 1957).
+//! There `w^2 = 1 + ln((1 + n) / (1 + d))` for a call that `d` of the `n` prototypes show (Sparck Jones, *Journal of
+//! Documentation* 28(1), 1972): a call that all windows make says little about which kind of window this is. The score is the mean of `1 - q . x` over the [`NEIGHBOURS`] nearest prototypes `x` (Angiulli and Pizzuti, PKDD 2002):
 //! one odd window among those learned does not make its like normal. `1 - q . x` is also `sum (q_i - x_i)^2 / 2`, which
 //! explains it slot by slot. At most [`PROTOTYPES_MAX`] prototypes are kept: beyond, those that lie farthest from all chosen before
 //! (Gonzalez, *Theoretical Computer Science* 38, 1985), here from the three nearest of them.
@@ -43,6 +44,9 @@ type Sparse = Vec<(u16, f32)>;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Prototypes {
     points: Vec<Sparse>,
+    /// Weight of each slot in a set: follows from the points.
+    #[serde(skip)]
+    rarity: Vec<f32>,
 }
 
 impl Prototypes {
@@ -51,7 +55,7 @@ impl Prototypes {
     pub fn fit(windows: impl IntoIterator<Item = impl Borrow<Vector>>) -> Self {
         let points: Vec<Sparse> = windows.into_iter().map(|window| frequencies(window.borrow())).collect();
         if points.len() <= PROTOTYPES_MAX {
-            return Self { points };
+            return Self::of(points);
         }
         // Of every window, how alike its three nearest chosen ones are, least first: each must be covered three times.
         let mut covered = vec![[0.0_f32; NEIGHBOURS]; points.len()];
@@ -69,7 +73,16 @@ impl Prototypes {
             let farthest = covered.iter().enumerate().min_by(|a, b| sum(a.1).total_cmp(&sum(b.1)));
             chosen.push(farthest.expect("there are points").0);
         }
-        Self { points: chosen.into_iter().map(|at| points[at].clone()).collect() }
+        Self::of(chosen.into_iter().map(|at| points[at].clone()).collect())
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "at most PROTOTYPES_MAX")]
+    fn of(points: Vec<Sparse>) -> Self {
+        let mut shown = [0.0_f32; SYSCALL_SLOTS];
+        points.iter().flatten().for_each(|(slot, _)| shown[usize::from(*slot)] += 1.0);
+        let all = points.len() as f32;
+        let rarity = shown.iter().map(|shown| (1.0 + ((1.0 + all) / (1.0 + shown)).ln()).sqrt()).collect();
+        Self { points, rarity }
     }
 
     /// Reads what [`Self::to_bytes`] wrote; `None` when it is not that, or not within the bounds.
@@ -79,7 +92,7 @@ impl Prototypes {
         let fits = |(slot, value): &(u16, f32)| usize::from(*slot) < SYSCALL_SLOTS && value.is_finite();
         let bounded = prototypes.points.len() <= PROTOTYPES_MAX
             && prototypes.points.iter().all(|point| point.len() <= SYSCALL_SLOTS && point.iter().all(fits));
-        (rest.is_empty() && bounded).then_some(prototypes)
+        (rest.is_empty() && bounded).then(|| Self::of(prototypes.points))
     }
 
     /// As stored in a bundle.
@@ -98,13 +111,16 @@ impl Prototypes {
         let mut by_frequency = [0.0; SYSCALL_SLOTS];
         let mut by_set = [0.0; SYSCALL_SLOTS];
         spread(&query, &mut by_frequency);
-        spread(&repertoire(&query), &mut by_set);
+        spread(&self.repertoire(&query), &mut by_set);
         let near = self.neighbours(|point| product(point, &by_frequency));
         let like = self.neighbours(|point| {
-            let common: f32 = point.iter().map(|(slot, _)| by_set[usize::from(*slot)]).sum();
-            common / length(point).sqrt()
+            let (common, square) = point.iter().fold((0.0, 0.0), |(common, square), (slot, _)| {
+                let (slot, rarity) = (usize::from(*slot), self.rarity(*slot));
+                (common + by_set[slot] * rarity, square + rarity * rarity)
+            });
+            common / square.max(f32::MIN_POSITIVE).sqrt()
         });
-        let like: Vec<Sparse> = like.into_iter().map(repertoire).collect();
+        let like: Vec<Sparse> = like.into_iter().map(|point| self.repertoire(point)).collect();
         Some(Distances {
             nearest: difference(&by_frequency, &near)?,
             repertoire: difference(&by_set, &like.iter().collect::<Vec<_>>())?,
@@ -121,6 +137,18 @@ impl Prototypes {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.points.is_empty()
+    }
+
+    /// Which calls a window shows, each by its rarity, scaled to length 1.
+    fn repertoire(&self, point: &Sparse) -> Sparse {
+        let square: f32 = point.iter().map(|(slot, _)| self.rarity(*slot).powi(2)).sum();
+        let length = square.max(f32::MIN_POSITIVE).sqrt();
+        point.iter().map(|(slot, _)| (*slot, self.rarity(*slot) / length)).collect()
+    }
+
+    /// 1 while nothing was learned.
+    fn rarity(&self, slot: u16) -> f32 {
+        self.rarity.get(usize::from(slot)).copied().unwrap_or(1.0)
     }
 
     /// The nearest first; fewer when there are fewer prototypes.
@@ -142,16 +170,6 @@ fn frequencies(vector: &Vector) -> Sparse {
     let sum: f32 = vector[..SYSCALL_SLOTS].iter().sum();
     let used = (0_u16..).zip(&vector[..SYSCALL_SLOTS]).filter(|(_, value)| **value > 0.0);
     used.map(|(slot, value)| (slot, (value / sum).sqrt())).collect()
-}
-
-fn repertoire(point: &Sparse) -> Sparse {
-    let value = 1.0 / length(point).sqrt();
-    point.iter().map(|(slot, _)| (*slot, value)).collect()
-}
-
-#[allow(clippy::cast_precision_loss, reason = "at most 335")]
-fn length(point: &Sparse) -> f32 {
-    point.len().max(1) as f32
 }
 
 fn spread(point: &Sparse, dense: &mut [f32; SYSCALL_SLOTS]) {
@@ -202,9 +220,10 @@ mod tests {
     fn distances_by_hand() {
         let prototypes = Prototypes::fit([&vector(&[(0, 0.64), (1, 0.36)])]);
         let distances = prototypes.score(&vector(&[(0, 0.36), (2, 0.64)])).unwrap();
-        // 1 - 0.6 x 0.8, and one call in common of two and two.
+        // 1 - 0.6 x 0.8; one call in common, whose square weight is 1, of {1, 1} and {1, 1 + ln 2}.
         assert!((distances.nearest.score - 0.52).abs() < 1e-6, "{distances:?}");
-        assert!((distances.repertoire.score - 0.5).abs() < 1e-6, "{distances:?}");
+        let expected = 1.0 - 1.0 / (2.0 * (2.0 + 2.0_f32.ln())).sqrt();
+        assert!((distances.repertoire.score - expected).abs() < 1e-6, "{distances:?}");
         assert!((distances.nearest.contributions[2] - 0.32).abs() < 1e-6);
         assert!((distances.nearest.contributions[1] - 0.18).abs() < 1e-6);
     }
@@ -224,12 +243,21 @@ mod tests {
     }
 
     #[test]
+    fn a_rare_call_counts_more_than_one_that_all_windows_make() {
+        let mut windows = vec![vector(&[(0, 0.5), (1, 0.5)]); 40];
+        windows.extend(vec![vector(&[(0, 0.5), (2, 0.5)]); 3]);
+        let prototypes = Prototypes::fit(&windows);
+        let odd = |slot| prototypes.score(&vector(&[(slot, 0.5), (9, 0.5)])).unwrap().repertoire.score;
+        assert!(odd(0) > odd(2) + 0.1, "what is left in common is rare: {} and {}", odd(0), odd(2));
+    }
+
+    #[test]
     fn bytes_give_the_same_prototypes_and_no_truncation_does() {
         let prototypes = Prototypes::fit([&vector(&[(0, 0.5), (1, 0.5)]), &vector(&[(300, 1.0)])]);
         let bytes = prototypes.to_bytes();
         assert_eq!(Prototypes::from_bytes(&bytes), Some(prototypes));
         assert!((0..bytes.len()).all(|end| Prototypes::from_bytes(&bytes[..end]).is_none()));
-        let outside = Prototypes { points: vec![vec![(400, 0.5)]] };
+        let outside = Prototypes { points: vec![vec![(400, 0.5)]], rarity: vec![] };
         assert_eq!(Prototypes::from_bytes(&outside.to_bytes()), None);
     }
 

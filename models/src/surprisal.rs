@@ -8,9 +8,9 @@
 //! Order 5 fills the table of [`crate::sequence`] and needs counts of 6-grams only. User space has room for [`ORDER_MAX`]: on services with long
 //! regular request loops the longer context is what tells one loop from another.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use crate::sequence::{ORDER, Symbol, symbols};
+use crate::sequence::{EMPTY, ORDER, Symbol, roll, symbols};
 
 /// The longest context: with its next call it fills twelve times ten bits.
 pub const ORDER_MAX: usize = 11;
@@ -90,6 +90,35 @@ impl Surprisal {
     pub fn mean_bits(&self, calls: &[Symbol]) -> Option<f32> {
         let sum: f64 = (0..calls.len()).map(|at| self.bits(&calls[..at], calls[at])).sum();
         (!calls.is_empty()).then(|| (sum / calls.len() as f64) as f32)
+    }
+
+    /// Mean surprisal in bits a 6-gram: what was done, however often, counts once. `None` without a call.
+    ///
+    /// A loop that ran a thousand times is one loop, and a short burst within a long trace is not diluted by it.
+    ///
+    /// ```
+    /// use models::surprisal::Surprisal;
+    /// let model = Surprisal::fit(&[&[1, 2].repeat(50)], 5);
+    /// let diluted = [[1, 2].repeat(500), vec![7, 8, 9]].concat();
+    /// assert!(model.mean_bits_of_kinds(&diluted) > model.mean_bits(&diluted).map(|bits| 10.0 * bits));
+    /// ```
+    #[must_use]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "a mean of small numbers"
+    )]
+    pub fn mean_bits_of_kinds(&self, calls: &[Symbol]) -> Option<f32> {
+        let mut kinds: BTreeMap<u64, (f64, u32)> = BTreeMap::new();
+        let mut gram = EMPTY;
+        for (at, call) in calls.iter().enumerate() {
+            gram = roll(gram, *call);
+            let (sum, times) = kinds.entry(gram).or_default();
+            *sum += self.bits(&calls[..at], *call);
+            *times += 1;
+        }
+        let sum: f64 = kinds.values().map(|(sum, times)| sum / f64::from(*times)).sum();
+        (!kinds.is_empty()).then(|| (sum / kinds.len() as f64) as f32)
     }
 
     /// Contexts held.

@@ -1,7 +1,7 @@
 //! A program's traces to every detector's raw output on its calibration and test traces.
 //!
 //! A trace is scored as a process window is: VAE, distances, repertoire and pairs from its calls as a whole, surprisal
-//! and 6-gram novelty as means over its calls. Means and not maxima, because the product's window has no fixed number of
+//! as a mean over its distinct 6-grams, 6-gram novelty and `markov`, the surprisal of one call, as means over its calls. Means and not maxima, because the product's window has no fixed number of
 //! calls and a maximum grows with their number. The LSTM sees the trace in windows of 100 calls, 50 apart, and gives
 //! its mean over those that have nine before them.
 
@@ -50,7 +50,8 @@ pub(crate) fn run(program: &Program) -> (Vec<Raw>, Raw) {
     let mut raws = vec![
         score("ngram", &mut |trace| table.sums(&trace.symbols).novelty()),
         score("table", &mut |trace| table.sums(&trace.symbols).bits()),
-        score("surprisal", &mut |trace| long.mean_bits(&trace.symbols)),
+        score("surprisal", &mut |trace| long.mean_bits_of_kinds(&trace.symbols)),
+        score("markov", &mut |trace| long.mean_bits(&trace.symbols)),
         score("pairs", &mut |trace| pairs.score(&trace.symbols)),
         score("nearest", &mut |trace| Some(prototypes.score(&trace.whole())?.nearest.score)),
         score("repertoire", &mut |trace| Some(prototypes.score(&trace.whole())?.repertoire.score)),
@@ -65,7 +66,13 @@ pub(crate) fn run(program: &Program) -> (Vec<Raw>, Raw) {
         Ok(detectors) => raws.push(score("lstm", &mut |trace| sequences(&detectors, trace))),
         Err(reason) => eprintln!("  no LSTM: {reason}"),
     }
-    let runs: Vec<Vec<Vector>> = program.fit.iter().map(Trace::windows).collect();
+    // The dearest part: as many windows as the LSTM of ours gets.
+    let mut windows = 0;
+    let runs = program.fit.iter().map(Trace::windows).take_while(|run| {
+        windows += run.len();
+        windows <= SHORT_MAX[0] || windows == run.len()
+    });
+    let runs: Vec<Vec<Vector>> = runs.collect();
     let mut original = Original::fit(&runs, SEED);
     let original = score("original", &mut |trace| {
         let scores = original.as_mut()?.scores(&trace.windows());
