@@ -26,7 +26,7 @@ const MAGIC: [u8; 2] = [0x1f, 0x8b];
 ///
 /// When the file cannot be read, or the build or the evaluation fails.
 pub(crate) fn run(root: &Path, file: &Path) -> Result<(), ToolError> {
-    let failed = |error| ToolError::Start(format!("reading {}", file.display()), error);
+    let failed = |error| ToolError::Read(file.to_owned(), error);
     let compressed = is_gzip(File::open(file).map_err(failed)?).map_err(failed)?;
     tools::install(tools::BUILD)?;
     // Everything with the features of a test run: alone, the models would be built with others, and tract once more.
@@ -91,6 +91,12 @@ fn is_gzip(mut file: impl io::Read) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_not_there_is_named_before_anything_is_built() {
+        let error = run(Path::new("/nowhere"), Path::new("/no/such/corpus.tsv")).unwrap_err().to_string();
+        assert!(error.starts_with("reading /no/such/corpus.tsv: No such file"), "{error}");
+    }
 
     #[test]
     fn compression_is_told_by_the_first_bytes_not_by_the_name() {

@@ -13,6 +13,8 @@ pub(crate) enum ToolError {
     Start(String, io::Error),
     /// A command failed.
     Failed(String, ExitStatus),
+    /// A file that was named cannot be read.
+    Read(PathBuf, io::Error),
     /// A Debian package is missing and there is no apt-get or no root to install it.
     CannotInstall(String),
 }
@@ -21,6 +23,7 @@ impl fmt::Display for ToolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start(command, error) => write!(f, "starting `{command}`: {error}"),
+            Self::Read(file, error) => write!(f, "reading {}: {error}", file.display()),
             Self::Failed(command, status) => write!(f, "`{command}` ended with {status}"),
             Self::CannotInstall(packages) => {
                 write!(

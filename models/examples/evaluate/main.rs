@@ -7,7 +7,8 @@ mod corpus;
 mod detectors;
 mod metrics;
 
-use std::io::Read as _;
+use std::fs::File;
+use std::io::BufReader;
 
 use corpus::{Corpus, Program};
 use detectors::Raw;
@@ -29,15 +30,11 @@ struct Row {
 }
 
 fn main() -> std::io::Result<()> {
-    let text = match std::env::args().nth(1) {
-        Some(path) => std::fs::read_to_string(path)?,
-        None => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text)?;
-            text
-        }
+    let corpus = match std::env::args().nth(1) {
+        Some(path) => corpus::parse(BufReader::new(File::open(path)?)),
+        None => corpus::parse(std::io::stdin().lock()),
     };
-    let rows = evaluate(corpus::parse(&text));
+    let rows = evaluate(corpus?);
     print!("{}", table(&rows));
     println!("{}", json(&rows));
     Ok(())
@@ -230,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_tiny_corpus_of_any_names_is_evaluated_from_end_to_end() {
-        let rows = evaluate(corpus::parse(&corpus()));
+        let rows = evaluate(corpus::parse(corpus().as_bytes()).unwrap());
         let of = |program: &str, config: &str| {
             rows.iter().filter(|row| row.program == program && row.config == config).collect::<Vec<_>>()
         };
