@@ -11,6 +11,8 @@ pub mod calibration;
 mod capability;
 pub mod chain;
 #[cfg(feature = "infer")]
+mod compact;
+#[cfg(feature = "infer")]
 pub mod detect;
 pub mod drift;
 pub mod event;

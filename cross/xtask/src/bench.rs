@@ -1,6 +1,9 @@
 //! `cargo xtask bench NAME`: measurements that take machine time and are no tests.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 use clap::ValueEnum;
 
@@ -13,6 +16,8 @@ pub(crate) enum Bench {
     Overhead,
     /// Floods at full size: 200,000 processes, a fork bomb, 10,000 threads, and full speed on every CPU for a minute.
     Flood,
+    /// One window through the detectors of a bundle, beside ONNX Runtime where it can be installed.
+    Infer,
 }
 
 const OVERHEAD: &[Need] = &[
@@ -25,6 +30,16 @@ const OVERHEAD: &[Need] = &[
         file: "/usr/bin/redis-server",
         packages: &["redis-server", "redis-tools"],
         why: "a server under load",
+    },
+];
+
+/// Where there is no `ensurepip`, a virtual environment has no pip.
+const PYTHON: &[Need] = &[
+    Need { file: "python3", packages: &["python3"], why: "runs ONNX Runtime" },
+    Need {
+        file: "/usr/share/python-wheels",
+        packages: &["python3-venv"],
+        why: "a place of its own for ONNX Runtime",
     },
 ];
 
@@ -46,5 +61,31 @@ pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(),
             test.args(["test", "--workspace", "--locked", "--test", "kernel"]).args(FEATURES);
             tools::run(test.args(["--", "floods", "--nocapture"]).args(arguments).env("FLOOD_FULL", "1"))
         }
+        Bench::Infer => {
+            let mut build = tools::cargo(root);
+            build.args(["build", "--workspace", "--example", "infer", "--locked"]).args(FEATURES);
+            tools::run(&mut build)?;
+            let folder = tools::target(root).join("onnxruntime");
+            let mut infer = Command::new(tools::target(root).join("debug/examples/infer"));
+            match onnx_runtime(&folder) {
+                Ok(python) => _ = infer.arg(python),
+                Err(error) => println!("without ONNX Runtime, which cannot be installed: {error}"),
+            }
+            tools::run(infer.args(arguments))
+        }
     }
+}
+
+/// A Python with ONNX Runtime in a folder of its own, made when it is not there.
+fn onnx_runtime(folder: &Path) -> Result<PathBuf, ToolError> {
+    let python = folder.join("bin/python");
+    let works =
+        Command::new(&python).args(["-c", "import numpy, onnxruntime"]).stderr(Stdio::null()).status();
+    if works.is_ok_and(|status| status.success()) {
+        return Ok(python);
+    }
+    tools::install(PYTHON)?;
+    tools::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder))?;
+    tools::run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "numpy", "onnxruntime"]))?;
+    Ok(python)
 }

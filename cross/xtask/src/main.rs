@@ -50,7 +50,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Measures: `cargo xtask bench overhead`.
+    /// Measures: `cargo xtask bench overhead | flood | infer`.
     Bench {
         /// What.
         bench: bench::Bench,

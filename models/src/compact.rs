@@ -1,0 +1,357 @@
+//! The two graphs that our trainer writes, run without a graph: weights in 16 bits, inputs as what of them is not zero.
+//!
+//! tract reads the file. When its nodes are, one by one, those of [`VAE`] or [`LSTM`], the weights are kept here as
+//! integers of 16 bits with one scale for each row, and the arithmetic is done on floats of 32; any other graph is tract's. Three things are known here that a
+//! runtime cannot know: most of a window's 427 values are zero, the decoder sees the same code at every step, and only
+//! its last state is used. Hyperbolic tangents are Eigen's rational function, which ONNX Runtime and tract use too.
+
+use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
+
+use crate::nearest::Output;
+use crate::schema::FEATURES;
+
+/// Nodes of the VAE's scorer, as `operator[attributes](inputs)=outputs`.
+const VAE: &str = "Sqrt[](x)=root MatMul[](root,enc_w)=enc_product Add[](enc_product,enc_b)=enc_out \
+    Tanh[](enc_out)=h MatMul[](h,mean_w)=mean_product Add[](mean_product,mean_b)=mean_out \
+    MatMul[](mean_out,dec_w)=dec_product Add[](dec_product,dec_b)=dec_out Tanh[](dec_out)=d \
+    MatMul[](d,out_w)=out_product Add[](out_product,out_b)=out_out Sub[](root,out_out)=residual \
+    Mul[](residual,residual)=squared Mul[](squared,inverse_variance)=weighted \
+    ReduceMean[axes,keepdims](weighted)=score Squeeze[](weighted,row_axis)=contrib";
+/// Nodes of the LSTM's scorer; one `code` for each window stands in the concatenation.
+const LSTM: &str = "Sqrt[](x)=root LSTM[hidden_size](root,enc_W,enc_R,enc_B)=enc_all,code Concat[axis](CODES)=codes \
+    LSTM[hidden_size](codes,dec_W,dec_R,dec_B)=dec_all,state Squeeze[](state,first_axis)=last_state \
+    MatMul[](last_state,out_w)=out_product Add[](out_product,out_b)=out_out Gather[axis](root,last)=last_root \
+    Sub[](last_root,out_out)=residual Mul[](residual,residual)=squared \
+    Mul[](squared,inverse_variance)=weighted ReduceMean[axes,keepdims](weighted)=score \
+    Squeeze[](weighted,row_axis)=contrib";
+
+/// A weight matrix, one row per input: the value is the row's scale times the integer.
+struct Matrix {
+    columns: usize,
+    scales: Box<[f32]>,
+    steps: Box<[i16]>,
+}
+
+/// `x W + b`.
+struct Dense {
+    weights: Matrix,
+    bias: Box<[f32]>,
+}
+
+struct Layer {
+    /// Of the inputs, for the gates i, o, f, c.
+    input: Dense,
+    recurrent: Matrix,
+}
+
+struct Residual {
+    out: Dense,
+    inverse_variance: Box<[f32]>,
+}
+
+/// A scorer that needs no graph.
+pub(crate) struct Compact(Net);
+
+enum Net {
+    /// Encoder, mean, decoder, output.
+    Vae([Dense; 3], Residual),
+    /// Encoder and decoder, output.
+    Lstm([Layer; 2], Residual),
+}
+
+impl Compact {
+    /// The scorer for `windows` windows of a model, if it is one that our trainer writes.
+    pub(crate) fn of(model: &ModelProto, windows: usize) -> Option<Self> {
+        let graph = model.graph.as_ref()?;
+        let nodes = graph.node.iter().map(describe).collect::<Vec<_>>().join(" ");
+        let residual = || {
+            Some(Residual {
+                out: dense(graph, "out")?,
+                inverse_variance: floats(graph, "inverse_variance")?.into_boxed_slice(),
+            })
+        };
+        let made = if nodes == VAE && windows == 1 {
+            Net::Vae([dense(graph, "enc")?, dense(graph, "mean")?, dense(graph, "dec")?], residual()?)
+        } else if nodes == LSTM.replace("CODES", &vec!["code"; windows].join(",")) {
+            Net::Lstm([layer(graph, "enc")?, layer(graph, "dec")?], residual()?)
+        } else {
+            return None;
+        };
+        let made = Self(made);
+        made.fits().then_some(made)
+    }
+
+    /// Scores the last of some windows, [`FEATURES`] values each, oldest first.
+    pub(crate) fn run(&self, values: &[f32]) -> Output {
+        let roots: Vec<f32> = values.iter().map(|value| value.max(0.0).sqrt()).collect();
+        match &self.0 {
+            Net::Vae([encoder, mean, decoder], residual) => {
+                let mut hidden = encoder.run(&roots);
+                tanh(&mut hidden);
+                let mut hidden = decoder.run(&mean.run(&hidden));
+                tanh(&mut hidden);
+                residual.run(&roots, &hidden)
+            }
+            Net::Lstm([encoder, decoder], residual) => {
+                let steps = roots.chunks_exact(FEATURES);
+                let n = steps.len();
+                let code = encoder.run(steps.map(|step| encoder.input.run(step)));
+                let state = decoder.run(std::iter::repeat_n(decoder.input.run(&code), n));
+                residual.run(&roots[roots.len() - FEATURES..], &state)
+            }
+        }
+    }
+
+    /// Bytes of weights held.
+    pub(crate) fn bytes(&self) -> usize {
+        let dense = |dense: &Dense| dense.weights.bytes() + 4 * dense.bias.len();
+        let residual = |residual: &Residual| dense(&residual.out) + 4 * residual.inverse_variance.len();
+        match &self.0 {
+            Net::Vae(layers, out) => layers.iter().map(dense).sum::<usize>() + residual(out),
+            Net::Lstm(layers, out) => {
+                let layer = |layer: &Layer| dense(&layer.input) + layer.recurrent.bytes();
+                layers.iter().map(layer).sum::<usize>() + residual(out)
+            }
+        }
+    }
+
+    /// Every layer takes what the one before gives.
+    fn fits(&self) -> bool {
+        let chain = |layers: &[&Dense]| {
+            let begins = layers.first().is_some_and(|first| first.weights.rows() == FEATURES);
+            begins && layers.windows(2).all(|two| two[0].bias.len() == two[1].weights.rows())
+        };
+        let ends = |out: &Residual| out.out.bias.len() == FEATURES && out.inverse_variance.len() == FEATURES;
+        match &self.0 {
+            Net::Vae([a, b, c], out) => chain(&[a, b, c, &out.out]) && ends(out),
+            Net::Lstm([encoder, decoder], out) => {
+                let hidden = out.out.weights.rows();
+                let gates = |layer: &Layer| {
+                    (layer.recurrent.rows(), layer.recurrent.columns, layer.input.bias.len())
+                        == (hidden, 4 * hidden, 4 * hidden)
+                };
+                let inputs = [&encoder.input, &decoder.input].map(|input| input.weights.rows());
+                gates(encoder) && gates(decoder) && inputs == [FEATURES, hidden] && ends(out)
+            }
+        }
+    }
+}
+
+impl Matrix {
+    /// `None` when the values are no rows of this length.
+    fn of(values: &[f32], columns: usize) -> Option<Self> {
+        if columns == 0 || !values.len().is_multiple_of(columns) {
+            return None;
+        }
+        let largest = |row: &[f32]| row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let scale = |row| (largest(row) / f32::from(i16::MAX)).max(f32::MIN_POSITIVE);
+        let scales: Box<[f32]> = values.chunks_exact(columns).map(scale).collect();
+        #[allow(clippy::cast_possible_truncation, reason = "within the largest of its row")]
+        let step = |(value, scale): (&f32, &f32)| (value / scale).round() as i16;
+        let each = scales.iter().flat_map(|scale| std::iter::repeat_n(scale, columns));
+        let steps = values.iter().zip(each).map(step).collect();
+        Some(Self { columns, scales, steps })
+    }
+
+    fn rows(&self) -> usize {
+        self.scales.len()
+    }
+
+    fn bytes(&self) -> usize {
+        2 * self.steps.len() + 4 * self.scales.len()
+    }
+
+    fn widened(&self) -> Vec<f32> {
+        let mut wide = vec![0.0; self.steps.len()];
+        let rows = self.scales.iter().zip(self.steps.chunks_exact(self.columns));
+        for (wide, (scale, row)) in wide.chunks_exact_mut(self.columns).zip(rows) {
+            wide.iter_mut().zip(row).for_each(|(wide, step)| *wide = scale * f32::from(*step));
+        }
+        wide
+    }
+
+    /// Adds `x W`: four rows at a time, so that each sum is read and written once for four products.
+    fn add(&self, x: &[f32], sum: &mut [f32]) {
+        let rows = self.scales.iter().zip(self.steps.chunks_exact(self.columns));
+        let used: Vec<(f32, &[i16])> = x
+            .iter()
+            .zip(rows)
+            .filter(|(x, _)| **x != 0.0)
+            .map(|(x, (scale, row))| (x * scale, row))
+            .collect();
+        let (fours, rest) = used.as_chunks::<4>();
+        for four in fours {
+            let [x0, x1, x2, x3] = four.map(|(x, _)| x);
+            let [r0, r1, r2, r3] = four.map(|(_, row)| &row[..sum.len()]);
+            for (at, sum) in sum.iter_mut().enumerate() {
+                let [v0, v1, v2, v3] = [r0[at], r1[at], r2[at], r3[at]].map(f32::from);
+                *sum += (x0 * v0 + x1 * v1) + (x2 * v2 + x3 * v3);
+            }
+        }
+        for (x, row) in rest {
+            sum.iter_mut().zip(*row).for_each(|(sum, step)| *sum += x * f32::from(*step));
+        }
+    }
+}
+
+impl Dense {
+    fn run(&self, x: &[f32]) -> Vec<f32> {
+        let mut sum = self.bias.to_vec();
+        self.weights.add(x, &mut sum);
+        sum
+    }
+}
+
+impl Layer {
+    /// The last hidden state, from what the inputs of each step add to the gates.
+    fn run(&self, steps: impl Iterator<Item = Vec<f32>>) -> Vec<f32> {
+        let n = self.recurrent.rows();
+        // Each is used at every step: widened once.
+        let recurrent = self.recurrent.widened();
+        let (mut hidden, mut cell) = (vec![0.0; n], vec![0.0; n]);
+        for mut gates in steps {
+            for (h, rows) in hidden.chunks(4).zip(recurrent.chunks(16 * n)) {
+                add(h, rows, &mut gates);
+            }
+            // A sigmoid is half a tangent of the half.
+            gates[..3 * n].iter_mut().for_each(|gate| *gate *= 0.5);
+            tanh(&mut gates);
+            gates[..3 * n].iter_mut().for_each(|gate| *gate = 0.5 * *gate + 0.5);
+            for at in 0..n {
+                cell[at] = gates[2 * n + at] * cell[at] + gates[at] * gates[3 * n + at];
+            }
+            hidden.copy_from_slice(&cell);
+            tanh(&mut hidden);
+            hidden.iter_mut().zip(&gates[n..]).for_each(|(hidden, out)| *hidden *= out);
+        }
+        hidden
+    }
+}
+
+impl Residual {
+    fn run(&self, x: &[f32], hidden: &[f32]) -> Output {
+        let mut contributions = self.out.run(hidden);
+        for ((out, x), weight) in contributions.iter_mut().zip(x).zip(&self.inverse_variance) {
+            *out = (x - *out).powi(2) * weight;
+        }
+        #[allow(clippy::cast_precision_loss, reason = "427")]
+        let score = contributions.iter().sum::<f32>() / FEATURES as f32;
+        Output { score, contributions }
+    }
+}
+
+fn describe(node: &NodeProto) -> String {
+    let attributes: Vec<&str> = node.attribute.iter().map(|attribute| attribute.name.as_str()).collect();
+    let (attributes, inputs, outputs) = (attributes.join(","), node.input.join(","), node.output.join(","));
+    format!("{}[{attributes}]({inputs})={outputs}", node.op_type)
+}
+
+fn floats(graph: &GraphProto, name: &str) -> Option<Vec<f32>> {
+    let tensor = graph.initializer.iter().find(|tensor| tensor.name == name)?;
+    let (values, rest) = tensor.raw_data.as_chunks::<4>();
+    let values: Vec<f32> = values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    (tensor.data_type == FLOAT && rest.is_empty() && values.iter().all(|value| value.is_finite()))
+        .then_some(values)
+}
+
+fn dense(graph: &GraphProto, name: &str) -> Option<Dense> {
+    let bias = floats(graph, &format!("{name}_b"))?;
+    let weights = Matrix::of(&floats(graph, &format!("{name}_w"))?, bias.len())?;
+    Some(Dense { weights, bias: bias.into_boxed_slice() })
+}
+
+/// ONNX keeps gates x inputs, and two biases.
+fn layer(graph: &GraphProto, name: &str) -> Option<Layer> {
+    let [input, recurrent, biases] = ["W", "R", "B"].map(|part| floats(graph, &format!("{name}_{part}")));
+    let biases = biases?;
+    let gates = biases.len() / 2;
+    let bias: Box<[f32]> = biases.iter().zip(biases.get(gates..)?).map(|(a, b)| a + b).collect();
+    let turned = |values: Vec<f32>| {
+        let inputs = values.len().checked_div(gates)?;
+        let value = |at: usize| values.get(at % gates * inputs + at / gates).copied();
+        let turned: Option<Vec<f32>> = (0..inputs * gates).map(value).collect();
+        Matrix::of(&turned?, gates)
+    };
+    Some(Layer { input: Dense { weights: turned(input?)?, bias }, recurrent: turned(recurrent?)? })
+}
+
+/// Adds `x W` for up to four rows.
+fn add(x: &[f32], rows: &[f32], sum: &mut [f32]) {
+    let n = sum.len();
+    if let (&[x0, x1, x2, x3], true) = (x, rows.len() == 4 * n) {
+        let (r0, rest) = rows.split_at(n);
+        let (r1, rest) = rest.split_at(n);
+        let (r2, r3) = rest.split_at(n);
+        let (r2, r3) = (&r2[..n], &r3[..n]);
+        for (at, sum) in sum.iter_mut().enumerate() {
+            *sum += (x0 * r0[at] + x1 * r1[at]) + (x2 * r2[at] + x3 * r3[at]);
+        }
+        return;
+    }
+    for (x, row) in x.iter().zip(rows.chunks_exact(n)) {
+        sum.iter_mut().zip(row).for_each(|(sum, weight)| *sum += x * weight);
+    }
+}
+
+/// Hyperbolic tangents in place, to 4 units in the last place.
+fn tanh(values: &mut [f32]) {
+    for value in values {
+        let x = value.clamp(-7.905_311, 7.905_311);
+        let q = x * x;
+        let p = -2.760_768_5e-16 * q + 2.000_188e-13;
+        let p = (p * q - 8.604_672e-11) * q + 5.122_297e-8;
+        let p = ((p * q + 1.485_722_4e-5) * q + 6.372_619e-4) * q + 4.893_525e-3;
+        let d = ((1.198_258_4e-6 * q + 1.185_347_1e-4) * q + 2.268_434_6e-3) * q + 4.893_525e-3;
+        *value = x * p / d;
+    }
+}
+
+const FLOAT: i32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_is_off_by_half_a_step_of_its_row_at_most() {
+        let values: Vec<f32> = (0..600_u16).map(|at| f32::from(at * 7 % 599) / 100.0 - 3.0).collect();
+        let mut small = values.clone();
+        small.iter_mut().step_by(2).for_each(|value| *value *= 1e-4);
+        small[..6].fill(0.0);
+        for values in [values, small] {
+            let matrix = Matrix::of(&values, 6).unwrap();
+            for (row, (found, expected)) in matrix.widened().chunks(6).zip(values.chunks(6)).enumerate() {
+                let step = matrix.scales[row];
+                assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 0.501 * step), "{row}");
+            }
+        }
+        assert!(Matrix::of(&[1.0; 7], 3).is_none() && Matrix::of(&[], 0).is_none());
+    }
+
+    #[test]
+    fn products_are_the_same_in_fours_and_one_by_one() {
+        let weights: Vec<f32> = (0..70_u16).map(|at| f32::from(at * 13 % 71) - 30.0).collect();
+        let x = [0.5, 0.0, 2.0, -1.0, 3.0, 0.25, 0.0, 1.0, -2.0, 4.0];
+        let matrix = Matrix::of(&weights, 7).unwrap();
+        let plain: Vec<f32> = (0..7)
+            .map(|column| x.iter().enumerate().map(|(row, x)| x * weights[row * 7 + column]).sum())
+            .collect();
+        let (mut by_steps, mut by_floats) = (vec![0.0; 7], vec![0.0; 7]);
+        matrix.add(&x, &mut by_steps);
+        x.chunks(4).zip(weights.chunks(28)).for_each(|(x, rows)| add(x, rows, &mut by_floats));
+        for (at, plain) in plain.iter().enumerate() {
+            assert!((by_steps[at] - plain).abs() < 0.02, "{} and {plain}", by_steps[at]);
+            assert!((by_floats[at] - plain).abs() < 1e-3, "{} and {plain}", by_floats[at]);
+        }
+    }
+
+    #[test]
+    fn tangents_are_those_of_the_standard_library() {
+        for at in -2000..=2000_i16 {
+            let x = f32::from(at) / 150.0;
+            let mut y = [x];
+            tanh(&mut y);
+            assert!((y[0] - x.tanh()).abs() < 5e-7, "{x}: {} and {}", y[0], x.tanh());
+        }
+    }
+}
