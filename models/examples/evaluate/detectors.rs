@@ -36,10 +36,14 @@ pub(crate) struct Raw {
 
 /// Runs all detectors of the product, and those that are only compared.
 pub(crate) fn run(program: &Program) -> (Vec<Raw>, Raw) {
-    let score = |name: &'static str, f: &mut dyn FnMut(&Trace) -> Option<f32>| Raw {
-        name,
-        calibrate: program.calibrate.iter().map(&mut *f).collect(),
-        test: program.test.iter().map(&mut *f).collect(),
+    let score = |name: &'static str, f: &mut dyn FnMut(&Trace) -> Option<f32>| {
+        // A window without a call is not judged.
+        let mut one = |trace: &Trace| if trace.symbols.is_empty() { None } else { f(trace) };
+        Raw {
+            name,
+            calibrate: program.calibrate.iter().map(&mut one).collect(),
+            test: program.test.iter().map(&mut one).collect(),
+        }
     };
     let learned: Vec<&[Symbol]> = program.fit.iter().map(|trace| &trace.symbols[..]).collect();
     let long = Surprisal::fit(&learned, ORDER_MAX);

@@ -203,7 +203,7 @@ mod tests {
         let mut push = |program: &str, label: &str, split: &str, n: usize, calls: &[&str]| {
             for _ in 0..n {
                 let length = random.usize(20..60);
-                let trace: Vec<&str> = (0..length)
+                let trace: Vec<&str> = (0..if calls.is_empty() { 0 } else { length })
                     .map(|at| calls[if random.u8(..9) == 0 { 0 } else { at % calls.len() }])
                     .collect();
                 text += &format!("tiny\t{program}\t{label}\t{split}\t2\t{}\n", trace.join(" "));
@@ -217,6 +217,7 @@ mod tests {
             push(program, "normal", "test", 30, &calls);
             push(program, "attack:Shell", "test", 10, &["fork", "execve", "odd_call", "wait4"]);
         }
+        push("web", "normal", "test", 3, &[]);
         push("small", "normal", "fit", 1, &["read"]);
         push("small", "attack:Shell", "test", 1, &["execve"]);
         push("few", "normal", "fit", 6, &["read", "close"]);
