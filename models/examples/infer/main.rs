@@ -24,6 +24,9 @@ const WINDOWS: usize = 1000;
 const CALLS: u32 = 200;
 const REPEATS: usize = 10;
 
+/// Loaded at a time to see what one takes.
+const PROGRAMS: usize = 50;
+
 const ONNX_RUNTIME: &str = include_str!("onnxruntime.py");
 
 type Failure = Box<dyn std::error::Error>;
@@ -61,6 +64,10 @@ fn main() -> Result<(), Failure> {
     } else {
         println!("no Python with onnxruntime was given: only ours is measured");
     }
+    let before = resident_bytes();
+    let many: Vec<Detectors> = (0..PROGRAMS).map(|_| Detectors::load(&bundle)).collect::<Result<_, _>>()?;
+    let resident = resident_bytes().saturating_sub(before) / many.len() as u64;
+    drop(many);
     let [vae, lstm, distances, window] = best;
     let load = micros_once(|| Detectors::load(&bundle).map(|detectors| detectors.weight_bytes()));
     println!("{:<28}{:>10}{:>16}", "best of many, us", "ours", "ONNX Runtime");
@@ -69,10 +76,11 @@ fn main() -> Result<(), Failure> {
     }
     println!("{:<28}{distances:>10.1}\n{:<28}{window:>10.1}", "prototypes", "window, all detectors");
     println!("{:<28}{load:>10.1}\n{:<28}{:>10}", "loading", "weights, bytes", detectors.weight_bytes());
+    println!("{:<28}{resident:>10}", "resident each, of 50, bytes");
     let json = |value: Option<f64>| value.map_or("null".to_owned(), |value| format!("{value:.2}"));
     println!(
         "{{\"vae_us\":{vae:.2},\"lstm_us\":{lstm:.2},\"window_us\":{window:.2},\"ort_vae_us\":{},\"ort_lstm_us\":{},\
-         \"distances_us\":{distances:.2},\"load_us\":{load:.0},\"weight_bytes\":{}}}",
+         \"distances_us\":{distances:.2},\"load_us\":{load:.0},\"weight_bytes\":{},\"resident_bytes\":{resident}}}",
         json(peer[0]),
         json(peer[1]),
         detectors.weight_bytes()
@@ -145,6 +153,14 @@ fn onnx_runtime(python: &str, folder: &Path) -> Result<[f64; 2], Failure> {
         [vae, lstm] => Ok([vae, lstm]),
         _ => Err(format!("{python} gave {text:?}: {}", String::from_utf8_lossy(&output.stderr)).into()),
     }
+}
+
+/// Of this process; 0 where `/proc` does not say.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 /// The best mean of some repeats.
