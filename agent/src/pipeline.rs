@@ -16,7 +16,7 @@ mod tests;
 mod training;
 mod units;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use models::budget::{Account, AlertBudget};
@@ -47,6 +47,11 @@ pub use promise::PromiseState;
 use training::batches;
 use units::Units;
 
+/// With fewer calls than this a window says nothing about how often and in which order they come: only first-time acts
+/// count. The rest of a process that lived across the end of a window is such a one.
+const CALLS_MIN: u64 = 20;
+/// Traits of one program that wait for a window.
+const LOOSE_MAX: usize = 128;
 /// A clock tick of `/proc`: `USER_HZ` is 100 on every architecture that we are built for.
 const USER_TICK_NS: u64 = 10_000_000;
 
@@ -128,6 +133,8 @@ struct Program {
     id: ProgramId,
     baseline: Option<Baseline>,
     windows: u64,
+    /// What processes did before they became another program, while this one is learned: it goes with the next window.
+    loose: BTreeSet<u64>,
 }
 
 impl Program {
@@ -513,7 +520,10 @@ impl<L: Lookup> Pipeline<L> {
             self.counters.programs_refused += 1;
             return false;
         }
-        self.programs.insert(key.to_owned(), Program { id: id.clone(), baseline: None, windows: 0 });
+        self.programs.insert(
+            key.to_owned(),
+            Program { id: id.clone(), baseline: None, windows: 0, loose: BTreeSet::new() },
+        );
         true
     }
 
@@ -531,8 +541,16 @@ impl<L: Lookup> Pipeline<L> {
         let Some(process) = self.processes.get_mut(&tgid) else { return };
         let Some(window) = process.window.take() else { return };
         let Some(process) = self.processes.get(&tgid) else { return };
+        let key = process.key.clone();
         if let Some(verdict) = self.by_traits(process, &window, None) {
             self.tell(now, tgid, verdict, out);
+        }
+        let alarmed = self.processes.get(&tgid).is_some_and(|process| process.alarmed);
+        let program = key.and_then(|key| self.programs.get_mut(&key));
+        if let Some(program) = program.filter(|program| program.learns() && !alarmed) {
+            let room = LOOSE_MAX.saturating_sub(program.loose.len());
+            program.loose.extend(window.traits().into_iter().take(room));
+            self.units.remember(&program.id, &window.of_stranger(&program.id.exe));
         }
     }
 
@@ -627,7 +645,8 @@ impl<L: Lookup> Pipeline<L> {
         let history = sequence(&process.history).unwrap_or_default();
         let spoken = baseline.detectors.all(&vector, &history.iter().collect::<Vec<_>>());
         let mut raw = Vec::new();
-        for (name, output) in &spoken {
+        let enough = window.syscalls.total() >= CALLS_MIN;
+        for (name, output) in spoken.iter().filter(|_| enough) {
             match output {
                 Ok(output) => {
                     raw.push(Raw { name, score: output.score, contributions: &output.contributions });
@@ -638,7 +657,8 @@ impl<L: Lookup> Pipeline<L> {
                 }
             }
         }
-        let grams = window.syscalls.grams.as_ref().filter(|grams| Some(grams.table) == baseline.table);
+        let grams = window.syscalls.grams.as_ref();
+        let grams = grams.filter(|grams| enough && Some(grams.table) == baseline.table);
         if let Some(bits) = grams.and_then(|grams| grams.sums.bits()) {
             raw.push(Raw { name: "surprisal", score: bits, contributions: &[] });
         }

@@ -189,6 +189,34 @@ fn what_a_seldom_program_does_while_its_unit_is_learned_is_no_news_later() {
 }
 
 #[test]
+fn what_a_program_does_before_it_becomes_another_is_learned() {
+    let mut bench = Bench::new(|_| {});
+    let become_another = |bench: &mut Bench, shell: &str| {
+        bench.open(GATEWAY, "/var/lib/gw/state", false);
+        alerts(bench.exec(GATEWAY, shell)).len()
+    };
+    assert_eq!(become_another(&mut bench, "/bin/sh"), 0);
+    bench.learn();
+    assert_eq!(become_another(&mut bench, "/bin/sh"), 0);
+    assert_eq!(become_another(&mut bench, "/bin/zsh"), 1, "another shell is news");
+}
+
+#[test]
+fn few_calls_are_judged_by_first_time_acts_alone() {
+    let mut bench = Bench::new(|_| {});
+    bench.learn();
+    let few = |calls: u32| {
+        move |window: &mut SyscallWindow| {
+            window.calls.fill(0);
+            window.calls[1] = calls;
+        }
+    };
+    assert_eq!(alerts(bench.close_with(&[GATEWAY], few(3))), [], "the rest of a life says little");
+    let many = alerts(bench.close_with(&[GATEWAY], few(3000)));
+    assert_eq!(many.len(), 1, "the same in earnest is odd");
+}
+
+#[test]
 fn the_window_of_a_process_is_its_life_learned_or_judged() {
     const CHILD: u32 = 301;
     let mut bench = Bench::new(|_| {});

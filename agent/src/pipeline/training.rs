@@ -1,5 +1,7 @@
 //! Normal windows to what the fleet learns from, in messages that fit.
 
+use std::collections::BTreeSet;
+
 use models::features::{self, Vector};
 use models::sequence::WINDOW_GRAMS_MAX;
 use models::window::Window;
@@ -29,6 +31,7 @@ impl<L: Lookup> Pipeline<L> {
         vector: &Vector,
         window: &mut Window,
     ) {
+        let loose = self.programs.get_mut(&key).map(|program| std::mem::take(&mut program.loose));
         let waiting = self.training.entry(key).or_default();
         if waiting.len() >= TRAINING_WAITING_MAX {
             self.counters.windows_surplus += 1;
@@ -37,7 +40,13 @@ impl<L: Lookup> Pipeline<L> {
                 unix_ms: now.unix_ms,
                 run,
                 vector: features::to_sparse(vector),
-                traits: window.traits(),
+                traits: loose
+                    .into_iter()
+                    .flatten()
+                    .chain(window.traits())
+                    .collect::<BTreeSet<u64>>()
+                    .into_iter()
+                    .collect(),
                 grams: if window.syscalls.learned.len() > WINDOW_GRAMS_MAX {
                     self.counters.windows_without_order += 1;
                     Vec::new()
