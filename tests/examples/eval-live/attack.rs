@@ -105,6 +105,12 @@ fn one(
         // A service's own process may have its say at the same time.
         .filter(|seen| Some(seen.alert.pid) == report.pid || seen.alert.generation == 0)
         .collect();
+    if of_it.is_empty() {
+        for seen in alerts.iter().filter(|seen| seen.alert.program.unit == unit) {
+            let alert = &seen.alert;
+            eprintln!("    by others: process {} {}: {}", alert.pid, alert.program, alert.summary);
+        }
+    }
     let base = |technique: &str| technique.split('.').next().unwrap_or_default().to_owned();
     let wanted: Vec<String> = report.techniques.iter().map(|technique| base(technique)).collect();
     let right =
