@@ -221,7 +221,7 @@ fn the_window_of_a_process_is_its_life_learned_or_judged() {
     const CHILD: u32 = 301;
     let mut bench = Bench::new(|_| {});
     bench.pipeline.lookup_mut().0.insert(CHILD, found("/usr/bin/gw"));
-    let mut life = |bench: &mut Bench| {
+    let life = |bench: &mut Bench| {
         bench.event(GATEWAY, EventKind::Fork { child: CHILD });
         let mut part = SyscallWindow::empty(CHILD, 1);
         part.calls[0] = 10;
