@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod enroll;
 pub mod explanations;
 pub mod files;
+pub mod local;
 pub mod outbox;
 pub mod pipeline;
 pub mod probe;
@@ -24,6 +25,8 @@ pub mod record;
 pub mod replay;
 pub mod service;
 pub mod simulate;
+#[cfg(feature = "train")]
+pub mod train;
 pub mod uplink;
 pub mod vitals;
 pub mod watch;

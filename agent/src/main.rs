@@ -1,6 +1,8 @@
 //! `behaveguard`: sets up, enrols, runs and asks the agent.
 
 mod report;
+#[cfg(feature = "train")]
+mod teach;
 
 use std::error::Error;
 use std::io::Read as _;
@@ -10,6 +12,7 @@ use std::process::ExitCode;
 use agent::baselines::Baselines;
 use agent::config::{self, Config};
 use agent::enroll::EnrollError;
+use agent::local::Local;
 use agent::{control, doctor, enroll, record, service, simulate, vitals};
 use clap::{Parser, Subcommand};
 use models::bundle::{self, Keyring, PublicKey, Verified};
@@ -85,6 +88,19 @@ enum Command {
         /// As JSON, one alert a line.
         #[arg(long)]
         json: bool,
+    },
+    /// Watch for a while and make baselines here, for programs that the fleet has none for.
+    #[cfg(feature = "train")]
+    Train {
+        /// How long, e.g. 60m.
+        #[arg(long, value_parser = duration)]
+        duration: std::time::Duration,
+        /// Only this program: its name, path or unit, * stands for any characters; may be repeated.
+        #[arg(long)]
+        process: Vec<String>,
+        /// Write the bundles here, instead of keeping them for this device's agent.
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// Show how the running agent is.
     Status {
@@ -199,6 +215,8 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             }
             report::replayed(&file, &baselines, json)?;
         }
+        #[cfg(feature = "train")]
+        Command::Train { duration, process, out } => teach::train(config, duration, &process, out)?,
         Command::Status { json } => report::status(&control::status(&config.state)?, json)?,
         Command::Explain { of, json } => {
             let explained = control::explanation(&config.state, of.alert, of.pid)?;
@@ -268,13 +286,18 @@ fn read_ticket(path: &Path) -> Result<String, Box<dyn Error>> {
     Ok(text)
 }
 
-/// Baselines of this device; none when it is not enrolled.
+/// Baselines of this device: its fleet's, and its own where the fleet has none.
 fn own_baselines(config: &Config) -> Result<Vec<Verified>, Box<dyn Error>> {
     let keys = own_keys(config)?;
-    if keys.0.is_empty() {
-        return Ok(Vec::new());
-    }
-    Ok(Baselines::open(&config.state, keys)?.1)
+    let Some(local) = Local::open(&config.state)? else {
+        if keys.0.is_empty() {
+            return Ok(Vec::new());
+        }
+        return Ok(Baselines::open(&config.state, keys)?.1);
+    };
+    let (fleet, mut active) = Baselines::open(&config.state, keys)?;
+    active.extend(local.active(&fleet, agent::clock::now().unix_ms / 1000)?);
+    Ok(active)
 }
 
 /// Keys that this device trusts; none when it is not enrolled.

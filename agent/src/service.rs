@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use models::bundle::{BUNDLE_MAX, BundleError};
+use models::bundle::{BUNDLE_MAX, BundleError, Verified};
 use models::chain::chain;
 use models::wire::{BundleReport, Heartbeat, Offer, Request, Uplink as Body};
 use smol::future::FutureExt as _;
@@ -20,6 +20,7 @@ use crate::config::{Config, OutboxEngine};
 use crate::control::{self, BudgetState, ControlError, Sources, Status};
 use crate::enroll::{EnrollError, Identity};
 use crate::files;
+use crate::local::Local;
 #[cfg(feature = "sled")]
 use crate::outbox::SledOutbox;
 use crate::outbox::{Kept, LogOutbox, Outbox, OutboxError};
@@ -140,6 +141,7 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
     let (baselines, active) = Baselines::open(&config.state, keys)?;
     let mut watch = Watch::new(&config, probe);
     watch.activate(&active);
+    watch.activate(&own_baselines(&config, &baselines));
     for layer in watch.probe().layers() {
         if layer.backend.is_empty() {
             log::warn!("layer {}: not seen on this kernel", layer.layer);
@@ -180,6 +182,17 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
     log::info!("stopped; {} messages wait in the outbox", service.outbox.waiting());
     drop(lock);
     done
+}
+
+/// Those that this device made itself; without them it runs all the same.
+fn own_baselines(config: &Config, fleet: &Baselines) -> Vec<Verified> {
+    let now_unix_s = clock::now().unix_ms / 1000;
+    let active = Local::open(&config.state)
+        .and_then(|local| local.map_or(Ok(Vec::new()), |local| local.active(fleet, now_unix_s)));
+    active.unwrap_or_else(|error| {
+        log::error!("this device's own baselines are not used: {}", chain(&error));
+        Vec::new()
+    })
 }
 
 fn patterns(config: &Config) -> String {

@@ -7,6 +7,7 @@ mod device;
 mod faults;
 mod simulated;
 mod story;
+mod trained;
 
 /// Fails the test when it cannot load kernel programs.
 fn needs_root() {

@@ -1,0 +1,287 @@
+//! `behaveguard train`: watches for a while and makes baselines on the gateway itself, by the fleet's own trainer.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use models::bundle::{BUNDLE_MAX, Manifest, SigningKey, seal, sha256};
+use models::program::ProgramId;
+use models::schema::SCHEMA_ID;
+use models::train::{self, BLOCK, Progress, Reservoir, TrainError, TrainOptions};
+use models::wire::{TrainingWindow, TrainingWindows};
+
+use crate::clock;
+use crate::config::{Config, Pattern};
+use crate::pipeline::{Counters, Output};
+use crate::probe::{Probe, ProbeError};
+use crate::watch::Watch;
+
+/// Blocks of [`BLOCK`] neighbouring windows kept per program; of more, every hour keeps the same chance.
+const BLOCKS_MAX: usize = 40;
+/// How long a baseline is valid, as the fleet's by default.
+const VALID_DAYS: u64 = 365;
+/// Records wait at most this long in their rings.
+const POLL: Duration = Duration::from_millis(50);
+/// How often it is told what is collected.
+const TELL_EVERY_NS: u64 = 10_000_000_000;
+
+/// Why nothing was collected.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// The kernel part.
+    #[error("starting the kernel part")]
+    Probe(#[from] ProbeError),
+    /// Signals.
+    #[error("waiting for signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Why a program has no baseline.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeError {
+    /// It cannot be learned from what was collected.
+    #[error(transparent)]
+    Fit(#[from] TrainError),
+    /// No device would take it.
+    #[error("its bundle of {0} bytes is over the limit of {BUNDLE_MAX}")]
+    TooLarge(usize),
+}
+
+/// Windows of every program, bounded.
+pub struct Collected {
+    programs: BTreeMap<String, Sample>,
+    /// Ended by SIGINT or SIGTERM before its time.
+    pub interrupted: bool,
+    /// What was not used, and why.
+    pub counters: Counters,
+}
+
+/// Windows of one program: all, or a sample of blocks in which every hour of a long time has the same chance.
+struct Sample {
+    id: ProgramId,
+    blocks: Reservoir<(u64, Vec<TrainingWindow>)>,
+    filling: Vec<TrainingWindow>,
+    n_blocks: u64,
+    seen: usize,
+}
+
+impl Sample {
+    fn new(id: ProgramId) -> Self {
+        let seed = seed_of(&id);
+        Self { id, blocks: Reservoir::new(BLOCKS_MAX, seed), filling: Vec::new(), n_blocks: 0, seen: 0 }
+    }
+
+    fn add(&mut self, windows: Vec<TrainingWindow>) {
+        self.seen += windows.len();
+        for window in windows {
+            self.filling.push(window);
+            if self.filling.len() >= BLOCK {
+                self.blocks.push((self.n_blocks, std::mem::take(&mut self.filling)));
+                self.n_blocks += 1;
+            }
+        }
+    }
+
+    /// In time order. Where blocks were left out, no run reaches from one into the next.
+    fn into_windows(mut self) -> Vec<TrainingWindow> {
+        if !self.filling.is_empty() {
+            self.blocks.push((self.n_blocks, self.filling));
+            self.n_blocks += 1;
+        }
+        let whole = self.n_blocks <= BLOCKS_MAX as u64;
+        let blocks = self.blocks.into_items().into_iter();
+        blocks
+            .flat_map(|(at, block)| {
+                block.into_iter().map(move |mut window| {
+                    if !whole {
+                        window.run = window.run.rotate_left(32) ^ at;
+                    }
+                    window
+                })
+            })
+            .collect()
+    }
+}
+
+impl Collected {
+    fn new() -> Self {
+        Self { programs: BTreeMap::new(), interrupted: false, counters: Counters::default() }
+    }
+
+    fn add(&mut self, TrainingWindows { program, windows }: TrainingWindows) {
+        self.programs.entry(program.key()).or_insert_with(|| Sample::new(program)).add(windows);
+    }
+
+    /// Programs and how many of their windows came by.
+    pub fn seen(&self) -> impl Iterator<Item = (&ProgramId, usize)> {
+        self.programs.values().map(|sample| (&sample.id, sample.seen))
+    }
+
+    /// Each program with its windows, oldest first.
+    pub fn into_programs(self) -> impl Iterator<Item = (ProgramId, Vec<TrainingWindow>)> {
+        self.programs.into_values().map(|sample| (sample.id.clone(), sample.into_windows()))
+    }
+}
+
+/// Patterns for a program as people name it: `nginx` is any executable or unit of that name.
+#[must_use]
+pub fn patterns(process: &str) -> Vec<Pattern> {
+    if process.contains(['/', '*']) {
+        return vec![Pattern(process.into())];
+    }
+    [format!("*/{process}"), process.to_owned(), format!("{process}.service")].map(Pattern).into()
+}
+
+/// Watches for `time` and keeps the windows of every program that the configuration watches. No baseline is used, so
+/// all of them count as being learned; windows in which something was not seen are left out.
+///
+/// # Errors
+/// When the kernel part does not start.
+pub fn collect(
+    config: &Config,
+    time: Duration,
+    tell: &mut dyn FnMut(Duration, &Collected),
+) -> Result<Collected, CollectError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(CollectError::Signals)?;
+    }
+    let mut watch = Watch::new(config, Probe::load(&config.probe(std::process::id()))?);
+    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let end_ns = clock::boot_ns().saturating_add(nanoseconds(time));
+    let mut told_ns = 0;
+    let mut collected = Collected::new();
+    let mut out = Vec::new();
+    loop {
+        let now_ns = clock::boot_ns();
+        collected.interrupted = stop.load(Relaxed);
+        watch.take_events(u64::MAX, &mut out);
+        if now_ns >= watch.probe().epoch().1.saturating_add(nanoseconds(config.window)) {
+            watch.close(&mut out);
+        }
+        for output in out.drain(..) {
+            if let Output::Train(windows) = output {
+                collected.add(windows);
+            }
+        }
+        collected.counters = *watch.pipeline().counters();
+        // The last window is left out when it is not a whole one: it would be the odd one.
+        if collected.interrupted || now_ns >= end_ns {
+            return Ok(collected);
+        }
+        if now_ns.saturating_sub(told_ns) >= TELL_EVERY_NS {
+            told_ns = now_ns;
+            tell(Duration::from_nanos(end_ns - now_ns), &collected);
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Learns one program. The same windows, generation and time give the same bytes.
+///
+/// # Errors
+/// When the windows are too few, or the result is too large.
+pub fn make(
+    program: &ProgramId,
+    windows: &[TrainingWindow],
+    generation: u64,
+    now_unix_s: u64,
+    key: &SigningKey,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<u8>, MakeError> {
+    let options = TrainOptions { seed: seed_of(program), now_unix_s, ..TrainOptions::default() };
+    let trained = train::fit(windows, &options, progress)?;
+    let manifest = Manifest {
+        schema: SCHEMA_ID,
+        program: program.clone(),
+        generation,
+        not_before_unix_s: now_unix_s.saturating_sub(60),
+        expires_unix_s: now_unix_s + VALID_DAYS * 86_400,
+        parts: Vec::new(),
+        calibration: trained.calibration,
+        traits: trained.traits,
+        training: trained.facts,
+    };
+    let bytes = seal(manifest, trained.parts, key);
+    if bytes.len() > BUNDLE_MAX { Err(MakeError::TooLarge(bytes.len())) } else { Ok(bytes) }
+}
+
+fn seed_of(program: &ProgramId) -> u64 {
+    let mut seed = [0; 8];
+    seed.copy_from_slice(&sha256(program.key().as_bytes())[..8]);
+    u64::from_le_bytes(seed)
+}
+
+/// The file that a program's baseline is written to in a folder.
+#[must_use]
+pub fn file_of(dir: &std::path::Path, program: &ProgramId) -> PathBuf {
+    dir.join(format!("{}.bgb", program.key()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program() -> ProgramId {
+        ProgramId { unit: "gw.service".into(), exe: "/usr/bin/gw".into(), script: None }
+    }
+
+    fn windows(n: u64) -> Vec<TrainingWindow> {
+        let window = |at: u64| {
+            let share = 0.4 + 0.01 * (at % 7) as f32;
+            TrainingWindow {
+                unix_ms: at,
+                run: 1,
+                vector: vec![(0, share), (1, 1.0 - share)],
+                traits: vec![],
+                grams: vec![],
+            }
+        };
+        (0..n).map(window).collect()
+    }
+
+    #[test]
+    fn the_same_windows_and_time_give_the_same_bundle() {
+        let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
+        let make = || make(&program(), &windows(60), 1, 1_000_000, &key, &mut |_| {}).unwrap();
+        assert!(make() == make());
+    }
+
+    #[test]
+    fn too_few_windows_are_refused_with_how_many_are_needed() {
+        let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
+        let refused = make(&program(), &windows(39), 1, 0, &key, &mut |_| {}).unwrap_err();
+        assert!(refused.to_string().contains("39 windows are too few"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_collected_is_bounded_and_in_order() {
+        let mut collected = Collected::new();
+        let all = windows((BLOCK * BLOCKS_MAX * 3) as u64);
+        for part in all.chunks(7) {
+            collected.add(TrainingWindows { program: program(), windows: part.to_vec() });
+        }
+        assert_eq!(collected.seen().map(|(_, n)| n).collect::<Vec<_>>(), [all.len()]);
+        let (_, kept) = collected.into_programs().next().unwrap();
+        assert_eq!(kept.len(), BLOCK * BLOCKS_MAX);
+        assert!(kept.is_sorted_by_key(|window| window.unix_ms));
+        let runs: std::collections::BTreeSet<u64> = kept.iter().map(|window| window.run).collect();
+        assert_eq!(runs.len(), BLOCKS_MAX, "no run reaches over what was left out");
+    }
+
+    #[test]
+    fn a_short_time_is_kept_whole() {
+        let mut collected = Collected::new();
+        collected.add(TrainingWindows { program: program(), windows: windows(130) });
+        assert_eq!(collected.into_programs().next().unwrap().1, windows(130));
+    }
+
+    #[test]
+    fn a_name_fits_executables_and_units() {
+        let fits = |process: &str| patterns(process).iter().any(|pattern| pattern.fits(&program()));
+        assert!(fits("gw") && fits("gw.service") && fits("/usr/bin/*"));
+        assert!(!fits("g") && !fits("gwx"));
+    }
+}
