@@ -19,6 +19,9 @@ pub enum BaselineError {
     /// It was refused; the active one is untouched.
     #[error("refused")]
     Refused(#[from] BundleError),
+    /// There is no other one to go back to.
+    #[error("there is no earlier baseline of {0}: an earlier one is kept when a new one is activated")]
+    NoPrevious(String),
     /// Writing it failed; the active one is untouched.
     #[error("writing {path}")]
     File {
@@ -121,6 +124,33 @@ impl Baselines {
         Ok(())
     }
 
+    /// Exchanges the active bundle and the one before it; gives the generation that is active now. The highest generation
+    /// stays: what was active is not offered again, and the fleet's next one is taken.
+    ///
+    /// # Errors
+    /// When there is none before it, it can no longer be read, or the exchange fails.
+    pub fn roll_back(&mut self, program: &ProgramId) -> Result<u64, BaselineError> {
+        let folder = self.dir.join(program.key());
+        let (active, previous) = (folder.join("active.bgb"), folder.join("previous.bgb"));
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| BaselineError::File { path, source }
+        };
+        let before = match fs::read(&previous) {
+            Ok(raw) => raw,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(BaselineError::NoPrevious(program.to_string()));
+            }
+            Err(source) => return Err(at(&previous)(source)),
+        };
+        let generation = bundle::open(&before, &self.keys)?.manifest().generation;
+        let now = fs::read(&active).map_err(at(&active))?;
+        // A bundle is written before the other is replaced: a crash between the two leaves the new state, without a way back.
+        files::write_private(&active, &before).map_err(at(&active))?;
+        files::write_private(&previous, &now).map_err(at(&previous))?;
+        Ok(generation)
+    }
+
     /// The active bundle of a folder. After a crash between the two renames, the one before is active again.
     fn read(&self, folder: &Path) -> Result<Option<Verified>, BaselineError> {
         for name in ["active.bgb", "previous.bgb"] {
@@ -209,6 +239,22 @@ mod tests {
         assert!(active.is_empty());
         assert!(activate(&mut baselines, &bundle(4, &key)).is_err());
         assert!(activate(&mut baselines, &bundle(6, &key)).is_ok());
+    }
+
+    #[test]
+    fn a_rollback_brings_the_one_before_back_and_only_a_newer_one_is_taken_then() {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let (mut baselines, _) = open(dir.path(), &key);
+        activate(&mut baselines, &bundle(1, &key)).unwrap();
+        let refused = baselines.roll_back(&program()).unwrap_err();
+        assert!(refused.to_string().contains("no earlier baseline"), "{refused}");
+        activate(&mut baselines, &bundle(2, &key)).unwrap();
+        assert_eq!(baselines.roll_back(&program()).unwrap(), 1);
+        let (mut baselines, active) = open(dir.path(), &key);
+        assert_eq!((active, baselines.highest(&program())), (vec![1], 2));
+        assert!(activate(&mut baselines, &bundle(2, &key)).is_err(), "it was rolled back");
+        assert_eq!(baselines.roll_back(&program()).unwrap(), 2, "and forth");
+        assert!(activate(&mut baselines, &bundle(3, &key)).is_ok());
     }
 
     #[test]

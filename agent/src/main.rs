@@ -1,6 +1,7 @@
 //! `behaveguard`: sets up, enrols, runs and asks the agent.
 
 mod report;
+mod shelf;
 #[cfg(feature = "train")]
 mod teach;
 
@@ -120,6 +121,9 @@ enum Command {
         #[arg(long, value_parser = duration)]
         last: Option<std::time::Duration>,
     },
+    /// Look at the baselines of this device, or go back to the one before.
+    #[command(subcommand)]
+    Baseline(BaselineCommand),
     /// Show why an alert, or a process's last verdict, has its score.
     Explain {
         #[command(flatten)]
@@ -130,6 +134,21 @@ enum Command {
     },
     /// Enact attacks without harm, to see whether an alarm works.
     Simulate(simulate::Options),
+}
+
+#[derive(Debug, Subcommand)]
+enum BaselineCommand {
+    /// Show every baseline that the agent uses.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Exchange a program's baseline of the fleet for the one before; the agent must not run.
+    Rollback {
+        /// The program's executable or unit, as `list` shows it.
+        program: String,
+    },
 }
 
 /// What is explained.
@@ -218,6 +237,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         #[cfg(feature = "train")]
         Command::Train { duration, process, out } => teach::train(config, duration, &process, out)?,
         Command::Status { json } => report::status(&control::status(&config.state)?, json)?,
+        Command::Baseline(command) => shelf::run(&config, command)?,
         Command::Explain { of, json } => {
             let explained = control::explanation(&config.state, of.alert, of.pid)?;
             if json {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -124,12 +124,7 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
     let failed = |source| ServiceError::State { path: config.state.clone(), source };
     let probe = Probe::load(&config.probe(std::process::id()))?;
     files::make_private_dir(&config.state).map_err(failed)?;
-    let lock = File::create(config.state.join("lock")).map_err(failed)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(ServiceError::InUse(config.state)),
-        Err(TryLockError::Error(source)) => return Err(failed(source)),
-    }
+    let lock = lock(&config.state)?;
     let identity = Identity::load(&config.state)?;
     let keys = identity.keyring().ok_or_else(|| EnrollError::Damaged(config.state.join("identity.json")))?;
     let tls = identity.tls(&config.state)?;
@@ -182,6 +177,20 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
     log::info!("stopped; {} messages wait in the outbox", service.outbox.waiting());
     drop(lock);
     done
+}
+
+/// Keeps other agents and changes of the state folder out, as long as the file is open.
+///
+/// # Errors
+/// When another holds it.
+pub fn lock(state: &Path) -> Result<File, ServiceError> {
+    let failed = |source| ServiceError::State { path: state.to_owned(), source };
+    let lock = File::create(state.join("lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(ServiceError::InUse(state.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// Those that this device made itself; without them it runs all the same.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use agent::clock;
 use agent::config::Config;
+use agent::control::{self, ControlError};
 use agent::local::Local;
 use agent::train::{self, Collected};
 use models::chain::chain;
@@ -45,7 +46,17 @@ pub(crate) fn train(
         return Err("interrupted: nothing was learned, and no baseline was changed".into());
     }
     let mut made = 0;
-    for (program, windows) in collected.into_programs() {
+    // A program that has a baseline already may have done what the running agent told of.
+    let alerts = match control::alerts(&config.state) {
+        Ok(alerts) => alerts,
+        Err(ControlError::NotRunning(_)) => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    for (program, mut windows) in collected.into_programs() {
+        let poisoned = train::leave_out_alerts(&program, &mut windows, &alerts, &config);
+        if poisoned > 0 {
+            println!("{program}: {poisoned} windows not used: the running agent told of them, or might have");
+        }
         match make(&local, &program, &windows, out.as_ref()) {
             Ok(text) => {
                 made += 1;

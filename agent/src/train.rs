@@ -10,7 +10,7 @@ use models::bundle::{BUNDLE_MAX, Manifest, SigningKey, seal, sha256};
 use models::program::ProgramId;
 use models::schema::SCHEMA_ID;
 use models::train::{self, BLOCK, Progress, Reservoir, TrainError, TrainOptions};
-use models::wire::{TrainingWindow, TrainingWindows};
+use models::wire::{Alert, TrainingWindow, TrainingWindows};
 
 use crate::clock;
 use crate::config::{Config, Pattern};
@@ -179,6 +179,28 @@ pub fn collect(
     }
 }
 
+/// Leaves out the windows of a program that reach into the time of an alert about it, or into the `quiet` time after it in
+/// which a repeat would not have been told. Gives how many there were.
+pub fn leave_out_alerts(
+    program: &ProgramId,
+    windows: &mut Vec<TrainingWindow>,
+    alerts: &[Alert],
+    config: &Config,
+) -> usize {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let window_ms = ms(config.window);
+    let after_ms = window_ms.max(config.policy.dedup_ns / 1_000_000);
+    let of_it: Vec<u64> =
+        alerts.iter().filter(|alert| alert.program == *program).map(|alert| alert.unix_ms).collect();
+    let before = windows.len();
+    windows.retain(|window| {
+        let near =
+            |at: &u64| (at.saturating_sub(window_ms)..=at.saturating_add(after_ms)).contains(&window.unix_ms);
+        !of_it.iter().any(near)
+    });
+    before - windows.len()
+}
+
 /// Learns one program. The same windows, generation and time give the same bytes.
 ///
 /// # Errors
@@ -269,6 +291,31 @@ mod tests {
         assert!(kept.is_sorted_by_key(|window| window.unix_ms));
         let runs: std::collections::BTreeSet<u64> = kept.iter().map(|window| window.run).collect();
         assert_eq!(runs.len(), BLOCKS_MAX, "no run reaches over what was left out");
+    }
+
+    #[test]
+    fn windows_in_the_time_of_an_alert_are_left_out() {
+        let mut config = Config { window: Duration::from_millis(10), ..Config::default() };
+        config.policy.dedup_ns = 20_000_000;
+        let alert = |exe: &str| Alert {
+            unix_ms: 50,
+            program: ProgramId { exe: exe.into(), ..program() },
+            pid: 1,
+            comm: "gw".into(),
+            score: 80.0,
+            severity: models::policy::Severity::High,
+            techniques: vec![],
+            summary: String::new(),
+            reasons: vec![],
+            generation: 1,
+            detectors: vec![],
+            suppressed_before: 0,
+            degraded: vec![],
+        };
+        let mut kept = windows(100);
+        assert_eq!(leave_out_alerts(&program(), &mut kept, &[alert("/usr/bin/other")], &config), 0);
+        assert_eq!(leave_out_alerts(&program(), &mut kept, &[alert("/usr/bin/gw")], &config), 31);
+        assert!(kept.iter().all(|window| !(40..=70).contains(&window.unix_ms)));
     }
 
     #[test]

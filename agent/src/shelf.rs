@@ -1,0 +1,88 @@
+//! `behaveguard baseline`: what is there, and back to the one before.
+
+use std::error::Error;
+
+use agent::baselines::Baselines;
+use agent::config::{Config, Pattern};
+use agent::local::Local;
+use agent::{clock, service};
+use models::bundle::Verified;
+use models::program::ProgramId;
+use serde::Serialize;
+
+use crate::{BaselineCommand, own_keys};
+
+/// One baseline, for people and as JSON.
+#[derive(Serialize)]
+struct Row {
+    program: ProgramId,
+    /// `fleet` or `device`.
+    made_by: &'static str,
+    generation: u64,
+    windows: [u32; 3],
+    trained_unix_s: u64,
+    expires_unix_s: u64,
+    expired: bool,
+}
+
+/// Does what was asked.
+pub(crate) fn run(config: &Config, command: BaselineCommand) -> Result<(), Box<dyn Error>> {
+    match command {
+        BaselineCommand::List { json } => list(config, json),
+        BaselineCommand::Rollback { program } => roll_back(config, &program),
+    }
+}
+
+fn list(config: &Config, json: bool) -> Result<(), Box<dyn Error>> {
+    let now_unix_s = clock::now().unix_ms / 1000;
+    let (fleet, active) = Baselines::open(&config.state, own_keys(config)?)?;
+    let own = Local::open(&config.state)?.map_or(Ok(Vec::new()), |local| local.active(&fleet, now_unix_s))?;
+    let row = |made_by, verified: &Verified| {
+        let manifest = verified.manifest();
+        Row {
+            program: manifest.program.clone(),
+            made_by,
+            generation: manifest.generation,
+            windows: manifest.training.windows,
+            trained_unix_s: manifest.training.trained_unix_s,
+            expires_unix_s: manifest.expires_unix_s,
+            expired: manifest.expires_unix_s <= now_unix_s,
+        }
+    };
+    let mut rows: Vec<Row> = active.iter().map(|verified| row("fleet", verified)).collect();
+    rows.extend(own.iter().map(|verified| row("device", verified)));
+    if json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+        return Ok(());
+    }
+    for row in &rows {
+        let days = row.expires_unix_s.saturating_sub(now_unix_s) / 86_400;
+        let valid = if row.expired { "expired".to_owned() } else { format!("valid for {days} days") };
+        let windows: u32 = row.windows.iter().sum();
+        println!(
+            "{}: generation {} by the {}, {windows} windows, {valid}",
+            row.program, row.generation, row.made_by
+        );
+    }
+    println!("{} baselines", rows.len());
+    Ok(())
+}
+
+fn roll_back(config: &Config, name: &str) -> Result<(), Box<dyn Error>> {
+    let _lock = service::lock(&config.state)
+        .map_err(|error| format!("{error}: stop it, roll back, and start it again"))?;
+    let (mut baselines, active) = Baselines::open(&config.state, own_keys(config)?)?;
+    let pattern = Pattern(name.to_owned());
+    let programs: Vec<&ProgramId> =
+        active.iter().map(|verified| &verified.manifest().program).filter(|id| pattern.fits(id)).collect();
+    let [program] = programs[..] else {
+        let n = programs.len();
+        return Err(format!(
+            "{n} baselines of the fleet fit `{name}`: `behaveguard baseline list` shows them"
+        )
+        .into());
+    };
+    let generation = baselines.roll_back(program)?;
+    println!("{program}: generation {generation} is used from the agent's next start on");
+    Ok(())
+}
