@@ -10,22 +10,21 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use agent::probe::Probe;
-use agent_ebpf::records::Class;
 use models::event::{Event, EventKind, SyscallWindow, Tampering, call_name};
 
-use crate::{CALL_LAYERS, events, load_only, load_with, run, turn};
+use crate::{CALL_LAYERS, events, load_only, run, turn};
 
 /// The best hooks, the other dispatcher, and none.
-fn hooks() -> Vec<Vec<String>> {
+pub(crate) fn hooks() -> Vec<Vec<String>> {
     let classic = CALL_LAYERS.iter().map(|layer| format!("{layer}:tail_call")).collect();
     vec![vec![], vec!["syscall:tp_btf/sys_enter".into()], classic]
 }
 
 /// A process that waits, and ends with its owner.
-struct Sleeper(Child);
+pub(crate) struct Sleeper(pub(crate) Child);
 
 impl Sleeper {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self(Command::new("/bin/sleep").arg("60").stdout(Stdio::null()).spawn().expect("it starts"))
     }
 }
@@ -61,7 +60,7 @@ fn check_on(hooks: &[Vec<String>], layers: &[&str], acts: &[(Act<'_>, Wanted<'_>
     }
 }
 
-fn balanced(probe: &mut Probe) {
+pub(crate) fn balanced(probe: &mut Probe) {
     // Others on the machine go on while the counters are read, so the sums are compared at rest only.
     for _ in 0..50 {
         events(probe);
@@ -196,126 +195,6 @@ fn each_way_to_wipe_a_log_is_seen_by_path_and_by_descriptor() {
 }
 
 #[test]
-fn a_log_on_a_file_system_mounted_below_a_watched_directory_is_watched() {
-    let _turn = turn();
-    let folder = tempfile::tempdir().expect("a folder");
-    let mounted = folder.path().join("mounted");
-    fs::create_dir(&mounted).expect("writable");
-    let target = CString::new(mounted.as_os_str().as_encoded_bytes()).expect("no NUL");
-    // SAFETY: all are C strings that outlive the call; the file system is empty and goes below.
-    let done =
-        unsafe { libc::mount(c"test".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null()) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-    let watched = folder.path().to_string_lossy().into_owned();
-    let mut probe = load_with(|options| options.watched = vec![watched]);
-    let log = mounted.join("log");
-    fs::write(&log, "evidence\n").expect("writable");
-    let file = File::options().write(true).open(&log).expect("it is there");
-    file.set_len(0).expect("writable");
-    let events = events(&mut probe);
-    drop(file);
-    // SAFETY: a C string that outlives the call.
-    unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-    let seen = events.iter().any(|event| {
-        event.tgid == std::process::id()
-            && matches!(&event.kind, EventKind::Tamper { how: Tampering::Emptied, path } if Path::new(path.as_str()) == log)
-    });
-    assert!(seen, "{events:?}");
-    // The kernel side was sure of it: it did not have to ask.
-    let counters = probe.counters().expect("read");
-    assert_eq!(counters.class(Class::Unplaced).seen, 0, "{counters:?}");
-}
-
-#[test]
-fn a_sensitive_file_is_seen_by_every_other_name() {
-    let _turn = turn();
-    let folder = tempfile::tempdir().expect("a folder");
-    let link = folder.path().join("notes");
-    std::os::unix::fs::symlink("/etc/shadow", &link).expect("writable");
-    let sleeper = Sleeper::start();
-    let victim = sleeper.0.id();
-    let mut probe = load_only(&["file", "file_write", "injection"], &[]);
-    let script = format!(
-        "cat {} /etc/../etc//shadow > /dev/null; cd /proc/{victim} && : 3<>mem; sleep 0.3",
-        link.display()
-    );
-    let mut shell = Command::new("/bin/sh").args(["-c", &script]).spawn().expect("it starts");
-    std::thread::sleep(std::time::Duration::from_millis(150));
-    let events = events(&mut probe);
-    shell.wait().expect("it ends");
-    let sensitive = |wanted: &str| {
-        let open =
-            |e: &&Event| matches!(&e.kind, EventKind::Open { path, sensitive: true, .. } if path == wanted);
-        events.iter().filter(open).count()
-    };
-    assert_eq!(sensitive("/etc/shadow"), 2);
-    assert_eq!(sensitive(&format!("/proc/{victim}/mem")), 1);
-    let held = |e: &Event| {
-        e.tgid == shell.id() && matches!(e.kind, EventKind::Inject { victim: v, .. } if v == victim)
-    };
-    assert!(events.iter().any(held));
-}
-
-#[test]
-fn datagrams_with_an_address_are_connections_once_per_window() {
-    let _turn = turn();
-    let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
-    let to = server.local_addr().expect("bound");
-    for off in hooks() {
-        let off: Vec<&str> = off.iter().map(String::as_str).collect();
-        let mut probe = load_only(&["network", "dns"], &off);
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
-        let send = || (0..20).for_each(|_| assert_eq!(socket.send_to(b"loot", to).expect("sent"), 4));
-        let told = |probe: &mut Probe| {
-            send();
-            let mine = |e: &&Event| {
-                e.tgid == std::process::id()
-                    && matches!(e.kind, EventKind::Connect { port, .. } if port == to.port())
-            };
-            events(probe).iter().filter(mine).count()
-        };
-        assert_eq!((told(&mut probe), told(&mut probe)), (1, 0), "{off:?}");
-        probe.drain().expect("drained");
-        assert_eq!(told(&mut probe), 1, "{off:?}");
-        balanced(&mut probe);
-    }
-}
-
-#[test]
-fn what_write_sends_to_port_53_is_counted_where_the_kernel_tells_of_bytes() {
-    let _turn = turn();
-    let Ok(_server) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)) else {
-        return println!("port 53 is taken: not checked");
-    };
-    for off in [vec![], vec!["network_bytes:tp_btf/sock_send_length"]] {
-        let mut probe = load_with(|o| o.forced_off = off.iter().map(|s| (*s).to_owned()).collect());
-        let bytes = probe.layers().iter().find(|layer| layer.layer == "network_bytes").expect("listed");
-        if !bytes.backend.ends_with("sock_send_length") {
-            return println!("not on this kernel: {}", bytes.backend);
-        }
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
-        socket.connect((Ipv4Addr::LOCALHOST, 53)).expect("connected");
-        let message = [7_u8; 150];
-        // SAFETY: the buffer is as long as the call is told.
-        let sent = unsafe { libc::write(socket.as_raw_fd(), message.as_ptr().cast(), message.len()) };
-        assert_eq!(sent, 150);
-        socket.send(&query("once.example")).expect("sent");
-        let events = events(&mut probe);
-        let mine: Vec<_> = events
-            .iter()
-            .filter(|e| e.tgid == std::process::id())
-            .filter_map(|e| match &e.kind {
-                EventKind::Dns { bytes, question, .. } => Some((*bytes, question.is_some())),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(mine.len(), 2, "each message once: {mine:?}");
-        assert_eq!(mine[0], (150, false));
-        assert!(mine[1].1, "{mine:?}");
-    }
-}
-
-#[test]
 fn what_a_process_reads_and_writes_is_counted_until_its_end() {
     let _turn = turn();
     let mut probe = load_only(&[], &[]);
@@ -429,7 +308,7 @@ fn what_an_open_for_writing_does_to_others_is_seen() {
 }
 
 /// A query for one name, as in RFC 1035.
-fn query(name: &str) -> Vec<u8> {
+pub(crate) fn query(name: &str) -> Vec<u8> {
     let mut message = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         message.push(u8::try_from(label.len()).expect("a label is short"));

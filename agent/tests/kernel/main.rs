@@ -4,6 +4,7 @@ mod acts;
 mod capture;
 mod floods;
 mod leftovers;
+mod names;
 mod sequences;
 mod simulate;
 mod strace;
