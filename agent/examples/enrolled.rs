@@ -8,11 +8,10 @@ use std::path::Path;
 
 use agent::enroll::Identity;
 use agent::files;
-use models::bundle::{self, Manifest, SigningKey};
+use models::bundle::SigningKey;
 use models::event::{Comm, Event, EventKind, PathText, SyscallWindow};
 use models::features;
 use models::program::{NO_UNIT, ProgramId, hex};
-use models::schema::SCHEMA_ID;
 use models::train::{self, TrainOptions};
 use models::window::Window;
 use models::wire::TrainingWindow;
@@ -57,18 +56,7 @@ fn baseline(program: &ProgramId, key: &SigningKey) -> Result<Vec<u8>, Box<dyn Er
     let windows: Vec<TrainingWindow> = (0..80).map(window).collect();
     let options = TrainOptions { vae_steps: 300, lstm_steps: 40, ..TrainOptions::default() };
     let trained = train::fit(&windows, &options, &mut |_| {})?;
-    let manifest = Manifest {
-        schema: SCHEMA_ID,
-        program: program.clone(),
-        generation: 1,
-        not_before_unix_s: 0,
-        expires_unix_s: u64::MAX,
-        parts: vec![],
-        calibration: trained.calibration,
-        traits: trained.traits,
-        training: trained.facts,
-    };
-    Ok(bundle::seal(manifest, trained.parts, key))
+    Ok(trained.seal(program.clone(), 1, 0..u64::MAX, key))
 }
 
 /// One window of the program, a little different every time.

@@ -167,9 +167,7 @@ impl Baselines {
 
 #[cfg(test)]
 mod tests {
-    use models::bundle::{Manifest, SigningKey, TrainingFacts, seal};
-    use models::calibration::Calibration;
-    use models::schema::SCHEMA_ID;
+    use models::bundle::{Manifest, SigningKey, seal};
 
     use super::*;
 
@@ -182,18 +180,7 @@ mod tests {
     }
 
     fn bundle(generation: u64, key: &SigningKey) -> Vec<u8> {
-        let manifest = Manifest {
-            schema: SCHEMA_ID,
-            program: program(),
-            generation,
-            not_before_unix_s: 0,
-            expires_unix_s: 1000,
-            parts: vec![],
-            calibration: Calibration::default(),
-            traits: vec![],
-            training: TrainingFacts::default(),
-        };
-        seal(manifest, vec![("vae.onnx".into(), vec![1; 64])], key)
+        seal(Manifest::new(program(), generation, 0..1000), vec![("vae.onnx".into(), vec![1; 64])], key)
     }
 
     fn activate(baselines: &mut Baselines, raw: &[u8]) -> Result<(), BaselineError> {

@@ -143,9 +143,7 @@ impl Local {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use models::bundle::{Manifest, TrainingFacts, seal};
-    use models::calibration::Calibration;
-    use models::schema::SCHEMA_ID;
+    use models::bundle::{Manifest, seal};
 
     use super::*;
 
@@ -154,18 +152,7 @@ mod tests {
     }
 
     fn bundle(program: &ProgramId, generation: u64, key: &SigningKey) -> Vec<u8> {
-        let manifest = Manifest {
-            schema: SCHEMA_ID,
-            program: program.clone(),
-            generation,
-            not_before_unix_s: 0,
-            expires_unix_s: 1000,
-            parts: vec![],
-            calibration: Calibration::default(),
-            traits: vec![],
-            training: TrainingFacts::default(),
-        };
-        seal(manifest, vec![("vae.onnx".into(), vec![1; 64])], key)
+        seal(Manifest::new(program.clone(), generation, 0..1000), vec![("vae.onnx".into(), vec![1; 64])], key)
     }
 
     fn names(local: &Local, fleet: &Baselines, now_unix_s: u64) -> Vec<String> {

@@ -386,8 +386,10 @@ impl<L: Lookup> Pipeline<L> {
         let program = key.and_then(|key| self.programs.get_mut(&key));
         if let Some(program) = program.filter(|program| program.learns() && !alarmed) {
             let room = LOOSE_MAX.saturating_sub(program.loose.len());
-            program.loose.extend(window.traits().into_iter().take(room));
-            self.units.remember(&program.id, &window.of_stranger(&program.id.exe));
+            let traits = window.traits();
+            self.counters.window_overflow += traits.len().saturating_sub(room) as u64;
+            program.loose.extend(traits.into_iter().take(room));
+            self.units.remember(&program.id, &window);
         }
     }
 
@@ -469,7 +471,7 @@ impl<L: Lookup> Pipeline<L> {
             }
             let run = process.run;
             if let Some(program) = self.programs.get(&key) {
-                self.units.remember(&program.id, &window.of_stranger(&program.id.exe));
+                self.units.remember(&program.id, &window);
                 self.counters.unit_traits_refused = self.units.refused();
             }
             self.learn_from(now, key, run, &vector, &mut window);

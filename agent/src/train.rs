@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use models::bundle::{BUNDLE_MAX, Manifest, SigningKey, seal, sha256};
+use models::bundle::{BUNDLE_MAX, SigningKey, sha256};
 use models::program::ProgramId;
-use models::schema::SCHEMA_ID;
 use models::train::{self, BLOCK, Progress, Reservoir, TrainError, TrainOptions};
 use models::wire::{Alert, TrainingWindow, TrainingWindows};
 
@@ -215,18 +214,8 @@ pub fn make(
 ) -> Result<Vec<u8>, MakeError> {
     let options = TrainOptions { seed: seed_of(program), now_unix_s, ..TrainOptions::default() };
     let trained = train::fit(windows, &options, progress)?;
-    let manifest = Manifest {
-        schema: SCHEMA_ID,
-        program: program.clone(),
-        generation,
-        not_before_unix_s: now_unix_s.saturating_sub(60),
-        expires_unix_s: now_unix_s + VALID_DAYS * 86_400,
-        parts: Vec::new(),
-        calibration: trained.calibration,
-        traits: trained.traits,
-        training: trained.facts,
-    };
-    let bytes = seal(manifest, trained.parts, key);
+    let valid = now_unix_s.saturating_sub(60)..now_unix_s + VALID_DAYS * 86_400;
+    let bytes = trained.seal(program.clone(), generation, valid, key);
     if bytes.len() > BUNDLE_MAX { Err(MakeError::TooLarge(bytes.len())) } else { Ok(bytes) }
 }
 

@@ -8,10 +8,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-use models::bundle::{Manifest, TrainingFacts, seal, sha256};
-use models::calibration::Calibration;
-use models::schema::SCHEMA_ID;
-use models::train::{self, TrainOptions};
+use models::bundle::sha256;
+use models::train::{self, TrainOptions, Trained};
 use models::wire::{Downlink, TrainingWindow};
 use tokio::runtime::Handle;
 
@@ -28,26 +26,13 @@ const QUEUE_MAX: usize = 256;
 /// Programs whose state is remembered; when it is full, finished ones are forgotten.
 const STATES_MAX: usize = 10_000;
 
-/// What fitting gives, ready to be sealed.
-#[derive(Clone, Debug, Default)]
-pub struct Fitted {
-    /// Name and bytes of each graph.
-    pub parts: Vec<(String, Vec<u8>)>,
-    /// How raw outputs become a score.
-    pub calibration: Calibration,
-    /// Traits seen while learning, sorted.
-    pub traits: Vec<u64>,
-    /// For people.
-    pub facts: TrainingFacts,
-}
-
 /// Something that fits models; `models::train` in the server, something quick in tests.
 pub trait Fit: Send + 'static {
     /// Fits all models of one program.
     ///
     /// # Errors
     /// A sentence for people that says why the windows do not do.
-    fn fit(&mut self, samples: &[TrainingWindow], seed: u64, now_unix_s: u64) -> Result<Fitted, String>;
+    fn fit(&mut self, samples: &[TrainingWindow], seed: u64, now_unix_s: u64) -> Result<Trained, String>;
 }
 
 /// Fits with `models::train`.
@@ -55,7 +40,7 @@ pub trait Fit: Send + 'static {
 pub struct Training;
 
 impl Fit for Training {
-    fn fit(&mut self, samples: &[TrainingWindow], seed: u64, now_unix_s: u64) -> Result<Fitted, String> {
+    fn fit(&mut self, samples: &[TrainingWindow], seed: u64, now_unix_s: u64) -> Result<Trained, String> {
         let options = TrainOptions { seed, now_unix_s, ..TrainOptions::default() };
         let mut told = 0.0;
         let trained = train::fit(samples, &options, &mut |progress| {
@@ -64,13 +49,7 @@ impl Fit for Training {
                 log::info!("training: {:.0} % done, at the {}", progress.share * 100.0, progress.model);
             }
         });
-        let trained = trained.map_err(|error| error.to_string())?;
-        Ok(Fitted {
-            parts: trained.parts,
-            calibration: trained.calibration,
-            traits: trained.traits,
-            facts: trained.facts,
-        })
+        trained.map_err(|error| error.to_string())
     }
 }
 
@@ -228,19 +207,9 @@ fn train_one(
     let fitted = fit
         .fit(&stored.windows, u64::from_le_bytes(seed), now_unix_s)
         .map_err(|reason| (total, TrainerError::Fit(reason)))?;
-    let manifest = Manifest {
-        schema: SCHEMA_ID,
-        program: stored.program.clone(),
-        generation,
-        // A device's clock may be a little behind.
-        not_before_unix_s: now_unix_s.saturating_sub(60),
-        expires_unix_s: now_unix_s + u64::from(shared.config.bundle_days) * 86_400,
-        parts: Vec::new(),
-        calibration: fitted.calibration,
-        traits: fitted.traits,
-        training: fitted.facts,
-    };
-    let bytes = seal(manifest, fitted.parts, shared.pki.signing());
+    // A device's clock may be a little behind.
+    let valid = now_unix_s.saturating_sub(60)..now_unix_s + u64::from(shared.config.bundle_days) * 86_400;
+    let bytes = fitted.seal(stored.program.clone(), generation, valid, shared.pki.signing());
     if bytes.len() > models::bundle::BUNDLE_MAX {
         return Err((total, TrainerError::TooLarge(bytes.len())));
     }

@@ -5,6 +5,8 @@
 //! ```
 //! The signature covers `"behaveguard-bundle-v1\0"` and the manifest's bytes; the manifest holds each part's SHA-256.
 
+use core::ops::Range;
+
 use ring::{digest, signature};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +41,24 @@ pub struct Manifest {
     pub traits: Vec<u64>,
     /// Where it comes from.
     pub training: TrainingFacts,
+}
+
+impl Manifest {
+    /// Of a program of which nothing is known yet, valid in this time, seconds since 1970.
+    #[must_use]
+    pub fn new(program: ProgramId, generation: u64, valid_unix_s: Range<u64>) -> Self {
+        Self {
+            schema: schema::SCHEMA_ID,
+            program,
+            generation,
+            not_before_unix_s: valid_unix_s.start,
+            expires_unix_s: valid_unix_s.end,
+            parts: Vec::new(),
+            calibration: Calibration::default(),
+            traits: Vec::new(),
+            training: TrainingFacts::default(),
+        }
+    }
 }
 
 /// One part's name, size and hash.

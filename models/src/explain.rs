@@ -243,19 +243,13 @@ mod tests {
             .collect();
         let calibration = Calibration { detectors, fused: vec![], news: News::default() };
         Manifest {
-            schema: schema::SCHEMA_ID,
-            program: ProgramId { unit: "-".into(), exe: "/x".into(), script: None },
-            generation: 1,
-            not_before_unix_s: 0,
-            expires_unix_s: 1,
-            parts: vec![],
             calibration: calibration.with_fused((0..20_u8).map(|n| f32::from(n) / 10.0)),
-            traits: vec![],
             training: TrainingFacts {
                 means: vec![(0, 0.25), (385, 0.02)],
                 highs: vec![(385, 0.1)],
                 ..TrainingFacts::default()
             },
+            ..Manifest::new(ProgramId { unit: "-".into(), exe: "/x".into(), script: None }, 1, 0..1)
         }
     }
 

@@ -259,15 +259,9 @@ mod tests {
 
     fn baseline() -> Manifest {
         Manifest {
-            schema: schema::SCHEMA_ID,
-            program: ProgramId { unit: "-".into(), exe: "/x".into(), script: None },
-            generation: 1,
-            not_before_unix_s: 0,
-            expires_unix_s: 1,
-            parts: vec![],
             calibration: Calibration::default().with_fused((0..20_u8).map(|n| f32::from(n) / 10.0)),
-            traits: vec![],
             training: TrainingFacts { means: vec![(0, 0.5)], ..TrainingFacts::default() },
+            ..Manifest::new(ProgramId { unit: "-".into(), exe: "/x".into(), script: None }, 1, 0..1)
         }
     }
 

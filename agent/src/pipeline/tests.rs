@@ -1,10 +1,9 @@
 use std::collections::HashMap;
 
-use models::bundle::{self, Keyring, SigningKey, seal};
+use models::bundle::{self, Keyring, SigningKey};
 use models::event::{Comm, PathText};
 use models::policy::Severity;
 use models::program::NO_UNIT;
-use models::schema::SCHEMA_ID;
 use models::sequence::WINDOW_GRAMS_MAX;
 use models::train::{self, TrainOptions};
 
@@ -125,18 +124,7 @@ impl Bench {
         let options = TrainOptions { vae_steps: 300, lstm_steps: 40, ..TrainOptions::default() };
         let trained = train::fit(&windows, &options, &mut |_| {}).unwrap();
         let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
-        let manifest = Manifest {
-            schema: SCHEMA_ID,
-            program: program("/usr/bin/gw"),
-            generation: 1,
-            not_before_unix_s: 0,
-            expires_unix_s: u64::MAX,
-            parts: vec![],
-            calibration: trained.calibration,
-            traits: trained.traits,
-            training: trained.facts,
-        };
-        let raw = seal(manifest, trained.parts, &key);
+        let raw = trained.seal(program("/usr/bin/gw"), 1, 0..u64::MAX, &key);
         let keys = Keyring([key.public()].into_iter().collect());
         self.bundle = Some(bundle::open(&raw, &keys).unwrap());
         self.activate_again();

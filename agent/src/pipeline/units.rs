@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use models::bundle::{Manifest, TrainingFacts};
 use models::calibration::{Calibration, News};
-use models::novelty::Kind;
+use models::novelty::{Kind, trait_id};
 use models::program::{NO_UNIT, ProgramId};
 use models::window::Window;
 
@@ -42,17 +42,17 @@ impl Units {
     }
 
     /// An unlearned program did this, and it was not worth an alert.
-    pub(super) fn remember(&mut self, program: &ProgramId, stranger: &Window) {
+    pub(super) fn remember(&mut self, program: &ProgramId, window: &Window) {
         if program.unit == NO_UNIT {
             return;
         }
         // Who comes when the unit is learned stays a stranger.
-        let is_learned = self.known.contains_key(&program.unit);
+        let being_there =
+            (!self.known.contains_key(&program.unit)).then(|| trait_id(Kind::Stranger, &program.exe));
         let seen = self.seen.entry(program.unit.clone()).or_default();
-        for id in stranger.traits() {
-            if is_learned && Kind::of(id) == Some(Kind::Stranger) {
-                continue;
-            }
+        let acts = window.traits().into_iter();
+        let acts = acts.filter(|id| Kind::of(*id).is_some_and(Kind::tells_of_strangers));
+        for id in acts.chain(being_there) {
             if seen.len() < SEEN_MAX {
                 if seen.insert(id)
                     && let Some(known) = self.known.get_mut(&program.unit)

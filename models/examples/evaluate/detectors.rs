@@ -5,13 +5,13 @@
 //! calls and a maximum grows with their number. The LSTM sees the trace in windows of 100 calls, 50 apart, and gives
 //! its mean over those that have nine before them.
 
-use models::bundle::{self, Keyring, Manifest, SigningKey};
+use models::bundle::{self, Keyring, SigningKey};
 use models::detect::Detectors;
 use models::features::{self, Vector};
 use models::nearest::Prototypes;
 use models::pairs::PairSets;
 use models::program::ProgramId;
-use models::schema::{SCHEMA_ID, SEQUENCE};
+use models::schema::SEQUENCE;
 use models::sequence::{GramTable, ORDER, Symbol};
 use models::surprisal::{ORDER_MAX, Surprisal};
 use models::train::original::Original;
@@ -129,20 +129,10 @@ fn window(run: usize, vector: &Vector) -> TrainingWindow {
 fn fit(windows: Vec<TrainingWindow>, options: TrainOptions) -> Result<Detectors, String> {
     let trained = train::fit(&windows, &options, &mut |_| {}).map_err(|e| e.to_string())?;
     let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).ok_or("no signing key")?;
-    let manifest = Manifest {
-        schema: SCHEMA_ID,
-        program: ProgramId { unit: "-".into(), exe: "/eval".into(), script: None },
-        generation: 1,
-        not_before_unix_s: 0,
-        expires_unix_s: u64::MAX,
-        parts: vec![],
-        calibration: trained.calibration,
-        traits: trained.traits,
-        training: trained.facts,
-    };
+    let program = ProgramId { unit: "-".into(), exe: "/eval".into(), script: None };
     let keys = Keyring([key.public()].into_iter().collect());
     let bundle =
-        bundle::open(&bundle::seal(manifest, trained.parts, &key), &keys).map_err(|e| e.to_string())?;
+        bundle::open(&trained.seal(program, 1, 0..u64::MAX, &key), &keys).map_err(|e| e.to_string())?;
     Detectors::load(&bundle).map_err(|e| e.to_string())
 }
 

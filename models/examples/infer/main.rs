@@ -9,11 +9,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use models::bundle::{self, Keyring, Manifest, SigningKey, Verified};
+use models::bundle::{self, Keyring, SigningKey, Verified};
 use models::detect::{Detectors, LSTM_PART, VAE_PART};
 use models::features::{self, Vector};
 use models::program::ProgramId;
-use models::schema::{FEATURES, SCHEMA_ID, SEQUENCE, SYSCALL_SLOTS};
+use models::schema::{FEATURES, SEQUENCE, SYSCALL_SLOTS};
 use models::train::{self, TrainOptions};
 use models::wire::TrainingWindow;
 
@@ -118,19 +118,9 @@ fn learned(vectors: &[Vector]) -> Result<Verified, Failure> {
     let options = TrainOptions { vae_steps: 300, lstm_steps: 30, ..TrainOptions::default() };
     let trained = train::fit(&windows, &options, &mut |_| {})?;
     let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).ok_or("no signing key")?;
-    let manifest = Manifest {
-        schema: SCHEMA_ID,
-        program: ProgramId { unit: "-".into(), exe: "/infer".into(), script: None },
-        generation: 1,
-        not_before_unix_s: 0,
-        expires_unix_s: u64::MAX,
-        parts: vec![],
-        calibration: trained.calibration,
-        traits: trained.traits,
-        training: trained.facts,
-    };
     let keys = Keyring([key.public()].into_iter().collect());
-    Ok(bundle::open(&bundle::seal(manifest, trained.parts, &key), &keys)?)
+    let program = ProgramId { unit: "-".into(), exe: "/infer".into(), script: None };
+    Ok(bundle::open(&trained.seal(program, 1, 0..u64::MAX, &key), &keys)?)
 }
 
 /// The graphs and their input, for another runtime.

@@ -16,13 +16,15 @@ mod vae;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use ndarray::{Array2, Axis, Slice};
 
-use crate::bundle::TrainingFacts;
+use crate::bundle::{self, Manifest, SigningKey, TrainingFacts};
 use crate::calibration::{Calibration, DetectorCalibration, News, weight};
 use crate::features::{self, Vector};
 use crate::nearest::Prototypes;
+use crate::program::ProgramId;
 use crate::schema::{FEATURES, SEQUENCE};
 use crate::sequence::GramTable;
 use crate::wire::TrainingWindow;
@@ -83,6 +85,26 @@ pub struct Trained {
     pub traits: Vec<u64>,
     /// For people and explanations.
     pub facts: TrainingFacts,
+}
+
+impl Trained {
+    /// The signed bundle of a program, valid in this time, seconds since 1970.
+    #[must_use]
+    pub fn seal(
+        self,
+        program: ProgramId,
+        generation: u64,
+        valid_unix_s: Range<u64>,
+        key: &SigningKey,
+    ) -> Vec<u8> {
+        let manifest = Manifest {
+            calibration: self.calibration,
+            traits: self.traits,
+            training: self.facts,
+            ..Manifest::new(program, generation, valid_unix_s)
+        };
+        bundle::seal(manifest, self.parts, key)
+    }
 }
 
 /// Why there is no baseline.
@@ -493,23 +515,14 @@ mod tests {
     #[cfg(feature = "infer")]
     #[test]
     fn tract_agrees_with_the_trainer_and_an_odd_window_scores_higher() {
-        use crate::bundle::{self, Keyring, Manifest, SigningKey};
+        use crate::bundle::Keyring;
         use crate::detect::Detectors;
         let windows = normal_windows(60);
         let trained = fit(&windows, &quick(), &mut |_| {}).unwrap();
         let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
-        let manifest = Manifest {
-            schema: crate::schema::SCHEMA_ID,
-            program: crate::program::ProgramId { unit: "-".into(), exe: "/x".into(), script: None },
-            generation: 1,
-            not_before_unix_s: 0,
-            expires_unix_s: 1,
-            parts: vec![],
-            calibration: trained.calibration.clone(),
-            traits: trained.traits,
-            training: trained.facts,
-        };
-        let raw = bundle::seal(manifest, trained.parts, &key);
+        let program = ProgramId { unit: "-".into(), exe: "/x".into(), script: None };
+        let calibration = trained.calibration.clone();
+        let raw = trained.seal(program, 1, 0..1, &key);
         let keys = Keyring(heapless::Vec::from_slice(&[key.public()]).unwrap());
         let detectors = Detectors::load(&bundle::open(&raw, &keys).unwrap()).unwrap();
 
@@ -523,9 +536,9 @@ mod tests {
             all.iter().map(|(name, output)| (*name, output.as_ref().unwrap().score)).collect();
         assert_eq!(outputs.len(), 4);
         // The calibration's largest and smallest raw scores enclose what tract gives for a calibration window.
-        let fused = trained.calibration.fuse(&outputs).unwrap();
-        let nearest = trained.calibration.fused.iter().map(|z| (z - fused).abs()).fold(f32::MAX, f32::min);
-        assert!(nearest < 1e-2, "tract gives {fused}, the trainer had {:?}", trained.calibration.fused);
+        let fused = calibration.fuse(&outputs).unwrap();
+        let nearest = calibration.fused.iter().map(|z| (z - fused).abs()).fold(f32::MAX, f32::min);
+        assert!(nearest < 1e-2, "tract gives {fused}, the trainer had {:?}", calibration.fused);
         let mut odd = vectors[9];
         odd[59] = 0.6;
         assert!(detectors.vae(&odd).unwrap().score > 10.0 * vae.score);

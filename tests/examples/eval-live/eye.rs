@@ -12,9 +12,8 @@ use agent::config::Config;
 use agent::pipeline::{Baseline, Output};
 use agent::probe::Probe;
 use agent::watch::Watch;
-use models::bundle::{self, Keyring, Manifest, SigningKey, seal};
+use models::bundle::{self, Keyring, SigningKey};
 use models::program::ProgramId;
-use models::schema::SCHEMA_ID;
 use models::train::{self, TrainOptions};
 use models::wire::{Alert, TrainingWindow};
 use tests::Failed;
@@ -144,18 +143,7 @@ impl Eye {
             });
             let fitted = fitted.map_err(|_| Failed("training panicked".into()))?;
             let fitted = fitted.map_err(|error| Failed::new(format!("training {program}"), error))?;
-            let manifest = Manifest {
-                schema: SCHEMA_ID,
-                program: program.clone(),
-                generation: 1,
-                not_before_unix_s: 0,
-                expires_unix_s: u64::MAX,
-                parts: Vec::new(),
-                calibration: fitted.calibration,
-                traits: fitted.traits,
-                training: fitted.facts,
-            };
-            let raw = seal(manifest, fitted.parts, &self.key);
+            let raw = fitted.seal(program.clone(), 1, 0..u64::MAX, &self.key);
             if let Some(folder) = &self.folder {
                 let file = folder.join(format!("{}.bgb", program.key()));
                 std::fs::write(&file, &raw).map_err(|error| Failed::new(file.display(), error))?;
