@@ -18,6 +18,14 @@ pub type PathText = heapless::String<PATH_MAX>;
 /// The thread name that the kernel keeps, at most 16 bytes.
 pub type Comm = heapless::String<16>;
 
+/// What fits of a text; the rest is left out.
+#[must_use]
+pub fn clipped<const N: usize>(text: &str) -> heapless::String<N> {
+    let mut out = heapless::String::new();
+    let _ = text.chars().try_for_each(|c| out.push(c));
+    out
+}
+
 /// One record from the kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {

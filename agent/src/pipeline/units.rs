@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use models::bundle::{Manifest, TrainingFacts};
+use models::bundle::Manifest;
 use models::calibration::{Calibration, News};
 use models::novelty::{Kind, trait_id};
 use models::program::{NO_UNIT, ProgramId};
@@ -81,15 +81,12 @@ impl Units {
         let traits: BTreeSet<u64> =
             learned.chain(self.seen.get(unit).into_iter().flatten().copied()).collect();
         let expires = of_it.iter().map(|baseline| baseline.manifest.expires_unix_s).max();
+        let valid = first.manifest.not_before_unix_s..expires.unwrap_or(0);
+        let program = ProgramId { unit: unit.to_owned(), exe: "*".to_owned(), script: None };
         let manifest = Manifest {
-            program: ProgramId { unit: unit.to_owned(), exe: "*".to_owned(), script: None },
-            generation: 0,
-            expires_unix_s: expires.unwrap_or(0),
-            parts: Vec::new(),
             calibration: Calibration { news: news(&of_it), ..Calibration::default() },
             traits: traits.into_iter().collect(),
-            training: TrainingFacts::default(),
-            ..first.manifest.clone()
+            ..Manifest::new(program, 0, valid)
         };
         self.known.insert(unit.to_owned(), manifest);
     }

@@ -8,7 +8,9 @@ use agent_ebpf::records::{
     KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_INJECT, KIND_KERNEL_LOAD, KIND_OPEN, KIND_PRIVILEGE,
     KIND_TAMPER, Open, PLACE_WATCHED, REPLACED, Tamper, VOLUME_UNKNOWN, Window,
 };
-use models::event::{Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering, Volume};
+use models::event::{
+    Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering, Volume, clipped,
+};
 use models::sequence::{GramWindow, Sums};
 use zerocopy::FromBytes;
 
@@ -238,16 +240,11 @@ fn address(family: u32, port: u32, addr: &[u8; 16]) -> Result<IpAddr, DecodeErro
 }
 
 fn path_text(bytes: &[u8]) -> PathText {
-    let mut text = PathText::new();
-    // A replacement character is longer than the byte it replaces; what no longer fits is left out.
-    let _ = lossy(bytes).chars().try_for_each(|c| text.push(c));
-    text
+    clipped(&lossy(bytes))
 }
 
 fn comm_text(bytes: &[u8]) -> Comm {
-    let mut text = Comm::new();
-    let _ = lossy(bytes).chars().try_for_each(|c| text.push(c));
-    text
+    clipped(&lossy(bytes))
 }
 
 fn lossy(bytes: &[u8]) -> std::borrow::Cow<'_, str> {

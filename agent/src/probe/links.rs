@@ -7,7 +7,6 @@
 //! are kept for paths outside of system folders. What is beyond that is counted.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use std::path::{Path, PathBuf};
 use agent_ebpf::acts::{self, TRUNCATES, WRITES};
 use agent_ebpf::records::{PATH_LEN, SLOT_OPENAT};
 use agent_ebpf::sensitive::{head, is_sensitive};
-use models::event::{Event, EventKind, PathText, Tampering};
+use models::event::{Event, EventKind, PathText, Tampering, clipped};
 
 use super::real::RealPaths;
 use super::resolve;
@@ -144,11 +143,8 @@ fn bytes(path: &Path) -> [u8; PATH_LEN] {
     bytes
 }
 
-/// What no longer fits is left out.
 fn text(path: &Path) -> PathText {
-    let mut text = PathText::new();
-    let _ = OsStr::to_string_lossy(path.as_os_str()).chars().try_for_each(|c| text.push(c));
-    text
+    clipped(&path.to_string_lossy())
 }
 
 #[cfg(test)]

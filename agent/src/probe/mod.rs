@@ -509,9 +509,7 @@ fn complete(paths: &mut RealPaths, record: &mut decode::Record, watched: &[Strin
         resolve::full_path(tgid, unplaced.dfd, path).map(|full| resolve::real_place(paths, tgid, &full));
     match full {
         Some(full) if unplaced.watched || resolve::is_below(&full, watched) => {
-            path.clear();
-            // What no longer fits is left out.
-            let _ = full.to_string_lossy().chars().try_for_each(|c| path.push(c));
+            *path = models::event::clipped(&full.to_string_lossy());
             Completed::Event
         }
         Some(_) => Completed::Elsewhere,
