@@ -11,6 +11,8 @@ pub use crate::counters::{ACTS, Class, Field, counter};
 pub const COMM_LEN: usize = 16;
 /// Bytes of a path, with its final NUL.
 pub const PATH_LEN: usize = 256;
+/// Bytes of a command line that a record holds.
+pub const ARGUMENTS_LEN: usize = 256;
 /// System call slots of the feature schema.
 pub const SYSCALL_SLOTS: usize = 335;
 /// Buckets of hashed call pairs of the feature schema.
@@ -176,10 +178,12 @@ pub struct Exec {
     pub header: Header,
     /// 1 when the file has no name any more (memory, or deleted), 0 when it has, 2 when the kernel could not tell.
     pub unlinked: u32,
-    /// Zero.
-    pub _pad: u32,
+    /// Bytes of `arguments` that were read; 0 when the kernel could not tell.
+    pub arguments_len: u32,
     /// NUL-terminated; bytes after the NUL mean nothing.
     pub filename: [u8; PATH_LEN],
+    /// The command line as in `/proc/PID/cmdline`: each argument ends with a NUL, the last may be cut.
+    pub arguments: [u8; ARGUMENTS_LEN],
 }
 
 /// A process made a child process.
@@ -524,7 +528,7 @@ pub struct Epoch {
 }
 
 const _: () = assert!(size_of::<Header>() == 40);
-const _: () = assert!(size_of::<Exec>() == 304);
+const _: () = assert!(size_of::<Exec>() == 560);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);

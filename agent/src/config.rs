@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use agent_ebpf::watched::{Prefix, WATCHED_MAX};
-use models::budget::{AlertBudget, BudgetError};
+use models::budget::{AlertBudget, BudgetError, Period};
 use models::policy::Policy;
 use models::program::ProgramId;
 use serde::de::DeserializeOwned;
@@ -101,7 +101,7 @@ impl Default for Config {
             outbox_max: 32 * 1024 * 1024,
             outbox_engine: OutboxEngine::Log,
             policy: Policy::default(),
-            alert_budget: None,
+            alert_budget: Some(AlertBudget { alerts: 10, per: Period::Day }),
             lolbins: Vec::new(),
             kernel: Kernel::default(),
         }
@@ -135,10 +135,11 @@ pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these 
 # What keeps them: "log", or "sled" in builds with the feature of that name.
 #outbox_engine = "log"
 
-# False alarms that may be sent: "unlimited", or "N per device per hour", day, week or month (30 days), N up to 10000.
-# "1 per device per week" sends only verdicts that this many normal windows may reach; `status` shows from which score.
-# "unlimited" sends every verdict from MEDIUM on: one normal window in a hundred may reach it.
-#alert_budget = "unlimited"
+# False alarms of the statistical detectors that may be sent: "unlimited", or "N per device per hour", day, week or month
+# (30 days), N up to 10000. Only verdicts that this many normal windows may reach are sent; `status` shows from which
+# p-value. First-time acts that are MEDIUM by themselves are sent under any budget. "unlimited" sends every verdict from
+# MEDIUM on: one normal window in a hundred may reach it.
+#alert_budget = "10 per device per day"
 
 # Further tools whose start is evidence, by file name, such as "rclone"; up to 64. wget, curl, python, nc and the like
 # are watched always.

@@ -61,9 +61,7 @@ pub struct Status {
     pub fleet: String,
     /// The fleet listens.
     pub online: bool,
-    /// From which score a verdict is sent at the moment.
-    pub sent_from: f32,
-    /// What decides that; `None` when every verdict from MEDIUM on is sent.
+    /// Which verdicts are sent; `None` when it is every one from MEDIUM on.
     pub alert_budget: Option<BudgetState>,
     /// How well the baselines keep their promise; at most as many as the heartbeat names programs.
     pub promises: Vec<PromiseState>,
@@ -76,7 +74,7 @@ pub struct Status {
 pub struct BudgetState {
     /// As the operator wrote it.
     pub budget: String,
-    /// A verdict with at most this p-value is sent.
+    /// What the statistics say is sent when its p-value is at most this.
     pub p_max: f64,
 }
 

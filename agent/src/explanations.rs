@@ -35,8 +35,8 @@ pub struct Explained {
     pub baseline: BaselineFacts,
     /// 0 to 100.
     pub score: f32,
-    /// From which score verdicts were sent then.
-    pub sent_from: f32,
+    /// Up to which p-value what the statistics say was sent then; `None` without an alert budget.
+    pub p_max: Option<f64>,
     /// From the score by the device's policy.
     pub severity: Severity,
     /// ATT&CK ids, most telling first.
@@ -134,7 +134,7 @@ mod tests {
             program: ProgramId { unit: "-".into(), exe: "/gw".into(), script: None },
             baseline: BaselineFacts::default(),
             score: 50.0,
-            sent_from: 40.0,
+            p_max: None,
             severity: Severity::Medium,
             techniques: vec![],
             summary: String::new(),

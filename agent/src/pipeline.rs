@@ -22,7 +22,6 @@ use std::sync::{Arc, Mutex};
 
 use models::budget::{Account, AlertBudget};
 use models::bundle::{Manifest, Verified};
-use models::calibration::score_of;
 use models::detect::{DetectError, Detectors};
 use models::event::{Event, EventKind, SyscallWindow, Volume};
 use models::features::{self, Vector};
@@ -166,6 +165,12 @@ struct Process {
 }
 
 impl Process {
+    /// It began in the epoch that began at `opened_ns` and did not end in it: its first window ends with the next epoch, so
+    /// that a program that runs for a moment shows one whole run, wherever an epoch ends.
+    fn goes_on(&self, opened_ns: u64) -> bool {
+        self.born_ns > opened_ns && self.exited_ns.is_none()
+    }
+
     /// Its open window: from its birth when that was in this one, so that rates are of its own life.
     fn open(&mut self, tgid: u32, opened_ns: u64) -> &mut Window {
         let opened_ns = opened_ns.max(self.born_ns);
@@ -283,16 +288,7 @@ impl<L: Lookup> Pipeline<L> {
         &self.counters
     }
 
-    /// From which score a verdict is sent at the moment; the policy's lowest threshold without a budget.
-    #[must_use]
-    pub fn sent_from(&self) -> f32 {
-        let [medium, ..] = self.config.policy.thresholds;
-        #[allow(clippy::cast_possible_truncation, reason = "-log10(p) is a small number")]
-        let surprise = |account: &Account| -account.p_max().max(f64::MIN_POSITIVE).log10() as f32;
-        self.account.as_ref().map_or(medium, |account| score_of(surprise(account)).max(medium))
-    }
-
-    /// The operator's budget, and the p-value from which it sends.
+    /// The operator's budget, and the p-value up to which it sends what the statistics say.
     #[must_use]
     pub fn budget(&self) -> Option<(AlertBudget, f64)> {
         self.account.as_ref().map(|account| (account.budget(), account.p_max()))
@@ -326,10 +322,11 @@ impl<L: Lookup> Pipeline<L> {
         let mut born = None;
         match &event.kind {
             EventKind::Fork { child } => self.forked(event, *child, out),
-            EventKind::Exec { path, fileless } => {
+            EventKind::Exec { path, arguments, fileless } => {
                 let unit =
                     self.processes.get(&event.tgid).map_or(NO_UNIT, |process| &process.unit).to_owned();
-                born = Some((event.boot_ns, Started { path: path.to_string(), unit }));
+                let (path_given, arguments) = (path.to_string(), arguments.to_string());
+                born = Some((event.boot_ns, Started { path: path_given, arguments, unit }));
                 self.started(now, event, path, *fileless, out);
             }
             EventKind::Inject { call, victim } => self.injected(now, event, *call, *victim, out),
@@ -373,7 +370,16 @@ impl<L: Lookup> Pipeline<L> {
         }
     }
 
-    /// Judges what a process did so far by its traits alone, and forgets it.
+    /// Judges what a process did so far by its traits alone; its window goes on.
+    fn judge_so_far(&mut self, now: Now, tgid: u32, out: &mut Vec<Output>) {
+        let Some(process) = self.processes.get(&tgid) else { return };
+        let Some(window) = &process.window else { return };
+        if let Some(verdict) = self.by_traits(process, window, None) {
+            self.tell(now, tgid, verdict, out);
+        }
+    }
+
+    /// The same, and forgets it: what is left of a window is no window to compare with whole ones.
     fn judge_at_once(&mut self, now: Now, tgid: u32, out: &mut Vec<Output>) {
         let Some(process) = self.processes.get_mut(&tgid) else { return };
         let Some(window) = process.window.take() else { return };
@@ -396,13 +402,12 @@ impl<L: Lookup> Pipeline<L> {
     /// What a window's first-time acts say, against the program's baseline, else against its unit; `None` where nothing is
     /// known of either, or the one act that matters is nothing new.
     fn by_traits(&self, process: &Process, window: &Window, matters: Option<u64>) -> Option<Verdict> {
-        let is_new = |known: &Manifest| matters.is_none_or(|id| known.traits.binary_search(&id).is_err());
         if let Some(baseline) = baseline_of(&self.programs, process) {
-            return is_new(&baseline.manifest).then(|| judge(window, None, &[], &baseline.manifest));
+            let known = &baseline.manifest.traits;
+            let is_new = matters.is_none_or(|id| known.binary_search(&id).is_err());
+            return is_new.then(|| judge(window, None, &[], &baseline.manifest));
         }
-        let id = &self.programs.get(process.key.as_ref()?)?.id;
-        let unit = self.units.of(id).filter(|unit| is_new(unit))?;
-        Some(judge(&window.of_stranger(&id.exe), None, &[], unit))
+        self.units.judge(&self.programs.get(process.key.as_ref()?)?.id, window, matters)
     }
 
     fn close(&mut self, now: Now, closed_ns: u64, syscalls: &[SyscallWindow], out: &mut Vec<Output>) {
@@ -418,7 +423,11 @@ impl<L: Lookup> Pipeline<L> {
         let open: Vec<u32> =
             self.processes.iter().filter(|(_, p)| p.window.is_some()).map(|(id, _)| *id).collect();
         for tgid in open {
-            self.close_one(now, closed_ns, tgid, out);
+            if self.processes.get(&tgid).is_some_and(|process| process.goes_on(self.opened_ns)) {
+                self.judge_so_far(now, tgid, out);
+            } else {
+                self.close_one(now, closed_ns, tgid, out);
+            }
         }
         for (key, windows) in std::mem::take(&mut self.training) {
             let Some(program) = self.programs.get_mut(&key) else { continue };
@@ -456,6 +465,12 @@ impl<L: Lookup> Pipeline<L> {
         }
         process.volume = window.syscalls.volume.or(process.volume);
         self.counters.window_overflow += window.overflow;
+        let long_enough = window.closed_ns - window.opened_ns >= nanoseconds(self.config.window) / 2;
+        if window.opened_ns > process.born_ns && process.exited_ns.is_some() && !long_enough {
+            process.window = Some(window);
+            self.judge_at_once(now, tgid, out);
+            return;
+        }
         let vector = features::extract(&window);
         let Some(baseline) = baseline_of(&self.programs, process) else {
             let Some(key) = process.key.clone() else { return };
@@ -514,6 +529,10 @@ impl<L: Lookup> Pipeline<L> {
             account.judged();
         }
     }
+}
+
+fn nanoseconds(time: core::time::Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// How far a program's baseline is.

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// The longest part of a command line that is read to find a script, in bytes.
 const CMDLINE_MAX: u64 = 4096;
+/// A kernel thread, in a process's flags (`include/linux/sched.h`).
+const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// A process that was there when it was looked up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,8 @@ pub enum Identity {
 pub struct Started {
     /// The path that was given to `execve`.
     pub path: String,
+    /// Its command line as in `/proc/PID/cmdline`; empty when it is not known.
+    pub arguments: String,
     /// The unit of who started it.
     pub unit: String,
 }
@@ -98,22 +102,36 @@ impl Lookup for ProcFs {
     }
 }
 
-/// A process that lived shorter than it takes to ask: by the file that was started, in the unit that it came from. What
-/// script it ran nobody knows.
+/// A process that lived shorter than it takes to ask: by the file that was started and its command line, in the unit that
+/// it came from.
 fn as_told(started: &Started) -> Identity {
-    let exe = fs::canonicalize(&started.path)
-        .map_or_else(|_| started.path.clone(), |real| real.to_string_lossy().into_owned());
-    let comm = exe.rsplit('/').next().unwrap_or(&exe).to_owned();
-    let program = ProgramId { unit: started.unit.clone(), exe, script: None };
+    let real = |path: &str| {
+        fs::canonicalize(path).map_or_else(|_| path.to_owned(), |real| real.to_string_lossy().into_owned())
+    };
+    // The kernel puts a script's interpreter first.
+    let interpreter = started.arguments.split('\0').next().filter(|_| is_script(&started.path));
+    let exe = real(interpreter.unwrap_or(&started.path));
+    let comm = started.path.rsplit('/').next().unwrap_or(&started.path).to_owned();
+    let script = if is_interpreter(&exe) { script_of(&exe, started.arguments.as_bytes()) } else { None };
+    let program = ProgramId { unit: started.unit.clone(), exe, script };
     Identity::Program(Found { program, comm, start_ticks: 0 })
+}
+
+/// Whether the kernel starts an interpreter for this file.
+fn is_script(path: &str) -> bool {
+    let mut head = [0; 2];
+    fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *b"#!"
 }
 
 fn look(tgid: u32) -> io::Result<Identity> {
     let stat = fs::read_to_string(format!("/proc/{tgid}/stat"))?;
-    let Some((comm, start_ticks)) = comm_and_start(&stat) else { return Ok(Identity::Gone) };
+    let Some(Stat { comm, flags, start_ticks }) = Stat::parse(&stat) else { return Ok(Identity::Gone) };
     let exe = match fs::read_link(format!("/proc/{tgid}/exe")) {
         Ok(exe) => exe.to_string_lossy().into_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Identity::Kernel),
+        // One that left and waits for its parent has no executable either.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && flags & PF_KTHREAD != 0 => {
+            return Ok(Identity::Kernel);
+        }
         Err(error) => return Err(error),
     };
     // A program replaced by an update keeps its baseline until it is started anew.
@@ -122,19 +140,33 @@ fn look(tgid: u32) -> io::Result<Identity> {
     let script = if is_interpreter(&exe) {
         let mut cmdline = Vec::new();
         fs::File::open(format!("/proc/{tgid}/cmdline"))?.take(CMDLINE_MAX).read_to_end(&mut cmdline)?;
-        script_of(&cmdline)
+        script_of(&exe, &cmdline)
     } else {
         None
     };
     Ok(Identity::Program(Found { program: ProgramId { unit, exe, script }, comm, start_ticks }))
 }
 
-/// The second and the 22nd field of `/proc/<pid>/stat`.
-fn comm_and_start(stat: &str) -> Option<(String, u64)> {
-    let (before, after) = stat.rsplit_once(')')?;
-    let (_, comm) = before.split_once('(')?;
-    let start = after.split_whitespace().nth(19)?.parse().ok()?;
-    Some((comm.to_owned(), start))
+/// Three fields of `/proc/<pid>/stat`, see proc_pid_stat(5).
+#[derive(Debug, PartialEq)]
+struct Stat {
+    /// The second.
+    comm: String,
+    /// The ninth.
+    flags: u32,
+    /// The 22nd.
+    start_ticks: u64,
+}
+
+impl Stat {
+    fn parse(stat: &str) -> Option<Self> {
+        let (before, after) = stat.rsplit_once(')')?;
+        let (_, comm) = before.split_once('(')?;
+        let mut fields = after.split_whitespace().skip(6);
+        let flags = fields.next()?.parse().ok()?;
+        let start_ticks = fields.nth(12)?.parse().ok()?;
+        Some(Self { comm: comm.to_owned(), flags, start_ticks })
+    }
 }
 
 /// The systemd unit or container in `/proc/<pid>/cgroup`, without what changes at every start.
@@ -176,19 +208,23 @@ fn is_interpreter(exe: &str) -> bool {
     .contains(&name)
 }
 
-/// The first argument that is no option: the script, or none for `-c` and the like.
-fn script_of(cmdline: &[u8]) -> Option<String> {
+/// The first argument that is no option: the script, or none where the program's text was given instead, which is no name.
+fn script_of(exe: &str, cmdline: &[u8]) -> Option<String> {
+    // Shells take the text after -c, alone or behind other letters; Python too, and the others after -e.
+    let name = exe.rsplit('/').next().unwrap_or(exe);
+    let text =
+        if name.ends_with("sh") || name.starts_with("python") || name == "busybox" { b'c' } else { b'e' };
     let mut arguments = cmdline.split(|byte| *byte == 0).skip(1).filter(|argument| !argument.is_empty());
-    let first = arguments.next()?;
-    match first {
-        b"-m" | b"-jar" => arguments.next().map(|name| String::from_utf8_lossy(name).into_owned()),
-        _ if first.starts_with(b"-") => {
-            let flags_only = arguments.find(|argument| !argument.starts_with(b"-"));
-            // After -c or -e comes the program's text, which is no name.
-            if first.starts_with(b"-c") || first.starts_with(b"-e") { None } else { flags_only.map(lossy) }
+    while let Some(argument) = arguments.next() {
+        match argument {
+            b"-m" | b"-jar" => return arguments.next().map(lossy),
+            [b'-', b'-', ..] => {}
+            [b'-', letters @ ..] if letters.last() == Some(&text) => return None,
+            [b'-', ..] => {}
+            script => return Some(lossy(script)),
         }
-        _ => Some(lossy(first)),
     }
+    None
 }
 
 fn lossy(bytes: &[u8]) -> String {
@@ -209,7 +245,8 @@ mod tests {
 
     #[test]
     fn who_left_before_it_was_asked_is_known_by_its_start() {
-        let started = Started { path: "/proc/self/exe".into(), unit: "gw.service".into() };
+        let started =
+            Started { path: "/proc/self/exe".into(), arguments: String::new(), unit: "gw.service".into() };
         let Identity::Program(found) = ProcFs.identity(u32::MAX, Some(&started)) else { panic!("not found") };
         let own = std::env::current_exe().unwrap();
         assert_eq!(
@@ -224,11 +261,48 @@ mod tests {
     }
 
     #[test]
+    fn a_script_that_left_is_known_by_its_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("job");
+        fs::write(&script, "#!/bin/sh\n").unwrap();
+        let path = script.display().to_string();
+        for (path, arguments) in
+            [(&path[..], format!("/bin/sh\0{path}\0")), ("/bin/sh", format!("sh\0{path}\0-v\0"))]
+        {
+            let started = Started { path: path.to_owned(), arguments, unit: "gw.service".into() };
+            let Identity::Program(found) = ProcFs.identity(u32::MAX, Some(&started)) else {
+                panic!("not found")
+            };
+            assert_eq!(found.program.exe, fs::canonicalize("/bin/sh").unwrap().to_string_lossy());
+            assert_eq!(found.program.script, Some(script.display().to_string()));
+        }
+    }
+
+    #[test]
+    fn one_that_waits_for_its_parent_is_no_kernel_thread() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let stat = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        while !stat().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        assert_eq!(ProcFs.identity(child.id(), None), Identity::Gone);
+        let started =
+            Started { path: "/bin/true".into(), arguments: "true\0".into(), unit: "gw.service".into() };
+        assert!(matches!(ProcFs.identity(child.id(), Some(&started)), Identity::Program(_)));
+        child.wait().unwrap();
+        // In a process namespace of its own there is none.
+        if fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm == "kthreadd\n") {
+            assert_eq!(ProcFs.identity(2, None), Identity::Kernel);
+        }
+    }
+
+    #[test]
     fn a_name_with_brackets_and_spaces_does_not_shift_the_fields() {
         let fields = (4..=30).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
         let stat = format!("12 (a) b( c) S {fields}");
-        assert_eq!(comm_and_start(&stat), Some(("a) b( c".into(), 22)));
-        assert_eq!(comm_and_start("12 (a) S 1 2"), None);
+        let expected = Stat { comm: "a) b( c".into(), flags: 9, start_ticks: 22 };
+        assert_eq!(Stat::parse(&stat), Some(expected));
+        assert_eq!(Stat::parse("12 (a) S 1 2"), None);
     }
 
     #[test]
@@ -248,15 +322,18 @@ mod tests {
 
     #[test]
     fn an_interpreter_is_its_script() {
-        for (cmdline, script) in [
-            (&b"python3\0/opt/gw.py\0--port\0"[..], Some("/opt/gw.py")),
-            (b"python3\0-u\0/opt/gw.py\0", Some("/opt/gw.py")),
-            (b"python3\0-m\0http.server\0", Some("http.server")),
-            (b"sh\0-c\0echo\0", None),
-            (b"bash\0", None),
-            (b"", None),
+        for (exe, cmdline, script) in [
+            ("/usr/bin/python3.11", &b"python3\0/opt/gw.py\0--port\0"[..], Some("/opt/gw.py")),
+            ("/usr/bin/python3.11", b"python3\0-u\0/opt/gw.py\0", Some("/opt/gw.py")),
+            ("/usr/bin/python3.11", b"python3\0-m\0http.server\0", Some("http.server")),
+            ("/usr/bin/dash", b"sh\0-c\0echo\0", None),
+            ("/usr/bin/bash", b"bash\0--norc\0-ec\0echo; exit\0", None),
+            ("/usr/bin/bash", b"bash\0-e\0/opt/job.sh\0", Some("/opt/job.sh")),
+            ("/usr/bin/perl", b"perl\0-we\0print\0", None),
+            ("/usr/bin/bash", b"bash\0", None),
+            ("/usr/bin/bash", b"", None),
         ] {
-            assert_eq!(script_of(cmdline).as_deref(), script);
+            assert_eq!(script_of(exe, cmdline).as_deref(), script, "{}", String::from_utf8_lossy(cmdline));
         }
         assert!(is_interpreter("/usr/bin/python3.11") && !is_interpreter("/usr/bin/gateway"));
     }

@@ -48,7 +48,9 @@ pub(crate) fn explained(explained: &Explained) -> String {
         explained.program
     ));
     line(format!("  {}", explained.summary));
-    line(format!("  alerts were sent from score {:.0} then", explained.sent_from));
+    if let Some(p_max) = explained.p_max {
+        line(format!("  statistical alerts were sent up to p {p_max:.1e} then"));
+    }
     if !explained.techniques.is_empty() {
         line(format!("  techniques {}", explained.techniques.join(" ")));
     }
@@ -151,10 +153,10 @@ pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> 
     println!("{} MiB, {share:.1} % CPU, up {} s", beat.rss_bytes / 1_048_576, beat.uptime_ms / 1000);
     match &status.alert_budget {
         Some(state) => println!(
-            "alerts are sent from score {:.0}: p {:.1e}, for {} false alarms",
-            status.sent_from, state.p_max, state.budget
+            "statistical alerts are sent up to p {:.1e}, for {} false ones; first-time acts always",
+            state.p_max, state.budget
         ),
-        None => println!("alerts are sent from score {:.0}: no alert budget", status.sent_from),
+        None => println!("alerts are sent from MEDIUM on: no alert budget"),
     }
     for layer in &beat.layers {
         let backend = if layer.backend.is_empty() { "not seen" } else { &layer.backend };

@@ -408,7 +408,6 @@ impl Service {
             device: self.identity.device.clone(),
             fleet: format!("{}:{}", self.identity.host, self.identity.port),
             online: self.online,
-            sent_from: self.watch.pipeline().sent_from(),
             alert_budget: self
                 .watch
                 .pipeline()
@@ -477,7 +476,6 @@ impl Service {
             ("drains_failed", watch.drains_failed),
             ("tables_refused", watch.tables_refused),
             ("follows_refused", watch.follows_refused),
-            ("alerts_sent_from_score", self.watch.pipeline().sent_from().ceil() as u64),
             ("processes_followed", self.watch.pipeline().followed() as u64),
         ];
         let explanations = self.watch.pipeline().explanations();

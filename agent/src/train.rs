@@ -1,6 +1,6 @@
 //! `behaveguard train`: watches for a while and makes baselines on the gateway itself, by the fleet's own trainer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,6 +19,8 @@ use crate::watch::Watch;
 
 /// Blocks of [`BLOCK`] neighbouring windows kept per program; of more, every hour keeps the same chance.
 const BLOCKS_MAX: usize = 40;
+/// Traits kept of one program's windows that were left out. A further one is news when it comes again.
+const TRAITS_MAX: usize = 16_384;
 /// How long a baseline is valid, as the fleet's by default.
 const VALID_DAYS: u64 = 365;
 /// Records wait at most this long in their rings.
@@ -49,6 +51,7 @@ pub enum MakeError {
 }
 
 /// Windows of every program, bounded.
+#[derive(Default)]
 pub struct Collected {
     programs: BTreeMap<String, Sample>,
     /// Ended by SIGINT or SIGTERM before its time.
@@ -64,12 +67,15 @@ struct Sample {
     filling: Vec<TrainingWindow>,
     n_blocks: u64,
     seen: usize,
+    /// What was done in blocks that were left out.
+    left_out: BTreeSet<u64>,
 }
 
 impl Sample {
     fn new(id: ProgramId) -> Self {
         let seed = seed_of(&id);
-        Self { id, blocks: Reservoir::new(BLOCKS_MAX, seed), filling: Vec::new(), n_blocks: 0, seen: 0 }
+        let blocks = Reservoir::new(BLOCKS_MAX, seed);
+        Self { id, blocks, filling: Vec::new(), n_blocks: 0, seen: 0, left_out: BTreeSet::new() }
     }
 
     fn add(&mut self, windows: Vec<TrainingWindow>) {
@@ -77,21 +83,31 @@ impl Sample {
         for window in windows {
             self.filling.push(window);
             if self.filling.len() >= BLOCK {
-                self.blocks.push((self.n_blocks, std::mem::take(&mut self.filling)));
-                self.n_blocks += 1;
+                self.end_block();
             }
         }
     }
 
-    /// In time order. Where blocks were left out, no run reaches from one into the next.
+    fn end_block(&mut self) {
+        let block = (self.n_blocks, std::mem::take(&mut self.filling));
+        self.n_blocks += 1;
+        let left_out = self.blocks.push(block).into_iter().flat_map(|(_, windows)| windows);
+        for id in left_out.flat_map(|window| window.traits) {
+            if self.left_out.len() < TRAITS_MAX {
+                self.left_out.insert(id);
+            }
+        }
+    }
+
+    /// In time order. Where blocks were left out, no run reaches from one into the next, and what was done in them is in the
+    /// first window.
     fn into_windows(mut self) -> Vec<TrainingWindow> {
         if !self.filling.is_empty() {
-            self.blocks.push((self.n_blocks, self.filling));
-            self.n_blocks += 1;
+            self.end_block();
         }
         let whole = self.n_blocks <= BLOCKS_MAX as u64;
         let blocks = self.blocks.into_items().into_iter();
-        blocks
+        let mut windows: Vec<TrainingWindow> = blocks
             .flat_map(|(at, block)| {
                 block.into_iter().map(move |mut window| {
                     if !whole {
@@ -100,16 +116,24 @@ impl Sample {
                     window
                 })
             })
-            .collect()
+            .collect();
+        if let Some(first) = windows.first_mut() {
+            self.left_out.extend(first.traits.drain(..));
+            first.traits.extend(self.left_out);
+        }
+        windows
     }
 }
 
 impl Collected {
-    fn new() -> Self {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
         Self { programs: BTreeMap::new(), interrupted: false, counters: Counters::default() }
     }
 
-    fn add(&mut self, TrainingWindows { program, windows }: TrainingWindows) {
+    /// Windows in time order.
+    pub fn add(&mut self, TrainingWindows { program, windows }: TrainingWindows) {
         self.programs.entry(program.key()).or_insert_with(|| Sample::new(program)).add(windows);
     }
 

@@ -30,6 +30,11 @@ const OFFSET_SHARE: f32 = 0.1;
 const OFFSET_FLOOR: f32 = 1e-4;
 /// Largest values that give the tail its scale: a quarter of all, within these bounds.
 const TAIL_VALUES: [usize; 2] = [4, 64];
+/// Decades that count in full, and by how much what is beyond them may add at most; see [`temper`].
+const TEMPERED_FROM: f32 = 2.5;
+const TEMPERED_BY: f32 = 0.8;
+/// Decades that all faint kinds add up to at most: with the most that statistics give, still below HIGH.
+pub const FAINT_MAX: f32 = 2.0 / POINTS_PER_DECADE;
 /// Points of a kind that are worth one decade.
 const POINTS_PER_DECADE: f32 = 3.0;
 
@@ -152,20 +157,33 @@ impl News {
     }
 
     /// Decades of evidence in the kinds of a window's new traits, one entry per trait.
-    ///
-    /// Several new traits of one kind are hardly independent: the second, fourth and eighth add half as much each.
     #[must_use]
     pub fn decades(&self, fresh: &[Kind]) -> f32 {
-        let mut total = 0.0;
+        self.by_kind(fresh).iter().map(|(_, decades)| decades).sum()
+    }
+
+    /// The same, by kind.
+    ///
+    /// Several new traits of one kind are hardly independent: the second, fourth and eighth add half as much each. Faint
+    /// ones are what the statistical detectors see too, so all of them together are worth [`FAINT_MAX`] at most.
+    #[must_use]
+    pub fn by_kind(&self, fresh: &[Kind]) -> Vec<(Kind, f32)> {
+        let mut worth: Vec<(Kind, f32)> = Vec::new();
         for (at, kind) in fresh.iter().enumerate() {
             if fresh[..at].contains(kind) {
                 continue;
             }
             #[allow(clippy::cast_precision_loss, reason = "a window holds 128 traits at most")]
             let count = fresh.iter().filter(|other| *other == kind).count() as f32;
-            total += self.decades_of(*kind) * (1.0 + 0.5 * count.log2());
+            worth.push((*kind, self.decades_of(*kind) * (1.0 + 0.5 * count.log2())));
         }
-        total
+        let faint: f32 = worth.iter().filter(|(kind, _)| kind.is_faint()).map(|(_, decades)| decades).sum();
+        if faint > FAINT_MAX {
+            for (_, decades) in worth.iter_mut().filter(|(kind, _)| kind.is_faint()) {
+                *decades *= FAINT_MAX / faint;
+            }
+        }
+        worth
     }
 
     fn decades_of(&self, kind: Kind) -> f32 {
@@ -219,16 +237,7 @@ impl Calibration {
     /// The score of a fused z and of the `decades` of categorical evidence beside it, 0 to 100.
     #[must_use]
     pub fn score(&self, fused: Option<f32>, decades: f32) -> f32 {
-        score_of(self.surprise(fused, decades))
-    }
-
-    /// `-log10 p` of a fused z and of the `decades` of categorical evidence beside it.
-    #[must_use]
-    pub fn surprise(&self, fused: Option<f32>, decades: f32) -> f32 {
-        let p = fused.map_or(1.0, |fused| self.p_value(fused));
-        #[allow(clippy::cast_possible_truncation, reason = "-log10(p) is a small number")]
-        let surprise = -p.max(f64::MIN_POSITIVE).log10() as f32;
-        surprise + decades
+        score_of(fused.map_or(0.0, |fused| temper(self.p_value(fused))) + decades)
     }
 
     /// How many of the largest values shape the tail, and the sum `S` of their excesses; see the module.
@@ -241,6 +250,21 @@ impl Calibration {
         let k = i32::try_from(k).expect("bounded by TAIL_VALUES");
         (k, sum.max(f64::from(k) * f64::from(TAIL_FLOOR)))
     }
+}
+
+/// What the p-value of one window's statistics counts for, in decades: `d = -log10 p` up to 2.5, then
+/// `2.5 + 0.8 (1 - exp(-(d - 2.5) / 0.8))`, which never gets to 3.3.
+///
+/// A few hundred windows of calibration do not tell once in 10^4 from once in 10^6, however far their tail is drawn out,
+/// and a device judges 10^5 windows a day: by statistics alone one window is MEDIUM at most.
+#[must_use]
+pub fn temper(p: f64) -> f32 {
+    #[allow(clippy::cast_possible_truncation, reason = "-log10(p) is a small number")]
+    let decades = -p.max(f64::MIN_POSITIVE).log10() as f32;
+    if decades <= TEMPERED_FROM {
+        return decades;
+    }
+    TEMPERED_FROM + TEMPERED_BY * (1.0 - (-(decades - TEMPERED_FROM) / TEMPERED_BY).exp())
 }
 
 /// The score of `-log10 p`: straight lines through p = 1 (0), 1e-2 (40), 1e-4 (70), 1e-6 (90) and 1e-8 (100).
@@ -305,7 +329,12 @@ mod tests {
         let calibration = calibration();
         let scores: Vec<f32> = (-30_i8..100).map(|z| calibration.score(Some(f32::from(z)), 0.0)).collect();
         assert!(scores.windows(2).all(|pair| pair[0] <= pair[1]), "{scores:?}");
-        assert_eq!((scores[0], *scores.last().unwrap()), (0.0, 100.0));
+        assert_eq!(scores[0], 0.0);
+        assert!(scores.last().is_some_and(|most| (55.0..60.0).contains(most)), "statistics alone are MEDIUM");
+        let faint = [Kind::Syscall, Kind::Capability, Kind::Volume, Kind::Sent];
+        let faint = News::default().decades(&faint);
+        assert!(calibration.score(Some(100.0), faint) < 70.0);
+        assert!(calibration.score(Some(100.0), News::default().decades(&[Kind::Sensitive])) > 90.0);
     }
 
     #[test]

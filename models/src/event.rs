@@ -15,6 +15,9 @@ pub const PATH_MAX: usize = 256;
 /// A path or file name, at most [`PATH_MAX`] bytes of UTF-8 (other bytes are replaced while decoding).
 pub type PathText = heapless::String<PATH_MAX>;
 
+/// A command line, at most its first 256 bytes.
+pub type Arguments = heapless::String<256>;
+
 /// The thread name that the kernel keeps, at most 16 bytes.
 pub type Comm = heapless::String<16>;
 
@@ -54,6 +57,8 @@ pub enum EventKind {
     Exec {
         /// The path as the kernel saw it.
         path: PathText,
+        /// The command line; a NUL ends each argument, the last may be cut. Empty where the kernel could not tell.
+        arguments: Arguments,
         /// The program's file has no name: it lies in memory only, or was deleted.
         fileless: bool,
     },
@@ -104,7 +109,9 @@ pub enum EventKind {
         target: PathText,
     },
     /// It asked for another root directory.
-    PivotRoot {
+    ChangeRoot {
+        /// By which call; see [`call_name`].
+        call: u16,
         /// The new root, as given.
         path: PathText,
     },
@@ -129,7 +136,7 @@ pub enum EventKind {
         /// The question in it; `None` when it holds none.
         question: Option<DnsQuestion>,
     },
-    /// It asked for user id 0 without having it.
+    /// It asked for user id 0 without having it, or to have a file run as its owner.
     Privilege {
         /// By which call; see [`call_name`].
         call: u16,
@@ -217,6 +224,8 @@ pub struct SyscallWindow {
     pub bigrams: Vec<u32>,
     /// One bit per 100 ms in which the process made a call, counted from the epoch's start.
     pub active: [u64; 8],
+    /// Bits that were set in earlier epochs of the same window.
+    pub active_before: u32,
     /// Bytes sent over IPv4 and IPv6.
     pub bytes_sent: u64,
     /// Bytes received over IPv4 and IPv6.
@@ -248,6 +257,7 @@ impl SyscallWindow {
             unmapped: 0,
             bigrams: vec![0; BIGRAMS],
             active: [0; 8],
+            active_before: 0,
             bytes_sent: 0,
             bytes_recv: 0,
             uring: 0,
@@ -298,9 +308,16 @@ impl SyscallWindow {
         self.calls.iter().map(|&n| u64::from(n)).sum::<u64>() + u64::from(self.unmapped)
     }
 
+    /// How many slots of 100 ms had a call.
+    #[must_use]
+    pub fn active_slots(&self) -> u32 {
+        self.active_before + bits(&self.active)
+    }
+
     /// Adds what another part of the same process counted (a partial window flushed at exit or exec).
     pub fn merge(&mut self, other: &Self) {
-        if self.total() == 0 {
+        let was_empty = self.total() == 0;
+        if was_empty {
             self.first_ns = other.first_ns;
         } else if other.total() > 0 {
             self.first_ns = self.first_ns.min(other.first_ns);
@@ -312,9 +329,15 @@ impl SyscallWindow {
         for (mine, theirs) in self.bigrams.iter_mut().zip(&other.bigrams) {
             *mine = mine.saturating_add(*theirs);
         }
-        for (mine, theirs) in self.active.iter_mut().zip(&other.active) {
-            *mine |= theirs;
+        self.active_before += other.active_before;
+        if self.epoch == other.epoch || was_empty {
+            self.active.iter_mut().zip(&other.active).for_each(|(mine, theirs)| *mine |= theirs);
+        } else {
+            // The slots of another epoch are others.
+            self.active_before += bits(&self.active);
+            self.active = other.active;
         }
+        self.epoch = other.epoch;
         self.unmapped = self.unmapped.saturating_add(other.unmapped);
         self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
         self.bytes_recv = self.bytes_recv.saturating_add(other.bytes_recv);
@@ -337,4 +360,8 @@ impl SyscallWindow {
             self.learned.extend(counts);
         }
     }
+}
+
+fn bits(words: &[u64]) -> u32 {
+    words.iter().map(|word| word.count_ones()).sum()
 }

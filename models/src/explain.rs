@@ -7,7 +7,9 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::attack::techniques;
 use crate::bundle::Manifest;
+use crate::calibration::temper;
 use crate::features::Vector;
 use crate::novelty::Kind;
 use crate::schema::{self, NAMED, NAMED_BASE, Unit};
@@ -27,7 +29,8 @@ pub struct Explanation {
     pub detectors: Vec<Detector>,
     /// Sum of the detectors' shares; `None` when none spoke.
     pub fused_z: Option<f32>,
-    /// What the fused z is worth: `-log10` of its conformal p-value; 0 while the baseline is found to be STALE.
+    /// What the fused z is worth: `-log10` of its conformal p-value, at most 3.3, see [`crate::calibration::temper`]; 0 while
+    /// the baseline is found to be STALE.
     pub statistical_decades: f32,
     /// Worth of all evidence, also of what is not named.
     pub evidence_decades: f32,
@@ -35,7 +38,7 @@ pub struct Explanation {
     pub evidence: Vec<Evidence>,
     /// Traits not named, because there were more than [`EVIDENCE_MAX`].
     pub evidence_more: usize,
-    /// Of windows like those learned, the share that is at least this odd; 0 to 1.
+    /// Of windows like those learned, the share that is at least this odd, as far as the tail can be drawn out; 0 to 1.
     pub p_value: f64,
 }
 
@@ -124,11 +127,11 @@ pub(crate) fn explain(
     let fused_z = calibration.fuse(&outputs);
     let kinds: Vec<Kind> = fresh.iter().map(|(_, kind)| *kind).collect();
     let evidence_decades = calibration.news.decades(&kinds);
-    let statistical_decades = calibration.surprise(fused_z, 0.0);
+    let p_fused = fused_z.map_or(1.0, |fused| calibration.p_value(fused));
     Explanation {
         detectors: raw.iter().filter_map(one).collect(),
         fused_z,
-        statistical_decades,
+        statistical_decades: temper(p_fused),
         evidence_decades,
         evidence: fresh
             .iter()
@@ -136,7 +139,7 @@ pub(crate) fn explain(
             .map(|found| evidence(window, baseline, &kinds, *found))
             .collect(),
         evidence_more: fresh.len().saturating_sub(EVIDENCE_MAX),
-        p_value: 10_f64.powf(-f64::from(statistical_decades + evidence_decades)),
+        p_value: p_fused * 10_f64.powf(-f64::from(evidence_decades)),
     }
 }
 
@@ -212,14 +215,16 @@ fn order_parts(grams: &GramWindow) -> Vec<Part> {
 }
 
 fn evidence(window: &Window, baseline: &Manifest, kinds: &[Kind], (id, kind): (u64, Kind)) -> Evidence {
-    let of_kind: Vec<Kind> = kinds.iter().copied().filter(|other| *other == kind).collect();
+    let of_kind = kinds.iter().filter(|other| **other == kind).count();
+    let worth = baseline.calibration.news.by_kind(kinds).into_iter().find(|(other, _)| *other == kind);
     #[allow(clippy::cast_precision_loss, reason = "a window holds 128 traits at most")]
-    let decades = baseline.calibration.news.decades(&of_kind) / of_kind.len().max(1) as f32;
+    let decades = worth.map_or(0.0, |(_, decades)| decades) / of_kind.max(1) as f32;
+    let value = window.text(id).unwrap_or("something");
     Evidence {
         name: kind.name().into(),
-        text: kind.sentence(window.text(id).unwrap_or("something")),
+        text: kind.sentence(value),
         layer: kind.layer().as_str().into(),
-        technique: kind.technique().into(),
+        technique: techniques(kind, value).first().copied().unwrap_or_default().into(),
         decades,
         first_boot_ns: window.first_ns(id),
     }
@@ -281,7 +286,7 @@ mod tests {
         assert!((decades - why.evidence_decades).abs() < 1e-4, "{why:?}");
         let total = why.statistical_decades + why.evidence_decades;
         assert!((score_of(total) - verdict.score).abs() < 1e-3);
-        assert!((-why.p_value.log10() - f64::from(total)).abs() < 1e-4);
+        assert!(why.p_value <= 10_f64.powf(-f64::from(total)) * 1.001, "drawn out further than it counts");
         let first = |name: &str| why.evidence.iter().find(|evidence| evidence.name == name).unwrap();
         assert_eq!(first("first_sensitive_file").first_boot_ns, Some(7));
     }

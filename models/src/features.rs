@@ -46,7 +46,7 @@ fn raw(window: &Window) -> [f32; NAMED.len()] {
     let per_second = |n: u64| as_f32(n) / seconds;
     let mean = |sum: f32, n: u32| if n == 0 { 0.0 } else { sum / count(n) };
     let slots = duration_ms.div_ceil(SLOT_MS);
-    let active: u32 = window.syscalls.active.iter().map(|word| word.count_ones()).sum();
+    let active = window.syscalls.active_slots();
     let lolbins: u32 = sums.lolbins.iter().map(|n| u32::from(*n)).sum();
     let mut out = [0.0; NAMED.len()];
     let head = [

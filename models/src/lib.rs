@@ -5,6 +5,7 @@
 //! what is sent, [`wire`] and [`bundle`] are the bytes that travel. `train` makes the baselines.
 #![forbid(unsafe_code)]
 
+pub mod attack;
 pub mod budget;
 pub mod bundle;
 pub mod calibration;

@@ -57,9 +57,15 @@ pub enum Kind {
     Volume = 23,
     /// A program ran that has no baseline, in a unit whose others have.
     Stranger = 24,
+    /// A file was given the set-user-id bit.
+    SetUserId = 25,
+    /// So many bytes were sent.
+    Sent = 26,
+    /// A program without a baseline ran from a folder that everyone may write to.
+    Temporary = 27,
 }
 
-const KINDS: [Kind; 24] = [
+const KINDS: [Kind; 27] = [
     Kind::Shell,
     Kind::Exec,
     Kind::Sensitive,
@@ -84,6 +90,9 @@ const KINDS: [Kind; 24] = [
     Kind::Capability,
     Kind::Volume,
     Kind::Stranger,
+    Kind::SetUserId,
+    Kind::Sent,
+    Kind::Temporary,
 ];
 
 impl Kind {
@@ -103,13 +112,27 @@ impl Kind {
             | Self::Breakout
             | Self::Module
             | Self::Fileless => 12.0,
-            Self::Root | Self::Tor | Self::Namespace | Self::Mount | Self::LogTamper | Self::Bpf => 10.0,
+            Self::Root
+            | Self::Tor
+            | Self::Namespace
+            | Self::Mount
+            | Self::LogTamper
+            | Self::Bpf
+            | Self::SetUserId => 10.0,
             Self::Shell | Self::Redate | Self::DnsTunnel => 8.0,
             Self::IoUring => 6.0,
-            Self::Exec | Self::Port | Self::SystemWrite | Self::Lolbin | Self::Stranger => 4.0,
-            Self::Capability | Self::Volume => 2.0,
+            Self::Exec | Self::Port | Self::SystemWrite | Self::Lolbin | Self::Stranger | Self::Temporary => {
+                4.0
+            }
+            Self::Capability | Self::Volume | Self::Sent => 2.0,
             Self::Syscall => 1.0,
         }
+    }
+
+    /// Whether it is about how a program works and not what it does to others: the statistical detectors look at the same.
+    #[must_use]
+    pub fn is_faint(self) -> bool {
+        matches!(self, Self::Syscall | Self::Capability | Self::Volume | Self::Sent)
     }
 
     /// A verdict on this does not wait for the window's end.
@@ -130,6 +153,7 @@ impl Kind {
                 | Self::Module
                 | Self::Bpf
                 | Self::Fileless
+                | Self::SetUserId
         )
     }
 
@@ -151,40 +175,17 @@ impl Kind {
             | Self::Bpf
             | Self::Fileless
             | Self::Capability
-            | Self::Stranger => Layer::Process,
+            | Self::Stranger
+            | Self::SetUserId
+            | Self::Temporary => Layer::Process,
             Self::Sensitive | Self::SystemWrite | Self::Volume => Layer::File,
-            Self::Port | Self::Tor => Layer::Network,
+            Self::Port | Self::Tor | Self::Sent => Layer::Network,
             Self::Syscall | Self::IoUring => Layer::Syscall,
             Self::Lolbin => Layer::Lolbin,
             Self::Injection | Self::Injected => Layer::Injection,
             Self::Namespace | Self::Mount | Self::Breakout => Layer::Escape,
             Self::LogTamper | Self::Redate => Layer::AntiForensic,
             Self::DnsTunnel => Layer::Dns,
-        }
-    }
-
-    /// ATT&CK technique, empty where none is suggested.
-    #[must_use]
-    pub fn technique(self) -> &'static str {
-        match self {
-            Self::Shell | Self::Exec => "T1059",
-            Self::Sensitive => "T1003.008",
-            Self::Port => "T1571",
-            Self::Syscall | Self::Stranger => "",
-            Self::SystemWrite => "T1565.001",
-            Self::Root | Self::Capability => "T1068",
-            Self::Tor => "T1090.003",
-            Self::Lolbin => "T1218",
-            Self::Injection | Self::Injected => "T1055",
-            Self::Namespace | Self::Mount | Self::Breakout => "T1611",
-            Self::LogTamper => "T1070.002",
-            Self::Redate => "T1070.006",
-            Self::Module => "T1547.006",
-            Self::Bpf => "T1014",
-            Self::Fileless => "T1620",
-            Self::DnsTunnel => "T1071.004",
-            Self::IoUring => "T1106",
-            Self::Volume => "T1005",
         }
     }
 
@@ -216,6 +217,9 @@ impl Kind {
             Self::Capability => "first_capability",
             Self::Volume => "first_volume",
             Self::Stranger => "first_in_unit",
+            Self::SetUserId => "first_set_user_id",
+            Self::Sent => "first_bytes_sent",
+            Self::Temporary => "first_temporary_program",
         }
     }
 
@@ -253,6 +257,11 @@ impl Kind {
                 format!("gave work to io_uring, where calls are not seen ({value}); it never did before")
             }
             Self::Stranger => format!("{value} ran, which was never learned in this unit"),
+            Self::SetUserId => format!("gave a file the set-user-id bit by {value}; it never did before"),
+            Self::Sent => format!("sent {value} in one window; it never sent that much before"),
+            Self::Temporary => {
+                format!("ran from {value}, a folder that everyone may write to; no program of this unit did")
+            }
             Self::Volume => format!("{value} in one window; it never moved that much before"),
             Self::Capability => format!("used the capability {value}; it never did before"),
         }

@@ -1,5 +1,6 @@
 //! A window, detector outputs and a baseline to a score with its reasons in plain words.
 
+use crate::attack;
 use crate::bundle::Manifest;
 use crate::calibration::score_of;
 use crate::explain::{self, Explanation};
@@ -96,7 +97,9 @@ pub fn judge(window: &Window, vector: Option<&Vector>, raw: &[Raw<'_>], baseline
             text,
             share: 1.0,
         });
-        remember(&mut techniques, kind.technique());
+    }
+    for (id, kind) in fresh.iter().take(REASONS_MAX) {
+        attack::techniques(*kind, text(window, *id)).into_iter().for_each(|id| remember(&mut techniques, id));
     }
     let order = detectors.iter().any(|detector| detector.name == "surprisal" && detector.z >= ORDER_Z);
     if let Some(grams) = window.syscalls.grams.as_ref().filter(|_| order) {

@@ -96,6 +96,10 @@ const EPHEMERAL_PORT: u16 = 32768;
 const DNS_LARGE: u32 = 100;
 /// The smallest volume that is a trait, bytes.
 const VOLUME_FROM: u64 = 1_000_000;
+/// The same of what is sent.
+const SENT_FROM: u64 = 100_000;
+/// Folders in which everyone may make files.
+const TEMPORARY_DIRS: [&str; 4] = ["/tmp/", "/var/tmp/", "/dev/shm/", "/run/user/"];
 /// Bytes of a header and the shortest question (RFC 1035).
 const DNS_SHORTEST: u32 = 17;
 /// Kinds of `io_uring` operations worth naming: number and name.
@@ -177,15 +181,19 @@ impl Window {
                 let text = format!("{} on {} by {}", shown(source), shown(target), call_name(*call));
                 Some(self.note(Kind::Mount, target, &text))
             }
-            EventKind::PivotRoot { path } => {
-                self.sums.pivot_root = true;
-                Some(self.note(Kind::Breakout, "pivot_root", &format!("pivot_root to {}", shown(path))))
+            EventKind::ChangeRoot { call, path } => {
+                let name = call_name(*call);
+                self.sums.pivot_root |= name == "pivot_root";
+                Some(self.note(Kind::Breakout, name, &format!("{name} to {}", shown(path))))
             }
             EventKind::ReleaseAgent { path } => {
                 Some(self.note(Kind::Breakout, "release_agent", &format!("{path} opened for writing")))
             }
             EventKind::Tamper { how, path } => Some(self.tamper(*how, path)),
             EventKind::Dns { addr, bytes, question } => self.dns(*addr, *bytes, question.as_ref()),
+            EventKind::Privilege { call } if call_name(*call).contains("chmod") => {
+                Some(self.note(Kind::SetUserId, "set-user-id", call_name(*call)))
+            }
             EventKind::Privilege { call } => {
                 self.sums.root_gained = true;
                 let text = format!("asked for it by {} as user id {}", call_name(*call), event.uid);
@@ -218,13 +226,12 @@ impl Window {
             self.sums.shell = true;
             self.note(Kind::Shell, name, path);
         }
-        let tool = LOLBINS.iter().position(|tool| {
-            // python3.11 counts as python.
-            name.strip_prefix(tool).is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '.'))
-        });
-        if let Some(tool) = tool {
-            self.sums.lolbins[tool] = self.sums.lolbins[tool].saturating_add(1);
-            self.note(Kind::Lolbin, LOLBINS[tool], LOLBINS[tool]);
+        if let Some(tool) = tool(path) {
+            let count = LOLBINS.iter().position(|known| *known == tool).map(|at| &mut self.sums.lolbins[at]);
+            if let Some(count) = count {
+                *count = count.saturating_add(1);
+            }
+            self.note(Kind::Lolbin, tool, tool);
         }
     }
 
@@ -258,6 +265,11 @@ impl Window {
             let text = format!("{} operations: {}", part.uring, operations(part.uring_ops));
             self.note(Kind::IoUring, "io_uring", &text);
         }
+        let sent = self.sums.bytes_sent;
+        for decade in decades(SENT_FROM).take_while(|decade| *decade <= sent) {
+            let text = format!("{} kB", sent / 1000);
+            self.note(Kind::Sent, &decade.to_string(), &text);
+        }
         for name in capability::names(part.capabilities) {
             self.note(Kind::Capability, name, name);
         }
@@ -271,26 +283,37 @@ impl Window {
     /// what was usual is nothing new.
     pub fn moved(&mut self, volume: Volume) {
         for (bytes, verb) in [(volume.read, "read"), (volume.written, "wrote")] {
-            let decades = std::iter::successors(Some(VOLUME_FROM), |decade| decade.checked_mul(10));
-            for decade in decades.take_while(|decade| *decade <= bytes) {
+            for decade in decades(VOLUME_FROM).take_while(|decade| *decade <= bytes) {
                 let text = format!("{verb} {} MB", bytes / 1_000_000);
                 self.note(Kind::Volume, &format!("{verb} {decade}"), &text);
             }
         }
     }
 
-    /// The same window as that of a program without a baseline: with what tells of strangers, and that it is one.
+    /// The same window as that of a program without a baseline: with what tells of strangers and is not known of this one,
+    /// and that it is one.
     #[must_use]
-    pub fn of_stranger(&self, program: &str) -> Self {
+    pub fn of_stranger(&self, program: &str, is_known: impl Fn(u64) -> bool) -> Self {
         let mut stranger = self.clone();
-        stranger.traits.clear();
-        for id in &self.traits {
-            if Kind::of(*id).is_some_and(Kind::tells_of_strangers) {
+        stranger.note_stranger(program);
+        let all = std::mem::take(&mut stranger.traits);
+        for id in &all {
+            if Kind::of(*id).is_some_and(Kind::tells_of_strangers) && !is_known(*id) {
                 let _ = stranger.traits.insert(*id);
             }
         }
-        stranger.note(Kind::Stranger, program, program);
         stranger
+    }
+
+    /// What there is to say of a program for being there.
+    pub fn note_stranger(&mut self, program: &str) {
+        self.note(Kind::Stranger, program, program);
+        if let Some(tool) = tool(program) {
+            self.note(Kind::Lolbin, tool, tool);
+        }
+        if let Some(folder) = TEMPORARY_DIRS.iter().find(|folder| program.starts_with(*folder)) {
+            self.note(Kind::Temporary, folder, program);
+        }
     }
 
     /// The traits shown so far.
@@ -411,6 +434,20 @@ impl Window {
     }
 }
 
+/// The tool of the watch list that a path names; python3.11 counts as python.
+fn tool(path: &str) -> Option<&'static str> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let is = |tool: &&str| {
+        name.strip_prefix(*tool).is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '.'))
+    };
+    LOLBINS.into_iter().find(is)
+}
+
+/// The amount and all its tenfolds.
+fn decades(from: u64) -> impl Iterator<Item = u64> {
+    std::iter::successors(Some(from), |decade| decade.checked_mul(10))
+}
+
 fn shown(path: &str) -> &str {
     if path.is_empty() { "something" } else { path }
 }
@@ -520,7 +557,7 @@ mod tests {
             EventKind::Inject { call: 101, victim: 9 },
             EventKind::Namespace { call: 272, flags: 0x0002_0000 },
             EventKind::Mount { call: 428, source: text("/dev/sda1"), target: text("/mnt") },
-            EventKind::PivotRoot { path: text("/mnt") },
+            EventKind::ChangeRoot { call: 155, path: text("/mnt") },
             EventKind::ReleaseAgent { path: text("/sys/fs/cgroup/rdma/release_agent") },
             EventKind::Tamper { how: Tampering::Removed, path: text("/var/log/syslog") },
             EventKind::Tamper { how: Tampering::Redated, path: text("/var/log/syslog") },

@@ -15,6 +15,7 @@ use crate::{
 
 const SLOT_CLONE: u16 = 56;
 const SLOT_PIVOT_ROOT: u16 = 155;
+const SLOT_CHROOT: u16 = 161;
 const SLOT_MOUNT: u16 = 165;
 const SLOT_UNSHARE: u16 = 272;
 const SLOT_SETNS: u16 = 308;
@@ -66,7 +67,7 @@ fn escape(nr: u64, arg: impl Fn(usize) -> u64) {
                 }
                 Said { fd: -1, flags, path: 0, source: 0 }
             }
-            SLOT_PIVOT_ROOT => Said { fd: -1, flags: 0, path: arg(0), source: 0 },
+            SLOT_PIVOT_ROOT | SLOT_CHROOT => Said { fd: -1, flags: 0, path: arg(0), source: 0 },
             SLOT_MOUNT => {
                 let flags = arg(3);
                 let source = if flags & REMOUNT == 0 { arg(0) } else { 0 };

@@ -1,11 +1,11 @@
 //! The process layer: programs started, processes made, processes gone.
 
-use core::{mem::offset_of, ptr};
+use core::{hint, mem::offset_of, ptr};
 
 use agent_ebpf::gram::{self, Before};
 use agent_ebpf::records::{
-    Class, Exec, Field, Flush, Follow, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK,
-    OFFSET_UNKNOWN, PATH_LEN, VOLUME_UNKNOWN, Window, WindowKey, counter,
+    ARGUMENTS_LEN, Class, Exec, Field, Flush, Follow, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH,
+    KIND_FORK, OFFSET_UNKNOWN, PATH_LEN, VOLUME_UNKNOWN, Window, WindowKey, counter,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -13,6 +13,7 @@ use aya_ebpf::{
         bpf_get_current_task,
         generated::{
             bpf_probe_read_kernel as raw_read_kernel, bpf_probe_read_kernel_str as raw_read_kernel_str,
+            bpf_probe_read_user as raw_read_user,
         },
     },
     macros::{btf_tracepoint, raw_tracepoint, tracepoint},
@@ -128,7 +129,7 @@ fn exec(filename: u64, links: Option<u32>) {
             Some(_) => 0,
             None => 2,
         };
-        (*record)._pad = 0;
+        (*record).arguments_len = arguments(&raw mut (*record).arguments);
         let text = &raw mut (*record).filename;
         if raw_read_kernel_str(text.cast(), PATH_LEN as u32, filename as *const _) < 0 {
             *text.cast::<u8>() = 0;
@@ -137,6 +138,27 @@ fn exec(filename: u64, links: Option<u32>) {
     }
     entry.submit(WAKE_WHEN_READ);
     count(Class::Exec, counter::SUBMITTED);
+}
+
+/// Copies the command line of the new program from its stack, where the kernel has just put it; how many bytes.
+#[inline(always)]
+fn arguments(to: *mut [u8; ARGUMENTS_LEN]) -> u32 {
+    let place = || -> Option<(u64, u64)> {
+        // SAFETY: the helper takes no arguments.
+        let mm: u64 = field(unsafe { bpf_get_current_task() }, Field::TaskMm)?;
+        Some((field(mm, Field::MmArgStart)?, field(mm, Field::MmArgEnd)?))
+    };
+    let Some((start, end)) = place() else { return 0 };
+    let all = end.wrapping_sub(start);
+    // The verifier wants to see the bound right here.
+    let len = if all < ARGUMENTS_LEN as u64 {
+        hint::black_box(all) & (ARGUMENTS_LEN as u64 - 1)
+    } else {
+        ARGUMENTS_LEN as u64
+    };
+    // SAFETY: `to` has room for `len` bytes; the helper checks `start`.
+    let read = unsafe { raw_read_user(to.cast(), len as u32, start as *const _) == 0 };
+    if read { len as u32 } else { 0 }
 }
 
 /// What follows is the work of another program, whose table the agent does not know yet.

@@ -2,6 +2,8 @@
 
 use std::sync::PoisonError;
 
+use models::budget::Account;
+use models::calibration::score_of;
 use models::novelty::{Kind, trait_id};
 use models::policy::{Decision, Severity};
 use models::verdict::Verdict;
@@ -24,9 +26,10 @@ impl<L: Lookup> Pipeline<L> {
         let policy = &self.config.policy;
         let severity = policy.severity(verdict.score);
         let about = trait_id(Kind::Exec, key) ^ verdict.cause;
-        // Alike for decisive evidence: all of it is on one scale of p.
-        let affordable =
-            self.account.as_ref().is_none_or(|account| verdict.explanation.p_value <= account.p_max());
+        // How often the statistics are wrong is promised; first-time acts that are worth telling by themselves are told.
+        let [medium, ..] = policy.thresholds;
+        let affordable = score_of(verdict.explanation.evidence_decades) >= medium
+            || self.account.as_ref().is_none_or(|account| verdict.explanation.p_value <= account.p_max());
         let decision = if affordable || severity == Severity::Low {
             self.gate.admit(now.boot_ns, about, severity, policy)
         } else {
@@ -47,7 +50,7 @@ impl<L: Lookup> Pipeline<L> {
                 trained_unix_s: manifest.training.trained_unix_s,
             },
             score: verdict.score,
-            sent_from: self.sent_from(),
+            p_max: self.account.as_ref().map(Account::p_max),
             severity,
             techniques: verdict.techniques.clone(),
             summary: verdict.summary.clone(),

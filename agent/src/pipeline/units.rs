@@ -1,11 +1,12 @@
-//! What judges a program that has no baseline: what the learned programs of its unit are known to do.
+//! What judges a program that has no baseline: what it is known to have done, and what the learned programs of its unit do.
 //!
 //! An attacker brings tools of their own into a service that was learned, and no baseline is theirs. Their windows are
-//! judged by first-time acts alone, against all that the unit's learned programs do, and being there is evidence too
-//! ([`Kind::Stranger`](models::novelty::Kind)). Programs of no unit have nothing in common, so nobody answers for them.
+//! judged by first-time acts alone, and being there is evidence too ([`Kind::Stranger`](models::novelty::Kind)). What any
+//! learned program of the unit does is no news from them, unless it is decisive: that the login service reads
+//! `/etc/shadow` is no reason for another to do so. Programs of no unit have nothing in common, so nobody answers for them.
 //!
-//! Programs that run too seldom to be learned are remembered by what they did: while nothing of the unit was learned, and
-//! later in windows that were not worth an alert.
+//! Programs that run too seldom to be learned are remembered one by one: what they did while nothing of the unit was
+//! learned, and later in windows that were not worth an alert.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,7 @@ use models::bundle::Manifest;
 use models::calibration::{Calibration, News};
 use models::novelty::{Kind, trait_id};
 use models::program::{NO_UNIT, ProgramId};
+use models::verdict::{Verdict, judge};
 use models::window::Window;
 
 use super::{Baseline, Program};
@@ -23,10 +25,10 @@ const SEEN_MAX: usize = 4096;
 /// As many units as there are programs at most.
 #[derive(Debug, Default)]
 pub(super) struct Units {
-    /// Of each unit with a learned program: what is known of it.
+    /// Of each unit with a learned program: what its learned programs do that is not decisive.
     known: BTreeMap<String, Manifest>,
-    /// What programs without a baseline did in each unit.
-    seen: BTreeMap<String, BTreeSet<u64>>,
+    /// What programs without a baseline did in each unit: who, and what.
+    seen: BTreeMap<String, BTreeSet<(u64, u64)>>,
     refused: u64,
 }
 
@@ -41,26 +43,41 @@ impl Units {
         self.refused
     }
 
+    /// Judges what an unlearned program did; `None` where nothing of its unit is learned, or the one act that matters is
+    /// nothing new.
+    pub(super) fn judge(
+        &self,
+        program: &ProgramId,
+        window: &Window,
+        matters: Option<u64>,
+    ) -> Option<Verdict> {
+        let unit = self.of(program)?;
+        let (who, seen) = (who(program), self.seen.get(&program.unit));
+        let is_known = |id: u64| seen.is_some_and(|seen| seen.contains(&(who, id)));
+        if matters.is_some_and(|id| is_known(id) || unit.traits.binary_search(&id).is_ok()) {
+            return None;
+        }
+        Some(judge(&window.of_stranger(&program.exe, is_known), None, &[], unit))
+    }
+
     /// An unlearned program did this, and it was not worth an alert.
     pub(super) fn remember(&mut self, program: &ProgramId, window: &Window) {
         if program.unit == NO_UNIT {
             return;
         }
+        let mut acts = window.traits();
         // Who comes when the unit is learned stays a stranger.
-        let being_there =
-            (!self.known.contains_key(&program.unit)).then(|| trait_id(Kind::Stranger, &program.exe));
+        if !self.known.contains_key(&program.unit) {
+            let mut being_there = Window::new(window.tgid, window.opened_ns);
+            being_there.note_stranger(&program.exe);
+            acts.extend(being_there.traits());
+        }
+        let who = who(program);
         let seen = self.seen.entry(program.unit.clone()).or_default();
-        let acts = window.traits().into_iter();
-        let acts = acts.filter(|id| Kind::of(*id).is_some_and(Kind::tells_of_strangers));
-        for id in acts.chain(being_there) {
+        for id in acts.into_iter().filter(|id| Kind::of(*id).is_some_and(Kind::tells_of_strangers)) {
             if seen.len() < SEEN_MAX {
-                if seen.insert(id)
-                    && let Some(known) = self.known.get_mut(&program.unit)
-                    && let Err(place) = known.traits.binary_search(&id)
-                {
-                    known.traits.insert(place, id);
-                }
-            } else if !seen.contains(&id) {
+                seen.insert((who, id));
+            } else if !seen.contains(&(who, id)) {
                 self.refused += 1;
             }
         }
@@ -78,8 +95,8 @@ impl Units {
             .collect();
         let Some(first) = of_it.first() else { return };
         let learned = of_it.iter().flat_map(|baseline| baseline.manifest.traits.iter().copied());
-        let traits: BTreeSet<u64> =
-            learned.chain(self.seen.get(unit).into_iter().flatten().copied()).collect();
+        let common = |id: &u64| Kind::of(*id).is_some_and(|kind| !kind.is_decisive());
+        let traits: BTreeSet<u64> = learned.filter(common).collect();
         let expires = of_it.iter().map(|baseline| baseline.manifest.expires_unix_s).max();
         let valid = first.manifest.not_before_unix_s..expires.unwrap_or(0);
         let program = ProgramId { unit: unit.to_owned(), exe: "*".to_owned(), script: None };
@@ -90,6 +107,11 @@ impl Units {
         };
         self.known.insert(unit.to_owned(), manifest);
     }
+}
+
+/// Names a program.
+fn who(program: &ProgramId) -> u64 {
+    trait_id(Kind::Stranger, &program.key())
 }
 
 /// How often each kind was news, in the program of which it was news most often.

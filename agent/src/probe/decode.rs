@@ -82,7 +82,9 @@ pub(super) fn read(record: &[u8]) -> Result<Record, DecodeError> {
             let path = path_text(&exec.filename);
             // Where the kernel could not look at the file, its path must do.
             let fileless = exec.unlinked == 1 || exec.unlinked != 0 && is_descriptor(&path);
-            (Class::Exec, EventKind::Exec { path, fileless })
+            let len = (exec.arguments_len as usize).min(exec.arguments.len());
+            let arguments = clipped(&String::from_utf8_lossy(&exec.arguments[..len]));
+            (Class::Exec, EventKind::Exec { path, arguments, fileless })
         }
         KIND_FORK => (Class::Fork, EventKind::Fork { child: whole::<Fork>(&header, record)?.child }),
         KIND_EXIT => {
@@ -162,6 +164,7 @@ pub fn window(window: &Window) -> SyscallWindow {
         unmapped: window.unmapped,
         bigrams: window.bigrams.to_vec(),
         active: window.active,
+        active_before: 0,
         bytes_sent: window.bytes_sent,
         bytes_recv: window.bytes_recv,
         uring: window.uring,
@@ -199,7 +202,7 @@ fn escape(header: &Header, record: &Escape) -> Result<EventKind, DecodeError> {
         "setns" | "unshare" | "clone" | "clone3" => {
             EventKind::Namespace { call: number, flags: record.flags }
         }
-        "pivot_root" => EventKind::PivotRoot { path },
+        "pivot_root" | "chroot" => EventKind::ChangeRoot { call: number, path },
         "open" | "creat" | "openat" | "openat2" => EventKind::ReleaseAgent { path },
         "mount" | "open_tree" | "move_mount" | "fsopen" | "fsmount" => {
             EventKind::Mount { call: number, source: path_text(&record.source), target: path }
@@ -271,7 +274,15 @@ mod tests {
         let connect = |family, addr| Connect { header: header(KIND_CONNECT), family, port: 443, addr };
         let key = WindowKey { tgid: 7, epoch: 3 };
         vec![
-            Exec { header: header(KIND_EXEC), unlinked: 1, _pad: 0, filename: path }.as_bytes().to_vec(),
+            Exec {
+                header: header(KIND_EXEC),
+                unlinked: 1,
+                arguments_len: 0,
+                filename: path,
+                arguments: [0; 256],
+            }
+            .as_bytes()
+            .to_vec(),
             Fork { header: header(KIND_FORK), child: 11, _pad: 0 }.as_bytes().to_vec(),
             header(KIND_EXIT).as_bytes().to_vec(),
             Open { header: header(KIND_OPEN), dfd: -100, flags: 1, sensitive: 1, _pad: 0, path }
@@ -308,7 +319,9 @@ mod tests {
         let events: Vec<_> = samples().iter().map(|s| decode(s).unwrap()).collect();
         assert!(events.iter().all(|e| (e.boot_ns, e.tgid, e.tid, e.uid) == (5, 7, 8, 9)));
         assert_eq!(events[0].comm, "cat\u{fffd}");
-        assert!(matches!(&events[0].kind, EventKind::Exec { path, fileless: true } if path == "/etc/shadow"));
+        assert!(
+            matches!(&events[0].kind, EventKind::Exec { path, fileless: true, .. } if path == "/etc/shadow")
+        );
         assert_eq!(events[1].kind, EventKind::Fork { child: 11 });
         assert_eq!(events[2].kind, EventKind::Exit);
         assert!(matches!(&events[3].kind, EventKind::Open { sensitive: true, flags: 1, .. }));
@@ -343,8 +356,12 @@ mod tests {
         {
             let mut filename = [0; 256];
             filename[..path.len()].copy_from_slice(path.as_bytes());
-            let record = Exec { header: header(KIND_EXEC), unlinked: 2, _pad: 0, filename };
-            let expected = EventKind::Exec { path: path.try_into().unwrap(), fileless };
+            let mut arguments = [b'x'; 256];
+            arguments[..5].copy_from_slice(b"cat\0-");
+            let header = header(KIND_EXEC);
+            let record = Exec { header, unlinked: 2, arguments_len: 5, filename, arguments };
+            let (path, arguments) = (path.try_into().unwrap(), "cat\0-".try_into().unwrap());
+            let expected = EventKind::Exec { path, arguments, fileless };
             assert_eq!(decode(record.as_bytes()).unwrap().kind, expected);
         }
     }

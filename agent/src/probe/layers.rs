@@ -157,7 +157,7 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
     CallLayer {
         name: "container_escape",
         better: &[],
-        calls: &["setns", "unshare", "clone", "pivot_root", "mount"],
+        calls: &["setns", "unshare", "clone", "pivot_root", "chroot", "mount"],
         also: &[(428, "open_tree"), (429, "move_mount"), (430, "fsopen"), (432, "fsmount"), (435, "clone3")],
         behind: None,
         btf: "escape_btf",
@@ -222,8 +222,8 @@ pub(super) const CALL_LAYERS: &[CallLayer] = &[
     CallLayer {
         name: "privilege",
         better: &[],
-        calls: &["setuid", "setreuid", "setresuid", "setfsuid"],
-        also: &[],
+        calls: &["setuid", "setreuid", "setresuid", "setfsuid", "chmod", "fchmod", "fchmodat"],
+        also: &[(452, "fchmodat2")],
         behind: None,
         btf: "become_btf",
         raw: "become_raw",
@@ -288,7 +288,7 @@ pub fn unseen(layer: &LayerState) -> &'static str {
         (NETWORK_BYTES, TAIL_CALL | CLASSIC) => {
             "bytes are what calls asked for, not what was moved; read and write on sockets are not counted, nor are DNS queries sent so"
         }
-        ("privilege", "") => "attempts to become user id 0",
+        ("privilege", "") => "attempts to become user id 0, and programs that let others do so",
         ("kernel_load", "") => "modules, other kernels and eBPF programs loaded",
         ("io_uring", "") => "work given to io_uring",
         ("io_uring", TAIL_CALL | CLASSIC) => {

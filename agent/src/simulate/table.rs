@@ -249,7 +249,9 @@ pub enum Sign {
         path: String,
     },
     /// The root was changed.
-    PivotRoot {
+    ChangeRoot {
+        /// By which call.
+        call: &'static str,
         /// The new one.
         path: String,
     },
@@ -316,7 +318,7 @@ impl Sign {
             Self::Inject { .. } => "injection",
             Self::Namespace { .. }
             | Self::Mount { .. }
-            | Self::PivotRoot { .. }
+            | Self::ChangeRoot { .. }
             | Self::ReleaseAgent { .. } => "container_escape",
             Self::Tamper { .. } => "anti_forensic",
             Self::Dns { .. } => "dns",
@@ -341,7 +343,7 @@ impl std::fmt::Display for Sign {
             Self::Inject { victim, call } => write!(f, "took hold of process {victim} by {call}"),
             Self::Namespace { .. } => f.write_str("made or entered a namespace"),
             Self::Mount { path } => write!(f, "mounted on {path}"),
-            Self::PivotRoot { path } => write!(f, "made {path} its root"),
+            Self::ChangeRoot { call, path } => write!(f, "made {path} its root by {call}"),
             Self::ReleaseAgent { path } => write!(f, "wrote the release agent {path}"),
             Self::Tamper { how, path } => write!(f, "{how} the log {path}"),
             Self::Dns { address, domain: Some(domain) } => {

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -117,6 +118,12 @@ fn leaving_a_namespace_mounting_and_changing_the_root_are_seen() {
         unsafe { libc::syscall(libc::SYS_pivot_root, root.as_ptr(), root.as_ptr()) };
         std::process::id()
     };
+    let chroot = || {
+        // SAFETY: the path is NUL-terminated and outlives the call, which fails because it does not exist.
+        unsafe { libc::chroot(root.as_ptr()) };
+        std::process::id()
+    };
+    let root_changed = |name: &'static str| move |kind: &EventKind| matches!(kind, EventKind::ChangeRoot { call, path } if path == "/nowhere-new-root" && call_name(*call) == name);
     check(
         &["container_escape"],
         &[
@@ -125,7 +132,8 @@ fn leaving_a_namespace_mounting_and_changing_the_root_are_seen() {
                 &mount,
                 &|kind| matches!(kind, EventKind::Mount { source, target, .. } if source == "/etc" && target == "/nowhere-mounted"),
             ),
-            (&pivot, &|kind| matches!(kind, EventKind::PivotRoot { path } if path == "/nowhere-new-root")),
+            (&pivot, &root_changed("pivot_root")),
+            (&chroot, &root_changed("chroot")),
         ],
     );
 }
@@ -343,7 +351,7 @@ fn a_dns_query_is_seen_with_its_domain_and_size_over_udp_and_connected() {
 }
 
 #[test]
-fn asking_for_root_without_being_root_is_seen() {
+fn asking_for_root_and_making_a_file_that_gives_it_are_seen() {
     let _turn = turn();
     let ask = || {
         let mut command = Command::new("/bin/true");
@@ -359,9 +367,24 @@ fn asking_for_root_without_being_root_is_seen() {
         child.wait().expect("it ends");
         child.id()
     };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("helper");
+    fs::write(&file, "").expect("writable");
+    let bit = || {
+        for mode in [0o755, 0o4755] {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("it is ours");
+        }
+        std::process::id()
+    };
     check(
         &["privilege"],
-        &[(&ask, &|kind| matches!(kind, EventKind::Privilege { call } if call_name(*call) == "setuid"))],
+        &[
+            (&ask, &|kind| matches!(kind, EventKind::Privilege { call } if call_name(*call) == "setuid")),
+            (
+                &bit,
+                &|kind| matches!(kind, EventKind::Privilege { call } if call_name(*call).contains("chmod")),
+            ),
+        ],
     );
 }
 

@@ -141,11 +141,13 @@ fn every_process_backend_sees_its_event() {
         assert_eq!(backend(&probe, "process_exit"), exit);
         let process = probe.layers().iter().filter(|l| l.layer.starts_with("process_"));
         assert_eq!(process.map(|l| l.failed.len()).sum::<usize>(), off.len(), "{:?}", probe.layers());
-        let pid = run("/bin/true", &[]);
+        let pid = run("/bin/true", &["--one", "two words"]);
         let events = events(&mut probe);
         let own = std::process::id();
         let execs = |e: &&Event| {
-            e.tgid == pid && matches!(&e.kind, EventKind::Exec { path, .. } if path == "/bin/true")
+            e.tgid == pid
+                && matches!(&e.kind, EventKind::Exec { path, arguments, .. } if path == "/bin/true"
+                && arguments == "/bin/true\0--one\0two words\0")
         };
         let forks = |e: &&Event| e.tgid == own && e.kind == EventKind::Fork { child: pid };
         assert_eq!(events.iter().filter(execs).count(), 1, "{exec}");

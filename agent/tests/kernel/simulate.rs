@@ -116,7 +116,7 @@ impl Recording {
         let mine: Vec<&Event> = self.events.iter().filter(|event| family.contains(&event.tgid)).collect();
         if !mine.iter().any(|event| {
             event.tgid == pid
-                && matches!(&event.kind, EventKind::Exec { path, fileless: false } if path == executable)
+                && matches!(&event.kind, EventKind::Exec { path, fileless: false, .. } if path == executable)
         }) {
             unseen.push(format!("process {pid} as {executable}"));
         }
@@ -143,7 +143,7 @@ fn is(sign: &Value, kind: &EventKind) -> bool {
     let path_is = |path: &str| sign["path"].as_str() == Some(path);
     let call_is = |call: u16| sign["call"].as_str() == Some(call_name(call));
     match (sign["record"].as_str().expect("named"), kind) {
-        ("exec", EventKind::Exec { path, fileless }) => {
+        ("exec", EventKind::Exec { path, fileless, .. }) => {
             sign["fileless"] == *fileless && (sign["path"].is_null() || path_is(path))
         }
         ("open", EventKind::Open { path, sensitive, .. }) => {
@@ -157,8 +157,8 @@ fn is(sign: &Value, kind: &EventKind) -> bool {
             sign["flags"].as_u64().is_some_and(|wanted| flags & wanted == wanted)
         }
         ("mount", EventKind::Mount { target, .. }) => path_is(target),
-        ("pivot_root", EventKind::PivotRoot { path })
-        | ("release_agent", EventKind::ReleaseAgent { path }) => path_is(path),
+        ("change_root", EventKind::ChangeRoot { call, path }) => call_is(*call) && path_is(path),
+        ("release_agent", EventKind::ReleaseAgent { path }) => path_is(path),
         ("tamper", EventKind::Tamper { how, path }) => {
             let how = match how {
                 Tampering::Removed => "removed",

@@ -55,13 +55,22 @@ pub struct TrainOptions {
     pub vae_steps: usize,
     /// Batches of 32 sequences for the LSTM, at most.
     pub lstm_steps: usize,
+    /// More windows than this are thinned; at most [`WINDOWS_MAX`].
+    pub windows_max: usize,
     /// How many windows fit, and how many say when to stop; the rest calibrates. 60 % and 20 % when absent.
     pub split: Option<[usize; 2]>,
 }
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { seed: 0x5eed, now_unix_s: 0, vae_steps: 3000, lstm_steps: 600, split: None }
+        Self {
+            seed: 0x5eed,
+            now_unix_s: 0,
+            vae_steps: 3000,
+            lstm_steps: 600,
+            windows_max: WINDOWS_MAX,
+            split: None,
+        }
     }
 }
 
@@ -139,7 +148,9 @@ pub fn fit(
     options: &TrainOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Trained, TrainError> {
-    let windows = &*thinned(windows, WINDOWS_MAX, options.seed);
+    // What was ever done is known, also where the window is left out.
+    let traits = traits(windows);
+    let windows = &*thinned(windows, options.windows_max.min(WINDOWS_MAX), options.seed);
     if windows.len() < WINDOWS_MIN {
         return Err(TrainError::TooFew { found: windows.len() });
     }
@@ -230,7 +241,7 @@ pub fn fit(
     Ok(Trained {
         parts,
         calibration,
-        traits: traits(windows),
+        traits,
         facts: facts(&raw, [fit_end, variance_end - fit_end, n - variance_end], options),
     })
 }
@@ -242,7 +253,7 @@ fn thinned(windows: &[TrainingWindow], most: usize, seed: u64) -> Cow<'_, [Train
     }
     let mut reservoir = Reservoir::new(most / BLOCK, seed);
     for (at, block) in (0_u64..).zip(windows.chunks(BLOCK)) {
-        reservoir.push((at, block));
+        let _ = reservoir.push((at, block));
     }
     let kept = reservoir.into_items().into_iter().flat_map(|(at, block)| {
         block

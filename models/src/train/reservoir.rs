@@ -19,18 +19,17 @@ impl<T> Reservoir<T> {
         Self { bound, seen: 0, items: Vec::new(), random: Random::new(seed) }
     }
 
-    /// Takes the next item, which may put out an earlier one or not be kept.
-    pub fn push(&mut self, item: T) {
+    /// Takes the next item, which may put out an earlier one or not be kept: gives the one that is not in the sample.
+    pub fn push(&mut self, item: T) -> Option<T> {
         let at = self.seen;
         self.seen += 1;
         if self.items.len() < self.bound {
             self.items.push((at, item));
-        } else {
-            let place = self.random.batch(1, self.seen)[0];
-            if let Some(slot) = self.items.get_mut(place) {
-                *slot = (at, item);
-            }
+            return None;
         }
+        let place = self.random.batch(1, self.seen)[0];
+        let Some(slot) = self.items.get_mut(place) else { return Some(item) };
+        Some(std::mem::replace(slot, (at, item)).1)
     }
 
     /// How many items came by; those not in the sample were thinned out.
@@ -54,7 +53,8 @@ mod tests {
     #[test]
     fn a_sample_is_bounded_in_order_and_reaches_over_the_whole_stream() {
         let mut reservoir = Reservoir::new(200, 1);
-        (0..10_000).for_each(|n| reservoir.push(n));
+        let left_out = (0..10_000).filter_map(|n| reservoir.push(n)).count();
+        assert_eq!(left_out, 9_800);
         assert_eq!(reservoir.seen(), 10_000);
         let items = reservoir.into_items();
         assert!(items.len() == 200 && items.is_sorted());
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_short_stream_is_kept_whole() {
         let mut reservoir = Reservoir::new(5, 1);
-        (0..5).for_each(|n| reservoir.push(n));
+        assert!((0..5).all(|n| reservoir.push(n).is_none()));
         assert_eq!(reservoir.into_items(), [0, 1, 2, 3, 4]);
     }
 }

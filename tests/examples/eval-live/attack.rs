@@ -106,7 +106,8 @@ fn one(
         .filter(|seen| Some(seen.alert.pid) == report.pid || seen.alert.generation == 0)
         .collect();
     if of_it.is_empty() {
-        for seen in alerts.iter().filter(|seen| seen.alert.program.unit == unit) {
+        eprintln!("    pid {:?} ppid {:?}", report.pid, report.ppid);
+        for seen in alerts.iter() {
             let alert = &seen.alert;
             eprintln!("    by others: process {} {}: {}", alert.pid, alert.program, alert.summary);
         }

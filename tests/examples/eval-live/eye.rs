@@ -1,6 +1,5 @@
 //! The agent's own probe and pipeline in this process, with everything that they say at hand.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,19 +10,20 @@ use agent::clock;
 use agent::config::Config;
 use agent::pipeline::{Baseline, Output};
 use agent::probe::Probe;
+use agent::train::Collected;
 use agent::watch::Watch;
+use models::budget::AlertBudget;
 use models::bundle::{self, Keyring, SigningKey};
-use models::program::ProgramId;
 use models::train::{self, TrainOptions};
-use models::wire::{Alert, TrainingWindow};
+use models::wire::Alert;
 use tests::Failed;
+
+use crate::STANDS_FOR;
 
 /// As often as the agent looks for urgent records when none wakes it.
 const POLL: Duration = Duration::from_millis(5);
-/// Windows kept of one program; the rest is not needed.
-const WINDOWS_MAX: usize = 4000;
-/// Windows learned from, evenly over the time of learning.
-const LEARNED_MAX: usize = 400;
+/// Windows learned from, taken from the whole time of learning.
+const LEARNED_MAX: usize = 1000;
 /// Fewer teach nothing.
 const WINDOWS_MIN: usize = 60;
 const CAPTURE_MAX: u64 = 4 << 30;
@@ -38,7 +38,7 @@ pub(crate) struct Eye {
     watch: Watch,
     window: Duration,
     alerts: Vec<Seen>,
-    training: BTreeMap<String, (ProgramId, Vec<TrainingWindow>)>,
+    training: Collected,
     key: SigningKey,
     /// Where the capture and the bundles go.
     folder: Option<PathBuf>,
@@ -52,6 +52,12 @@ impl Eye {
         let mut config = Config { window, programs_max: 4096, ..Config::default() };
         config.policy.dedup_ns = 0;
         config.policy.per_minute = u32::MAX / 2;
+        // A window stands for a longer one, so a day of them is shorter too.
+        config.alert_budget = config.alert_budget.map(|budget| {
+            let alerts = f64::from(budget.alerts) * STANDS_FOR.as_secs_f64() / window.as_secs_f64();
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hundred")]
+            AlertBudget { alerts: alerts as u32, ..budget }
+        });
         let probe = Probe::load(&config.probe(std::process::id())).map_err(|error| failed(&error))?;
         let mut watch = Watch::new(&config, probe);
         if let Some(folder) = folder {
@@ -67,7 +73,7 @@ impl Eye {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|error| failed(&error))?;
         }
-        Ok(Self { watch, window, alerts: Vec::new(), training: BTreeMap::new(), key, folder, stop })
+        Ok(Self { watch, window, alerts: Vec::new(), training: Collected::new(), key, folder, stop })
     }
 
     /// Lets so much time pass.
@@ -102,14 +108,7 @@ impl Eye {
         for output in out {
             match output {
                 Output::Alert(alert) => self.alerts.push(Seen { alert: *alert, boot_ns: clock::boot_ns() }),
-                Output::Train(training) => {
-                    let (_, windows) = self
-                        .training
-                        .entry(training.program.key())
-                        .or_insert_with(|| (training.program.clone(), Vec::new()));
-                    let room = WINDOWS_MAX.saturating_sub(windows.len());
-                    windows.extend(training.windows.into_iter().take(room));
-                }
+                Output::Train(windows) => self.training.add(windows),
                 Output::Follow(_) | Output::Unfollow(_) => {}
             }
         }
@@ -119,7 +118,7 @@ impl Eye {
     /// there was too little.
     pub(crate) fn learn(&mut self, units: &[String]) -> Result<(usize, usize), Failed> {
         let (mut learned, mut few) = (0, 0);
-        for (program, windows) in std::mem::take(&mut self.training).into_values() {
+        for (program, windows) in std::mem::take(&mut self.training).into_programs() {
             if !units.contains(&program.unit) {
                 continue;
             }
@@ -130,11 +129,10 @@ impl Eye {
                 few += 1;
                 continue;
             }
-            let every = windows.len().div_ceil(LEARNED_MAX);
-            let windows: Vec<TrainingWindow> = windows.into_iter().step_by(every).collect();
+            let options = TrainOptions { windows_max: LEARNED_MAX, ..TrainOptions::default() };
             // Training takes seconds, and the kernel's rings do not wait.
             let fitted = std::thread::scope(|scope| {
-                let fitting = scope.spawn(|| train::fit(&windows, &TrainOptions::default(), &mut |_| {}));
+                let fitting = scope.spawn(|| train::fit(&windows, &options, &mut |_| {}));
                 while !fitting.is_finished() {
                     self.look();
                     std::thread::sleep(POLL);

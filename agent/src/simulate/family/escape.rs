@@ -97,28 +97,25 @@ const VARIANTS: &[Variant] = &[
         |stage| {
             let to = folder(stage, "root")?;
             let act = stage.own([to.clone()])?.sign(Sign::Namespace { flags: NEW_MOUNTS });
-            Ok(act.sign(Sign::PivotRoot { path: to }))
+            Ok(act.sign(Sign::ChangeRoot { call: "pivot_root", path: to }))
         }
     ),
     escape!("release-agent", "writes a file named release_agent", &[], Some(agent), |stage| {
         let path = stage.sandbox.path("release_agent")?.display().to_string();
         Ok(stage.own([path.clone()])?.sign(Sign::ReleaseAgent { path }))
     }),
-    Variant {
-        name: "chroot",
-        techniques: &["T1611"],
-        summary: "chroot into a temporary folder",
-        layer: "syscall",
-        needs: &[Need::Root],
-        log: Log::No,
-        prepare: |stage| {
-            let to = folder(stage, "root")?;
-            Ok(stage.own([to])?.sign(Sign::Calls { call: "chroot" }))
-        },
-        act: Some(|sandbox, words| {
+    escape!(
+        "chroot",
+        "chroot into a temporary folder",
+        &[Need::Root],
+        Some(|sandbox, words| {
             step("changing the root", std::os::unix::fs::chroot(sandbox.path(word(words, 0)?)?))
         }),
-    },
+        |stage| {
+            let to = folder(stage, "root")?;
+            Ok(stage.own([to.clone()])?.sign(Sign::ChangeRoot { call: "chroot", path: to }))
+        }
+    ),
     load!("finit-module", "finit_module(-1), which must fail", "finit_module"),
     load!("init-module", "init_module of no bytes, which must fail", "init_module"),
     load!("bpf-program", "bpf(BPF_PROG_LOAD) of no bytes, which must fail", "bpf"),

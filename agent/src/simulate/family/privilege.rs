@@ -63,15 +63,14 @@ const VARIANTS: &[Variant] = &[
         name: "chmod-setuid",
         techniques: &["T1548.001"],
         summary: "chmod 4755 on a copy of true, where set-user-id has no effect",
-        layer: "process_exec",
+        layer: "privilege",
         needs: &[Need::Tool("chmod", "coreutils")],
         log: Log::No,
         prepare: |stage| {
             let program = tool("true").ok_or_else(|| Problem::Needs("true".into()))?;
             let copy = stage.copy(program, "helper")?;
             let act = Act::tool("chmod", ["4755", &copy.display().to_string()])?;
-            let chmod = act.program.display().to_string();
-            Ok(act.sign(Sign::exec(chmod)))
+            Ok(act.sign(Sign::Privilege { call: "fchmodat" }))
         },
         act: None,
     },
