@@ -46,6 +46,7 @@ pub fn techniques(kind: Kind, value: &str) -> Vec<&'static str> {
         Kind::Stranger | Kind::Syscall => vec![],
         Kind::Sensitive => vec![of_file(value)],
         Kind::Port => of_port(value),
+        Kind::SystemWrite if value.starts_with("/var/log/") => vec!["T1070.002", "T1565.001"],
         Kind::SystemWrite => vec!["T1565.001"],
         Kind::Root | Kind::Capability => vec!["T1068"],
         Kind::SetUserId => vec!["T1548.001"],
@@ -106,4 +107,32 @@ fn of_tool(name: &str) -> Vec<&'static str> {
 fn is_miner(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     MINERS.iter().any(|miner| name.starts_with(miner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_decides_beside_its_kind() {
+        for (kind, value, expected) in [
+            (Kind::Port, "10.1.2.3 port 445", &["T1021.002"][..]),
+            (Kind::Port, "fd00::1 port 3333", &["T1496", "T1571"]),
+            (Kind::Port, "10.1.2.3 port 53", &["T1071.004"]),
+            (Kind::Port, "10.1.2.3 port 4444", &["T1571"]),
+            (Kind::Lolbin, "base64", &["T1140", "T1218"]),
+            (Kind::Lolbin, "rclone", &["T1218"]),
+            (Kind::Sensitive, "/etc/shadow", &["T1003.008"]),
+            (Kind::Sensitive, "/proc/77/mem", &["T1003.007"]),
+            (Kind::Sensitive, "/root/.ssh/id_ed25519", &["T1552.004"]),
+            (Kind::LogTamper, "removed /var/log/syslog", &["T1070.004"]),
+            (Kind::LogTamper, "emptied or cut /var/log/syslog", &["T1070.002"]),
+            (Kind::SystemWrite, "/var/log/syslog", &["T1070.002", "T1565.001"]),
+            (Kind::Namespace, "unshare(user)", &["T1611", "T1068"]),
+            (Kind::Exec, "/tmp/xmrig", &["T1496", "T1059"]),
+            (Kind::Syscall, "lseek", &[]),
+        ] {
+            assert_eq!(techniques(kind, value), expected, "{kind:?} {value}");
+        }
+    }
 }

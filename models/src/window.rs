@@ -38,6 +38,8 @@ pub struct Window {
     pub sums: Sums,
     /// Distinct values refused because a set was full.
     pub overflow: u64,
+    /// Domains by their hash, and how many names below them look made by a machine.
+    odd_names: heapless::Vec<(u64, u16), DOMAINS_MAX>,
     traits: FnvIndexSet<u64, TRAITS_MAX>,
     texts: heapless::Vec<Shown, TEXTS_MAX>,
     /// Of what is folded in just now; 0 for the kernel's counts, which have no instant.
@@ -94,6 +96,13 @@ const O_ACCMODE: u32 = 3;
 const EPHEMERAL_PORT: u16 = 32768;
 /// A DNS query above this size may carry data: an ordinary one has some 30 to 60 bytes.
 const DNS_LARGE: u32 = 100;
+/// A name that may carry data though it is short: of so many characters, with so many bits in each. So many of them below
+/// one domain in one window are taken for a tunnel: 16 bytes of data make 32 hexadecimal digits.
+const DNS_NAME_LONG: u16 = 40;
+const DNS_NAME_RANDOM: f32 = 3.3;
+const DNS_NAMES_MANY: u16 = 5;
+/// Domains whose such names are counted.
+const DOMAINS_MAX: usize = 16;
 /// The smallest volume that is a trait, bytes.
 const VOLUME_FROM: u64 = 1_000_000;
 /// The same of what is sent.
@@ -142,6 +151,7 @@ impl Window {
             files: FnvIndexSet::new(),
             sums: Sums::default(),
             overflow: 0,
+            odd_names: heapless::Vec::new(),
             traits: FnvIndexSet::new(),
             texts: heapless::Vec::new(),
             now_ns: 0,
@@ -352,7 +362,12 @@ impl Window {
                 self.note(Kind::SystemWrite, dir, path);
             }
         }
-        sensitive.then(|| self.note(Kind::Sensitive, path, path))
+        let (process, of_process) = process_file(path);
+        let of_another = process.is_some_and(|process| process != self.tgid);
+        let sensitive = sensitive || of_another && of_process == "environ";
+        // Which process it was is another every time.
+        let value = if of_another { format!("/proc/*/{of_process}") } else { path.to_owned() };
+        sensitive.then(|| self.note(Kind::Sensitive, &value, path))
     }
 
     fn connect(&mut self, addr: IpAddr, port: u16) -> Option<u64> {
@@ -398,7 +413,8 @@ impl Window {
         self.sums.dns_queries += 1;
         self.sums.dns_bytes += u64::from(bytes);
         self.sums.dns_bytes_max = self.sums.dns_bytes_max.max(bytes);
-        if bytes > DNS_LARGE {
+        self.note(Kind::Port, "53", &format!("{addr} port 53"));
+        if bytes > DNS_LARGE || question.is_some_and(|question| self.is_one_of_many(question)) {
             let about = match question {
                 Some(question) => format!(
                     "about {} to {addr}, name of {} bytes with {:.1} bits a character",
@@ -410,6 +426,20 @@ impl Window {
             self.note(Kind::DnsTunnel, &value, &format!("{bytes} bytes {about}"));
         }
         None
+    }
+
+    /// A name that looks made by a machine, and not the first such below its domain.
+    fn is_one_of_many(&mut self, question: &DnsQuestion) -> bool {
+        if question.name_len < DNS_NAME_LONG || question.entropy < DNS_NAME_RANDOM {
+            return false;
+        }
+        let domain = trait_id(Kind::DnsTunnel, &question.domain);
+        if let Some((_, count)) = self.odd_names.iter_mut().find(|(known, _)| *known == domain) {
+            *count = count.saturating_add(1);
+            return *count >= DNS_NAMES_MANY;
+        }
+        self.overflow += u64::from(self.odd_names.push((domain, 1)).is_err());
+        false
     }
 
     fn note(&mut self, kind: Kind, value: &str, text: &str) -> u64 {
@@ -432,6 +462,13 @@ impl Window {
         }
         id
     }
+}
+
+/// The process whose file in `/proc` this is, and which of its files.
+fn process_file(path: &str) -> (Option<u32>, &str) {
+    let rest = path.strip_prefix("/proc/").unwrap_or_default();
+    let (process, file) = rest.split_once('/').unwrap_or_default();
+    (process.parse().ok(), file)
 }
 
 /// The tool of the watch list that a path names; python3.11 counts as python.
@@ -590,15 +627,48 @@ mod tests {
             |bytes| event(EventKind::Dns { addr: "9.9.9.9".parse().unwrap(), bytes, question: None });
         // The length that comes first over TCP asks nothing.
         window.add(&unread(2));
-        window.add(&ask(40, "example.org"));
         assert!(window.traits().is_empty());
+        window.add(&ask(40, "example.org"));
+        let port = trait_id(Kind::Port, "53");
+        assert_eq!(window.traits(), [port]);
         window.add(&ask(180, "example.net"));
-        assert_eq!(window.traits(), [trait_id(Kind::DnsTunnel, "example.net")]);
+        assert_eq!(window.traits(), [port, trait_id(Kind::DnsTunnel, "example.net")]);
         window.add(&unread(500));
         let tunnels = [trait_id(Kind::DnsTunnel, "example.net"), trait_id(Kind::DnsTunnel, "9.9.9.9")];
-        assert!(tunnels.iter().all(|id| window.traits().contains(id)) && window.traits().len() == 2);
+        assert!(tunnels.iter().all(|id| window.traits().contains(id)) && window.traits().len() == 3);
         let sums = &window.sums;
         assert_eq!((sums.dns_queries, sums.dns_bytes, sums.dns_bytes_max), (3, 720, 500));
+    }
+
+    #[test]
+    fn many_names_that_a_machine_made_below_one_domain_are_a_tunnel_also_when_they_are_short() {
+        let ask = |name_len, entropy| {
+            let domain = PathText::try_from("example.org").unwrap();
+            let question = DnsQuestion { domain, name_len, entropy, tcp: false };
+            event(EventKind::Dns { addr: "9.9.9.9".parse().unwrap(), bytes: 80, question: Some(question) })
+        };
+        let tunnel = trait_id(Kind::DnsTunnel, "example.org");
+        let after = |n, name_len, entropy| {
+            let mut window = Window::new(1, 0);
+            (0..n).for_each(|_| _ = window.add(&ask(name_len, entropy)));
+            window.traits().contains(&tunnel)
+        };
+        assert!(!after(4, 52, 3.7) && after(5, 52, 3.7));
+        assert!(!after(50, 20, 3.7), "an ordinary length");
+        assert!(!after(50, 52, 2.5), "words repeat their letters");
+    }
+
+    #[test]
+    fn another_process_is_the_same_whichever_it_is() {
+        let traits = |path: &str, sensitive| {
+            let mut window = Window::new(1, 0);
+            window.add(&open(path, 0, sensitive));
+            window.traits()
+        };
+        assert_eq!(traits("/proc/77/mem", true), traits("/proc/78/mem", true));
+        assert_eq!(traits("/proc/77/environ", false), [trait_id(Kind::Sensitive, "/proc/*/environ")]);
+        assert!(traits("/proc/1/environ", false).is_empty(), "its own");
+        assert!(traits("/proc/77/stat", false).is_empty());
     }
 
     #[test]

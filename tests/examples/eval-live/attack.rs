@@ -105,17 +105,18 @@ fn one(
         // A service's own process may have its say at the same time.
         .filter(|seen| Some(seen.alert.pid) == report.pid || seen.alert.generation == 0)
         .collect();
-    if of_it.is_empty() {
-        eprintln!("    pid {:?} ppid {:?}", report.pid, report.ppid);
-        for seen in alerts.iter() {
-            let alert = &seen.alert;
-            eprintln!("    by others: process {} {}: {}", alert.pid, alert.program, alert.summary);
-        }
-    }
     let base = |technique: &str| technique.split('.').next().unwrap_or_default().to_owned();
     let wanted: Vec<String> = report.techniques.iter().map(|technique| base(technique)).collect();
     let right =
         |seen: &&&Seen| seen.alert.techniques.iter().any(|technique| wanted.contains(&base(technique)));
+    if of_it.iter().filter(right).count() == 0 {
+        // What was said instead tells why.
+        let mine: Vec<&Seen> = alerts.iter().filter(|seen| seen.alert.program.unit == unit).collect();
+        for Seen { alert, .. } in if of_it.is_empty() { &mine } else { &of_it } {
+            let (pid, program, techniques) = (alert.pid, &alert.program, alert.techniques.join(" "));
+            eprintln!("    process {pid} of {program}, {techniques}: {}", alert.summary);
+        }
+    }
     #[allow(clippy::cast_precision_loss, reason = "seconds of one run")]
     let seconds = of_it.first().map(|seen| seen.boot_ns.saturating_sub(begun_ns) as f64 / 1e9);
     Ok(Some(Run {
