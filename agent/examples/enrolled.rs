@@ -1,7 +1,8 @@
 //! Writes the state folder of an enrolled device that has a baseline for one program, without any fleet.
 //!
 //! `enrolled STATE EXE [SCRIPT]`. `cargo xtask vm` gives such a folder to machines that have no network. The program
-//! was learned as one that opens `/etc/hostname` and does little else.
+//! was learned as one that opens `/etc/hostname` and does little else. `ALSO=49` in the environment adds the same for as
+//! many programs of other names, to see what baselines cost.
 
 use std::error::Error;
 use std::path::Path;
@@ -12,7 +13,7 @@ use models::bundle::SigningKey;
 use models::event::{Comm, Event, EventKind, PathText, SyscallWindow};
 use models::features;
 use models::program::{NO_UNIT, ProgramId, hex};
-use models::train::{self, TrainOptions};
+use models::train::{self, TrainOptions, Trained};
 use models::window::Window;
 use models::wire::TrainingWindow;
 use rcgen::{CertificateParams, DnType, KeyPair};
@@ -25,11 +26,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [state, exe, script @ ..] = &arguments[..] else { return Err("enrolled STATE EXE [SCRIPT]".into()) };
     let program = ProgramId { unit: NO_UNIT.into(), exe: exe.clone(), script: script.first().cloned() };
     let signing = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).ok_or("no signing key")?;
-    let raw = baseline(&program, &signing)?;
+    let trained = baseline()?;
     let state = Path::new(state);
-    let folder = state.join("baselines").join(program.key());
-    files::make_private_dir(&folder)?;
-    files::write_private(&folder.join("active.bgb"), &raw)?;
+    let also: u32 = std::env::var("ALSO").ok().map_or(Ok(0), |n| n.parse())?;
+    let other = |n| ProgramId { exe: format!("{exe}-{n}"), ..program.clone() };
+    for program in std::iter::once(program.clone()).chain((0..also).map(other)) {
+        let folder = state.join("baselines").join(program.key());
+        let raw = trained.clone().seal(program, 1, 0..u64::MAX, &signing);
+        files::make_private_dir(&folder)?;
+        files::write_private(&folder.join("active.bgb"), &raw)?;
+    }
     // One certificate stands for the device and for its authority: no fleet will ever see it.
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
@@ -52,11 +58,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn baseline(program: &ProgramId, key: &SigningKey) -> Result<Vec<u8>, Box<dyn Error>> {
+fn baseline() -> Result<Trained, Box<dyn Error>> {
     let windows: Vec<TrainingWindow> = (0..80).map(window).collect();
     let options = TrainOptions { vae_steps: 300, lstm_steps: 40, ..TrainOptions::default() };
-    let trained = train::fit(&windows, &options, &mut |_| {})?;
-    Ok(trained.seal(program.clone(), 1, 0..u64::MAX, key))
+    Ok(train::fit(&windows, &options, &mut |_| {})?)
 }
 
 /// One window of the program, a little different every time.

@@ -42,16 +42,16 @@ pub struct Baselines {
 }
 
 impl Baselines {
-    /// Opens the folder; gives it and every active baseline that can still be read. Damaged ones are logged.
+    /// Opens the folder and hands out every active baseline that can still be read, one at a time: a bundle takes a megabyte.
+    /// Damaged ones are logged.
     ///
     /// # Errors
     /// When the folder cannot be made or listed.
-    pub fn open(state: &Path, keys: Keyring) -> Result<(Self, Vec<Verified>), BaselineError> {
+    pub fn open(state: &Path, keys: Keyring, each: &mut dyn FnMut(Verified)) -> Result<Self, BaselineError> {
         let dir = state.join("baselines");
         let failed = |source| BaselineError::File { path: dir.clone(), source };
         files::make_private_dir(&dir).map_err(failed)?;
         let mut baselines = Self { dir: dir.clone(), keys, highest: BTreeMap::new() };
-        let mut active = Vec::new();
         for entry in fs::read_dir(&dir).map_err(failed)? {
             let folder = entry.map_err(failed)?.path();
             let Some(key) = folder.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
@@ -63,7 +63,7 @@ impl Baselines {
                 Ok(Some(verified)) => {
                     let generation = verified.manifest().generation;
                     baselines.highest.insert(key, highest.max(generation));
-                    active.push(verified);
+                    each(verified);
                 }
                 Ok(None) => {
                     baselines.highest.insert(key, highest);
@@ -78,7 +78,7 @@ impl Baselines {
                 }
             }
         }
-        Ok((baselines, active))
+        Ok(baselines)
     }
 
     /// The highest generation of this program that was ever active here; 0 for none.
@@ -190,8 +190,10 @@ mod tests {
 
     fn open(dir: &Path, key: &SigningKey) -> (Baselines, Vec<u64>) {
         let keys = Keyring([key.public()].into_iter().collect());
-        let (baselines, active) = Baselines::open(dir, keys).unwrap();
-        (baselines, active.iter().map(|verified| verified.manifest().generation).collect())
+        let mut active = Vec::new();
+        let baselines =
+            Baselines::open(dir, keys, &mut |verified| active.push(verified.manifest().generation)).unwrap();
+        (baselines, active)
     }
 
     #[test]

@@ -94,13 +94,18 @@ impl Local {
         files::write_private(&path, raw).map_err(|source| LocalError::File { path, source })
     }
 
-    /// Those of programs that the fleet never made one for. Damaged and expired ones are logged and left out.
+    /// Hands out those of programs that the fleet never made one for, one at a time. Damaged and expired ones are logged and
+    /// left out.
     ///
     /// # Errors
     /// When the folder cannot be listed.
-    pub fn active(&self, fleet: &Baselines, now_unix_s: u64) -> Result<Vec<Verified>, LocalError> {
+    pub fn active(
+        &self,
+        fleet: &Baselines,
+        now_unix_s: u64,
+        each: &mut dyn FnMut(Verified),
+    ) -> Result<(), LocalError> {
         let failed = |source| LocalError::File { path: self.dir.clone(), source };
-        let mut active = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if path.extension().is_none_or(|extension| extension != "bgb") {
@@ -115,10 +120,10 @@ impl Local {
             } else if manifest.expires_unix_s <= now_unix_s {
                 log::error!("{} has expired and is not used; train again", path.display());
             } else {
-                active.push(verified);
+                each(verified);
             }
         }
-        Ok(active)
+        Ok(())
     }
 
     fn file(&self, program: &ProgramId) -> PathBuf {
@@ -156,8 +161,10 @@ mod tests {
     }
 
     fn names(local: &Local, fleet: &Baselines, now_unix_s: u64) -> Vec<String> {
-        let active = local.active(fleet, now_unix_s).unwrap();
-        active.iter().map(|verified| verified.manifest().program.exe.clone()).collect()
+        let mut names = Vec::new();
+        let each = &mut |verified: Verified| names.push(verified.manifest().program.exe.clone());
+        local.active(fleet, now_unix_s, each).unwrap();
+        names
     }
 
     #[test]
@@ -165,7 +172,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fleets = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
         let trusted = || Keyring([fleets.public()].into_iter().collect());
-        let (mut fleet, _) = Baselines::open(dir.path(), trusted()).unwrap();
+        let mut fleet = Baselines::open(dir.path(), trusted(), &mut |_| {}).unwrap();
         let (gw, other) = (program("gw"), program("other"));
         let local = Local::create(dir.path()).unwrap();
         for program in [&gw, &other] {
@@ -183,8 +190,9 @@ mod tests {
         fleet.store(&verified, &raw).unwrap();
         assert_eq!(names(&local, &fleet, 10), ["/usr/bin/other"]);
         assert!(fleet.check(&gw, &raw, 10).is_err(), "rollback protection is as it was");
-        let (_, active) = Baselines::open(dir.path(), trusted()).unwrap();
-        assert_eq!(active.len(), 1);
+        let mut active = 0;
+        Baselines::open(dir.path(), trusted(), &mut |_| active += 1).unwrap();
+        assert_eq!(active, 1);
     }
 
     #[test]
@@ -196,7 +204,7 @@ mod tests {
         assert_eq!(local.key().public(), again.key().public());
         let mode = fs::metadata(dir.path().join("local/key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let (fleet, _) = Baselines::open(dir.path(), Keyring::default()).unwrap();
+        let fleet = Baselines::open(dir.path(), Keyring::default(), &mut |_| {}).unwrap();
         let stranger = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
         let gw = program("gw");
         local.store(&gw, &bundle(&gw, 1, &stranger)).unwrap();

@@ -309,14 +309,16 @@ fn read_ticket(path: &Path) -> Result<String, Box<dyn Error>> {
 /// Baselines of this device: its fleet's, and its own where the fleet has none.
 fn own_baselines(config: &Config) -> Result<Vec<Verified>, Box<dyn Error>> {
     let keys = own_keys(config)?;
-    let Some(local) = Local::open(&config.state)? else {
-        if keys.0.is_empty() {
-            return Ok(Vec::new());
-        }
-        return Ok(Baselines::open(&config.state, keys)?.1);
-    };
-    let (fleet, mut active) = Baselines::open(&config.state, keys)?;
-    active.extend(local.active(&fleet, agent::clock::now().unix_ms / 1000)?);
+    let local = Local::open(&config.state)?;
+    let mut active = Vec::new();
+    if local.is_none() && keys.0.is_empty() {
+        return Ok(active);
+    }
+    let fleet = Baselines::open(&config.state, keys, &mut |verified| active.push(verified))?;
+    if let Some(local) = local {
+        let now_unix_s = agent::clock::now().unix_ms / 1000;
+        local.active(&fleet, now_unix_s, &mut |verified| active.push(verified))?;
+    }
     Ok(active)
 }
 

@@ -63,7 +63,7 @@ pub fn record(
     let writer = Writer::create(file, max)?;
     let mut watch = Watch::new(config, probe);
     watch.record(config, writer)?;
-    watch.activate(baselines);
+    baselines.iter().for_each(|verified| watch.activate(verified));
     let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let end_ns = clock::boot_ns().saturating_add(nanoseconds(time));
     let window_ns = nanoseconds(config.window);

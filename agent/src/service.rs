@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use models::bundle::{BUNDLE_MAX, BundleError, Verified};
+use models::bundle::{BUNDLE_MAX, BundleError};
 use models::chain::chain;
 use models::wire::{BundleReport, Heartbeat, Offer, Request, Uplink as Body};
 use smol::future::FutureExt as _;
@@ -133,10 +133,9 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         #[cfg(feature = "sled")]
         OutboxEngine::Sled => Arc::new(SledOutbox::open(&config.state, config.outbox_max)?),
     };
-    let (baselines, active) = Baselines::open(&config.state, keys)?;
     let mut watch = Watch::new(&config, probe);
-    watch.activate(&active);
-    watch.activate(&own_baselines(&config, &baselines));
+    let baselines = Baselines::open(&config.state, keys, &mut |verified| watch.activate(&verified))?;
+    own_baselines(&config, &baselines, &mut watch);
     for layer in watch.probe().layers() {
         if layer.backend.is_empty() {
             log::warn!("layer {}: not seen on this kernel", layer.layer);
@@ -193,15 +192,16 @@ pub fn lock(state: &Path) -> Result<File, ServiceError> {
     }
 }
 
-/// Those that this device made itself; without them it runs all the same.
-fn own_baselines(config: &Config, fleet: &Baselines) -> Vec<Verified> {
+/// Uses those that this device made itself; without them it runs all the same.
+fn own_baselines(config: &Config, fleet: &Baselines, watch: &mut Watch) {
     let now_unix_s = clock::now().unix_ms / 1000;
-    let active = Local::open(&config.state)
-        .and_then(|local| local.map_or(Ok(Vec::new()), |local| local.active(fleet, now_unix_s)));
-    active.unwrap_or_else(|error| {
+    let used = Local::open(&config.state).and_then(|local| {
+        let Some(local) = local else { return Ok(()) };
+        local.active(fleet, now_unix_s, &mut |verified| watch.activate(&verified))
+    });
+    if let Err(error) = used {
         log::error!("this device's own baselines are not used: {}", chain(&error));
-        Vec::new()
-    })
+    }
 }
 
 fn patterns(config: &Config) -> String {

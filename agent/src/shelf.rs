@@ -35,8 +35,6 @@ pub(crate) fn run(config: &Config, command: BaselineCommand) -> Result<(), Box<d
 
 fn list(config: &Config, json: bool) -> Result<(), Box<dyn Error>> {
     let now_unix_s = clock::now().unix_ms / 1000;
-    let (fleet, active) = Baselines::open(&config.state, own_keys(config)?)?;
-    let own = Local::open(&config.state)?.map_or(Ok(Vec::new()), |local| local.active(&fleet, now_unix_s))?;
     let row = |made_by, verified: &Verified| {
         let manifest = verified.manifest();
         Row {
@@ -49,8 +47,13 @@ fn list(config: &Config, json: bool) -> Result<(), Box<dyn Error>> {
             expired: manifest.expires_unix_s <= now_unix_s,
         }
     };
-    let mut rows: Vec<Row> = active.iter().map(|verified| row("fleet", verified)).collect();
-    rows.extend(own.iter().map(|verified| row("device", verified)));
+    let mut rows: Vec<Row> = Vec::new();
+    let fleet = Baselines::open(&config.state, own_keys(config)?, &mut |verified| {
+        rows.push(row("fleet", &verified));
+    })?;
+    if let Some(own) = Local::open(&config.state)? {
+        own.active(&fleet, now_unix_s, &mut |verified| rows.push(row("device", &verified)))?;
+    }
     if json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(());
@@ -71,11 +74,12 @@ fn list(config: &Config, json: bool) -> Result<(), Box<dyn Error>> {
 fn roll_back(config: &Config, name: &str) -> Result<(), Box<dyn Error>> {
     let _lock = service::lock(&config.state)
         .map_err(|error| format!("{error}: stop it, roll back, and start it again"))?;
-    let (mut baselines, active) = Baselines::open(&config.state, own_keys(config)?)?;
     let pattern = Pattern(name.to_owned());
-    let programs: Vec<&ProgramId> =
-        active.iter().map(|verified| &verified.manifest().program).filter(|id| pattern.fits(id)).collect();
-    let [program] = programs[..] else {
+    let mut programs: Vec<ProgramId> = Vec::new();
+    let mut baselines = Baselines::open(&config.state, own_keys(config)?, &mut |verified| {
+        programs.extend(Some(&verified.manifest().program).filter(|id| pattern.fits(id)).cloned());
+    })?;
+    let [program] = &programs[..] else {
         let n = programs.len();
         return Err(format!(
             "{n} baselines of the fleet fit `{name}`: `behaveguard baseline list` shows them"

@@ -148,15 +148,13 @@ impl Watch {
         Ok(())
     }
 
-    /// Uses what was active when the agent stopped; what cannot be used is logged.
-    pub fn activate(&mut self, active: &[Verified]) {
-        for verified in active {
-            let used = Baseline::load(verified)
-                .map_err(ActivateError::from)
-                .and_then(|baseline| self.switch(verified, baseline));
-            if let Err(error) = used {
-                log::error!("the baseline of {} is not used: {}", verified.manifest().program, chain(&error));
-            }
+    /// Uses what was active when the agent stopped; one that cannot be used is logged.
+    pub fn activate(&mut self, verified: &Verified) {
+        let used = Baseline::load(verified)
+            .map_err(ActivateError::from)
+            .and_then(|baseline| self.switch(verified, baseline));
+        if let Err(error) = used {
+            log::error!("the baseline of {} is not used: {}", verified.manifest().program, chain(&error));
         }
     }
 

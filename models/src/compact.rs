@@ -25,12 +25,22 @@ const LSTM: &str = "Sqrt[](x)=root LSTM[hidden_size](root,enc_W,enc_R,enc_B)=enc
     Mul[](squared,inverse_variance)=weighted ReduceMean[axes,keepdims](weighted)=score \
     Squeeze[](weighted,row_axis)=contrib";
 
-/// A weight matrix, one row per input: the value is the row's scale times the integer.
+/// A weight matrix, one row per input: the value is the row's scale times the integer. Rows and columns of zeros, such as
+/// those of features that never moved, are not held.
 struct Matrix {
+    /// Of the whole matrix.
     columns: usize,
+    /// Of each row, where it is held; [`NOT_HELD`] for zeros.
+    places: Box<[u16]>,
+    /// The columns that are held, ascending.
+    shown: Box<[u16]>,
     scales: Box<[f32]>,
+    /// One row of the columns shown for each scale.
     steps: Box<[i16]>,
 }
+
+/// A row of zeros.
+const NOT_HELD: u16 = u16::MAX;
 
 /// `x W + b`.
 struct Dense {
@@ -138,47 +148,76 @@ impl Compact {
 }
 
 impl Matrix {
-    /// `None` when the values are no rows of this length.
+    /// `None` when the values are no rows of this length, or too many.
     fn of(values: &[f32], columns: usize) -> Option<Self> {
         if columns == 0 || !values.len().is_multiple_of(columns) {
             return None;
         }
-        let largest = |row: &[f32]| row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-        let scale = |row| (largest(row) / f32::from(i16::MAX)).max(f32::MIN_POSITIVE);
-        let scales: Box<[f32]> = values.chunks_exact(columns).map(scale).collect();
-        #[allow(clippy::cast_possible_truncation, reason = "within the largest of its row")]
-        let step = |(value, scale): (&f32, &f32)| (value / scale).round() as i16;
-        let each = scales.iter().flat_map(|scale| std::iter::repeat_n(scale, columns));
-        let steps = values.iter().zip(each).map(step).collect();
-        Some(Self { columns, scales, steps })
+        let rows = values.len() / columns;
+        let [_, last] = [rows, columns].map(u16::try_from);
+        if rows >= usize::from(NOT_HELD) {
+            return None;
+        }
+        let used =
+            |column: &u16| values.iter().skip(usize::from(*column)).step_by(columns).any(|v| *v != 0.0);
+        let shown: Box<[u16]> = (0..last.ok()?).filter(used).collect();
+        let (mut places, mut scales, mut steps) = (Vec::with_capacity(rows), Vec::new(), Vec::new());
+        for row in values.chunks_exact(columns) {
+            let largest = row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+            if largest == 0.0 {
+                places.push(NOT_HELD);
+                continue;
+            }
+            places.push(u16::try_from(scales.len()).ok()?);
+            let scale = (largest / f32::from(i16::MAX)).max(f32::MIN_POSITIVE);
+            scales.push(scale);
+            #[allow(clippy::cast_possible_truncation, reason = "within the largest of its row")]
+            steps.extend(shown.iter().map(|column| (row[usize::from(*column)] / scale).round() as i16));
+        }
+        Some(Self { columns, places: places.into(), shown, scales: scales.into(), steps: steps.into() })
     }
 
     fn rows(&self) -> usize {
-        self.scales.len()
+        self.places.len()
     }
 
     fn bytes(&self) -> usize {
-        2 * self.steps.len() + 4 * self.scales.len()
+        2 * (self.steps.len() + self.places.len() + self.shown.len()) + 4 * self.scales.len()
+    }
+
+    /// What is held of a row, with its scale.
+    fn row(&self, at: usize) -> Option<(f32, &[i16])> {
+        let place = usize::from(*self.places.get(at)?);
+        let steps = self.steps.get(place * self.shown.len()..)?.get(..self.shown.len())?;
+        Some((*self.scales.get(place)?, steps))
     }
 
     fn widened(&self) -> Vec<f32> {
-        let mut wide = vec![0.0; self.steps.len()];
-        let rows = self.scales.iter().zip(self.steps.chunks_exact(self.columns));
-        for (wide, (scale, row)) in wide.chunks_exact_mut(self.columns).zip(rows) {
-            wide.iter_mut().zip(row).for_each(|(wide, step)| *wide = scale * f32::from(*step));
+        let mut wide = vec![0.0; self.rows() * self.columns];
+        for (at, wide) in wide.chunks_exact_mut(self.columns).enumerate() {
+            let Some((scale, row)) = self.row(at) else { continue };
+            for (column, step) in self.shown.iter().zip(row) {
+                wide[usize::from(*column)] = scale * f32::from(*step);
+            }
         }
         wide
     }
 
-    /// Adds `x W`: four rows at a time, so that each sum is read and written once for four products.
+    /// Adds `x W`.
     fn add(&self, x: &[f32], sum: &mut [f32]) {
-        let rows = self.scales.iter().zip(self.steps.chunks_exact(self.columns));
-        let used: Vec<(f32, &[i16])> = x
-            .iter()
-            .zip(rows)
-            .filter(|(x, _)| **x != 0.0)
-            .map(|(x, (scale, row))| (x * scale, row))
-            .collect();
+        if self.shown.len() == sum.len() {
+            return self.add_shown(x, sum);
+        }
+        let mut shown = vec![0.0; self.shown.len()];
+        self.add_shown(x, &mut shown);
+        self.shown.iter().zip(shown).for_each(|(column, add)| sum[usize::from(*column)] += add);
+    }
+
+    /// The same for the columns shown: four rows at a time, so that each sum is read and written once for four products.
+    fn add_shown(&self, x: &[f32], sum: &mut [f32]) {
+        let moved = x.iter().enumerate().filter(|(_, x)| **x != 0.0);
+        let used: Vec<(f32, &[i16])> =
+            moved.filter_map(|(at, x)| self.row(at).map(|(scale, row)| (x * scale, row))).collect();
         let (fours, rest) = used.as_chunks::<4>();
         for four in fours {
             let [x0, x1, x2, x3] = four.map(|(x, _)| x);
@@ -321,10 +360,18 @@ mod tests {
         for values in [values, small] {
             let matrix = Matrix::of(&values, 6).unwrap();
             for (row, (found, expected)) in matrix.widened().chunks(6).zip(values.chunks(6)).enumerate() {
-                let step = matrix.scales[row];
+                let step = matrix.row(row).map_or(0.0, |(scale, _)| scale);
                 assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 0.501 * step), "{row}");
             }
         }
+        let mut sparse = vec![0.0; 6 * 5];
+        (sparse[7], sparse[9], sparse[25]) = (1.0, -2.0, 3.0);
+        let matrix = Matrix::of(&sparse, 6).unwrap();
+        assert_eq!((matrix.rows(), matrix.scales.len(), &*matrix.shown), (5, 2, &[1_u16, 3][..]));
+        let (mut sum, x) = (vec![1.0; 6], [9.0, 0.5, 0.0, 0.0, 2.0]);
+        matrix.add(&x, &mut sum);
+        let expected = [1.0, 7.5, 1.0, 0.0, 1.0, 1.0];
+        assert!(sum.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3), "{sum:?}");
         assert!(Matrix::of(&[1.0; 7], 3).is_none() && Matrix::of(&[], 0).is_none());
     }
 

@@ -129,6 +129,7 @@ impl Autoencoder {
         tick: &mut dyn FnMut(usize),
     ) -> Self {
         let mut model = Self::new(FEATURES, HIDDEN, random);
+        super::leave_out_unused(rows, &mut model.encoder.wx, &mut model.wo);
         if let Some(mean) = rows.mean_axis(Axis(0)) {
             model.bo = mean.insert_axis(Axis(0));
         }

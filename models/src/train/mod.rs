@@ -182,8 +182,10 @@ pub fn fit(
     };
     let fit_sequences = ending(0, fit_end);
     let variance_sequences = ending(fit_end, variance_end);
-    // A program whose processes never live for ten windows is learned without the LSTM.
-    let auto = (!fit_sequences.is_empty()).then(|| {
+    let calibration_sequences = ending(variance_end, n);
+    // A program whose processes do not live for ten windows in each of the three parts is learned without the LSTM.
+    let parts = [&fit_sequences, &variance_sequences, &calibration_sequences];
+    let auto = parts.iter().all(|part| !part.is_empty()).then(|| {
         let held = lstm::gather(&roots, &variance_sequences);
         Autoencoder::fit(&fit_rows, &fit_sequences, &held, options.lstm_steps, &mut random, &mut |step| {
             tick("lstm", step, options.lstm_steps, 0.5);
@@ -202,7 +204,6 @@ pub fn fit(
     };
 
     let vae_scores = scores(&vae_residuals(&part(variance_end, n)), &vae_inverse);
-    let calibration_sequences = ending(variance_end, n);
     let lstm_scores =
         lstm_residuals(&calibration_sequences).map(|r| scores(&r, &lstm_inverse)).unwrap_or_default();
     for (name, scores) in [("vae", &vae_scores), ("lstm", &lstm_scores)] {
@@ -244,6 +245,17 @@ pub fn fit(
         traits,
         facts: facts(&raw, [fit_end, variance_end - fit_end, n - variance_end], options),
     })
+}
+
+/// Makes weights zero that no gradient will ever reach: of features that are zero in all rows. They would stay what chance
+/// made them, and say something by chance when such a feature moves; as zeros they need no room either.
+fn leave_out_unused(rows: &Array2<f32>, inputs: &mut Array2<f32>, outputs: &mut Array2<f32>) {
+    for (at, _) in
+        rows.columns().into_iter().enumerate().filter(|(_, values)| values.iter().all(|v| *v == 0.0))
+    {
+        inputs.row_mut(at).fill(0.0);
+        outputs.column_mut(at).fill(0.0);
+    }
 }
 
 /// At most `most` windows, in order; no run reaches from one kept block into the next.
@@ -454,6 +466,17 @@ mod tests {
         assert_eq!(once.parts, again.parts);
         assert_eq!(once.facts.windows, [36, 12, 12]);
         assert_eq!(once.calibration.fused.len(), 12);
+    }
+
+    #[test]
+    fn one_long_run_among_short_ones_is_no_reason_to_learn_sequences() {
+        let mut windows = normal_windows(60);
+        for (at, window) in windows.iter_mut().enumerate().skip(20) {
+            window.run = at as u64;
+        }
+        let options = TrainOptions { vae_steps: 20, lstm_steps: 5, ..TrainOptions::default() };
+        let trained = fit(&windows, &options, &mut |_| {}).unwrap();
+        assert!(trained.parts.iter().all(|(name, _)| name != "lstm.onnx"));
     }
 
     #[test]
