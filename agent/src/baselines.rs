@@ -9,9 +9,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use models::bundle::{self, BundleError, Expected, Keyring, Verified};
+use models::chain::chain;
+use models::detect::Detectors;
 use models::program::ProgramId;
 
 use crate::files;
+use crate::local::Local;
+use crate::pipeline::Shelf;
 
 /// Why a bundle did not become active.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +83,33 @@ impl Baselines {
             }
         }
         Ok(baselines)
+    }
+
+    /// Reads the models of active baselines again: of the fleet's, and else of those that this device made. One that is not
+    /// there as it was is logged.
+    #[must_use]
+    pub fn shelf(state: &Path, keys: Keyring) -> Shelf {
+        let fleet = Self { dir: state.join("baselines"), keys, highest: BTreeMap::new() };
+        let state = state.to_owned();
+        Box::new(move |program, generation| {
+            let folder = fleet.dir.join(program.key());
+            let of_fleet = fleet.read(&folder).map_err(|error| chain(&error));
+            let found = match of_fleet {
+                Ok(Some(verified)) => Ok(Some(verified)),
+                Ok(None) => {
+                    Local::open(&state).map(|local| local?.of(program)).map_err(|error| chain(&error))
+                }
+                Err(error) => Err(error),
+            };
+            let same = |verified: &Verified| {
+                (&verified.manifest().program, verified.manifest().generation) == (program, generation)
+            };
+            let models = found.and_then(|found| {
+                let verified = found.filter(same).ok_or("it is not there as it was activated")?;
+                Detectors::load(&verified).map_err(|error| chain(&error))
+            });
+            models.map_err(|error| log::error!("reading the models of {program} again: {error}")).ok()
+        })
     }
 
     /// The highest generation of this program that was ever active here; 0 for none.
@@ -244,6 +275,29 @@ mod tests {
         assert!(activate(&mut baselines, &bundle(2, &key)).is_err(), "it was rolled back");
         assert_eq!(baselines.roll_back(&program()).unwrap(), 2, "and forth");
         assert!(activate(&mut baselines, &bundle(3, &key)).is_ok());
+    }
+
+    #[cfg(feature = "train")]
+    #[test]
+    fn models_are_read_again_only_as_they_were_activated() {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let (mut baselines, _) = open(dir.path(), &key);
+        let trained = crate::train::tests::trained();
+        for generation in [1, 2] {
+            let raw = trained.clone().seal(program(), generation, 0..1000, &key);
+            activate(&mut baselines, &raw).unwrap();
+        }
+        let mut shelf = Baselines::shelf(dir.path(), Keyring([key.public()].into_iter().collect()));
+        assert!(shelf(&program(), 2).is_some_and(|models| models.bytes() > 1000));
+        assert!(shelf(&program(), 1).is_none(), "another took its place");
+        let other = ProgramId { exe: "/usr/bin/other".into(), ..program() };
+        assert!(shelf(&other, 2).is_none());
+        let path = dir.path().join("baselines").join(program().key()).join("active.bgb");
+        let mut raw = fs::read(&path).unwrap();
+        let middle = raw.len() / 2;
+        raw[middle] ^= 1;
+        fs::write(&path, raw).unwrap();
+        assert!(shelf(&program(), 2).is_none(), "it was changed on disk");
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Config {
     pub processes_max: u32,
     /// Bytes of messages kept while the link is down; one more drops the oldest.
     pub outbox_max: u64,
+    /// Bytes of models in memory.
+    pub models_max: u64,
     /// What keeps them.
     pub outbox_engine: OutboxEngine,
     /// When a verdict becomes an alert.
@@ -99,6 +101,7 @@ impl Default for Config {
             programs_max: 256,
             processes_max: 4096,
             outbox_max: 32 * 1024 * 1024,
+            models_max: 20 * 1024 * 1024,
             outbox_engine: OutboxEngine::Log,
             policy: Policy::default(),
             alert_budget: Some(AlertBudget { alerts: 10, per: Period::Day }),
@@ -131,6 +134,10 @@ pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these 
 
 # Room for messages that wait for the fleet, 64KiB to 4GiB (some 700 bytes an alert). When it is full, the oldest goes.
 #outbox_max = "32MiB"
+
+# Room in memory for the models of all baselines together, 1MiB to 1GiB. The ones unused longest make room, and are read
+# again when their program is judged.
+#models_max = "20MiB"
 
 # What keeps them: "log", or "sled" in builds with the feature of that name.
 #outbox_engine = "log"
@@ -244,6 +251,7 @@ impl Config {
         keys.duration("heartbeat", 1, 3600, &mut config.heartbeat);
         keys.number("programs_max", 1, 4096, &mut config.programs_max);
         keys.number("processes_max", 16, 65_536, &mut config.processes_max);
+        keys.size("models_max", 1024 * 1024, 1024 * 1024 * 1024, &mut config.models_max);
         keys.size("outbox_max", 64 * 1024, 4 * 1024 * 1024 * 1024, &mut config.outbox_max);
         keys.engine("outbox_engine", &mut config.outbox_engine);
         keys.budget("alert_budget", &mut config.alert_budget);
@@ -495,7 +503,7 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         assert_eq!(Config::parse(&uncommented), Ok(Config::default()));
-        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 23);
+        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 24);
     }
 
     #[test]

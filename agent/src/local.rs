@@ -126,6 +126,12 @@ impl Local {
         Ok(())
     }
 
+    /// What this device made for a program; `None` when there is none, or it is damaged.
+    #[must_use]
+    pub fn of(&self, program: &ProgramId) -> Option<Verified> {
+        self.read(&self.file(program))
+    }
+
     fn file(&self, program: &ProgramId) -> PathBuf {
         self.dir.join(format!("{}.bgb", program.key()))
     }

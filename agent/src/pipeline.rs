@@ -11,6 +11,7 @@ mod counters;
 mod follow;
 mod lives;
 mod promise;
+mod resident;
 mod tell;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,8 @@ pub use follow::Follow;
 use follow::how;
 use promise::Promise;
 pub use promise::PromiseState;
+use resident::Resident;
+pub use resident::Shelf;
 use training::batches;
 use units::Units;
 
@@ -87,7 +90,10 @@ pub enum Output {
 /// A baseline that can judge.
 pub struct Baseline {
     manifest: Manifest,
-    detectors: Detectors,
+    /// `None` while they made room for others.
+    detectors: Option<Detectors>,
+    /// When they were used last, in the pipeline's turns.
+    used_at: u64,
     /// The kernel's number of its table.
     table: Option<u16>,
     promise: Promise,
@@ -99,14 +105,18 @@ impl Baseline {
     /// # Errors
     /// When a graph is missing or does not load.
     pub fn load(verified: &Verified) -> Result<Self, DetectError> {
-        let (manifest, detectors) = (verified.manifest().clone(), Detectors::load(verified)?);
+        let (manifest, detectors) = (verified.manifest().clone(), Some(Detectors::load(verified)?));
         let promise = Promise::of(&manifest);
-        Ok(Self { manifest, detectors, table: None, promise })
+        Ok(Self { manifest, detectors, used_at: 0, table: None, promise })
     }
 
     /// Gives away what the kernel's table is to be filled with.
     pub fn take_grams(&mut self) -> Option<GramTable> {
-        self.detectors.take_grams()
+        self.detectors.as_mut()?.take_grams()
+    }
+
+    fn model_bytes(&self) -> usize {
+        self.detectors.as_ref().map_or(0, Detectors::bytes)
     }
 
     /// The kernel has its table under this number.
@@ -185,6 +195,7 @@ pub struct Pipeline<L> {
     processes: BTreeMap<u32, Process>,
     programs: BTreeMap<String, Program>,
     units: Units,
+    resident: Resident,
     gate: Gate,
     /// `None` sends every verdict from MEDIUM on.
     account: Option<Account>,
@@ -208,6 +219,7 @@ impl<L: Lookup> Pipeline<L> {
             processes: BTreeMap::new(),
             programs: BTreeMap::new(),
             units: Units::default(),
+            resident: Resident::default(),
             gate: Gate::default(),
             counters: Counters::default(),
             opened_ns,
@@ -245,6 +257,7 @@ impl<L: Lookup> Pipeline<L> {
         let of_it = self.processes.iter().filter(|(_, process)| process.key.as_ref() == Some(&key));
         out.extend(of_it.map(|(tgid, _)| Output::Follow(how(program, *tgid))));
         self.units.learn(&unit, &self.programs);
+        self.make_models_fit(Some(&key));
         Ok(before)
     }
 
@@ -452,6 +465,7 @@ impl<L: Lookup> Pipeline<L> {
     }
 
     fn close_one(&mut self, now: Now, closed_ns: u64, tgid: u32, out: &mut Vec<Output>) {
+        let key = self.processes.get(&tgid).and_then(|process| process.key.clone());
         let Some(process) = self.processes.get_mut(&tgid) else { return };
         let Some(mut window) = process.window.take() else { return };
         // Without a single call there is nothing to compare; decisive events were judged when they came.
@@ -472,8 +486,13 @@ impl<L: Lookup> Pipeline<L> {
             return;
         }
         let vector = features::extract(&window);
+        let Some(key) = key else { return };
+        let enough = window.syscalls.total() >= CALLS_MIN;
+        if enough {
+            self.use_models(&key);
+        }
+        let Some(process) = self.processes.get_mut(&tgid) else { return };
         let Some(baseline) = baseline_of(&self.programs, process) else {
-            let Some(key) = process.key.clone() else { return };
             let stranger =
                 self.processes.get(&tgid).and_then(|process| self.by_traits(process, &window, None));
             if let Some(verdict) = stranger {
@@ -497,9 +516,10 @@ impl<L: Lookup> Pipeline<L> {
             process.history.pop_front();
         }
         let history = sequence(&process.history).unwrap_or_default();
-        let spoken = baseline.detectors.all(&vector, &history.iter().collect::<Vec<_>>());
+        let history: Vec<&Vector> = history.iter().collect();
+        let models = baseline.detectors.as_ref();
+        let spoken = models.map(|models| models.all(&vector, &history)).unwrap_or_default();
         let mut raw = Vec::new();
-        let enough = window.syscalls.total() >= CALLS_MIN;
         for (name, output) in spoken.iter().filter(|_| enough) {
             match output {
                 Ok(output) => {
@@ -518,7 +538,7 @@ impl<L: Lookup> Pipeline<L> {
         }
         let verdict = judge(&window, Some(&vector), &raw, &baseline.manifest);
         self.counters.windows_judged += 1;
-        let (key, run) = (process.key.clone().unwrap_or_default(), process.run);
+        let run = process.run;
         let verdict = self.hold_to_promise(&key, verdict, out);
         let normal = self.config.policy.severity(verdict.score) == Severity::Low;
         self.tell(now, tgid, verdict, out);

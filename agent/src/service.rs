@@ -134,6 +134,7 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         OutboxEngine::Sled => Arc::new(SledOutbox::open(&config.state, config.outbox_max)?),
     };
     let mut watch = Watch::new(&config, probe);
+    watch.set_shelf(Baselines::shelf(&config.state, keys.clone()));
     let baselines = Baselines::open(&config.state, keys, &mut |verified| watch.activate(&verified))?;
     own_baselines(&config, &baselines, &mut watch);
     for layer in watch.probe().layers() {
@@ -476,6 +477,7 @@ impl Service {
             ("drains_failed", watch.drains_failed),
             ("tables_refused", watch.tables_refused),
             ("follows_refused", watch.follows_refused),
+            ("model_bytes", self.watch.pipeline().model_bytes() as u64),
             ("processes_followed", self.watch.pipeline().followed() as u64),
         ];
         let explanations = self.watch.pipeline().explanations();

@@ -256,8 +256,14 @@ pub fn file_of(dir: &std::path::Path, program: &ProgramId) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Models of a program that does little.
+    pub(crate) fn trained() -> train::Trained {
+        let options = TrainOptions { vae_steps: 20, lstm_steps: 5, ..TrainOptions::default() };
+        train::fit(&windows(60), &options, &mut |_| {}).unwrap()
+    }
 
     fn program() -> ProgramId {
         ProgramId { unit: "gw.service".into(), exe: "/usr/bin/gw".into(), script: None }

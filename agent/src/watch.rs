@@ -9,7 +9,7 @@ use models::event::Event;
 use crate::capture::{CaptureError, Writer};
 use crate::clock;
 use crate::config::Config;
-use crate::pipeline::{ActivateError, Baseline, Follow, Input, Output, Pipeline};
+use crate::pipeline::{ActivateError, Baseline, Follow, Input, Output, Pipeline, Shelf};
 use crate::probe::{Probe, ProbeError, TableId};
 use crate::processes::{ProcFs, Tapped};
 
@@ -81,6 +81,11 @@ impl Watch {
     /// When the table of programs is full.
     pub fn make_room(&mut self, program: &models::program::ProgramId) -> Result<(), ActivateError> {
         self.pipeline.make_room(program)
+    }
+
+    /// Where models come back from that made room; see [`Pipeline::set_shelf`].
+    pub fn set_shelf(&mut self, shelf: Shelf) {
+        self.pipeline.set_shelf(shelf);
     }
 
     /// What happened how often.

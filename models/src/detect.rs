@@ -119,6 +119,12 @@ impl Detectors {
             .sum()
     }
 
+    /// Bytes in memory: the weights, and the prototypes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weight_bytes() + self.prototypes.bytes()
+    }
+
     /// Every detector's name and output on a window, but for what the kernel found about the order of its calls, with the windows of its process up to it, oldest first.
     ///
     /// One that has no model or too few windows is absent; one that fails does not silence the others.

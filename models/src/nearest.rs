@@ -95,6 +95,13 @@ impl Prototypes {
         (rest.is_empty() && bounded).then(|| Self::of(prototypes.points))
     }
 
+    /// Bytes in memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let values = self.points.iter().map(Vec::len).sum::<usize>();
+        values * size_of::<(u16, f32)>() + self.points.len() * size_of::<Sparse>() + 4 * self.rarity.len()
+    }
+
     /// As stored in a bundle.
     ///
     /// # Panics

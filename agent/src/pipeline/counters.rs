@@ -35,6 +35,12 @@ pub struct Counters {
     pub unidentified: u64,
     /// Distinct values not kept because a window's set was full.
     pub window_overflow: u64,
+    /// Models read again, because a process of their program was judged.
+    pub models_loaded: u64,
+    /// Models that made room for others.
+    pub models_evicted: u64,
+    /// Windows judged without models, because they could not be read again.
+    pub models_missing: u64,
     /// Detectors that failed on a window.
     pub detector_errors: u64,
 }
@@ -42,7 +48,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 17] {
+    pub fn list(&self) -> [(&'static str, u64); 20] {
         [
             ("windows_judged", self.windows_judged),
             ("windows_trained", self.windows_trained),
@@ -60,6 +66,9 @@ impl Counters {
             ("programs_refused", self.programs_refused),
             ("processes_unidentified", self.unidentified),
             ("window_overflow", self.window_overflow),
+            ("models_loaded", self.models_loaded),
+            ("models_evicted", self.models_evicted),
+            ("models_missing", self.models_missing),
             ("detector_errors", self.detector_errors),
         ]
     }

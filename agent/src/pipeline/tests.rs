@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use models::bundle::{self, Keyring, SigningKey};
@@ -6,7 +7,7 @@ use models::event::{Arguments, Comm, PathText};
 use models::policy::Severity;
 use models::program::NO_UNIT;
 use models::sequence::WINDOW_GRAMS_MAX;
-use models::train::{self, TrainOptions};
+use models::train::{self, TrainOptions, Trained};
 
 use super::*;
 use crate::config::Pattern;
@@ -121,6 +122,13 @@ impl Bench {
     }
 
     fn learn(&mut self) {
+        let trained = self.train();
+        let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
+        self.bundle = Some(seal(&trained, program("/usr/bin/gw"), &key));
+        self.activate_again();
+    }
+
+    fn train(&mut self) -> Trained {
         let mut windows = Vec::new();
         for _ in 0..80 {
             self.open(GATEWAY, "/var/lib/gw/state", false);
@@ -130,12 +138,7 @@ impl Bench {
             }
         }
         let options = TrainOptions { vae_steps: 300, lstm_steps: 40, ..TrainOptions::default() };
-        let trained = train::fit(&windows, &options, &mut |_| {}).unwrap();
-        let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
-        let raw = trained.seal(program("/usr/bin/gw"), 1, 0..u64::MAX, &key);
-        let keys = Keyring([key.public()].into_iter().collect());
-        self.bundle = Some(bundle::open(&raw, &keys).unwrap());
-        self.activate_again();
+        train::fit(&windows, &options, &mut |_| {}).unwrap()
     }
 
     /// Uses what was learned as if it were new.
@@ -144,6 +147,11 @@ impl Bench {
         self.table = baseline.take_grams().expect("the order of calls was learned");
         self.pipeline.switch(baseline.with_table(Some(TABLE)), &mut self.told).unwrap();
     }
+}
+
+fn seal(trained: &Trained, program: ProgramId, key: &SigningKey) -> Verified {
+    let raw = trained.clone().seal(program, 1, 0..u64::MAX, key);
+    bundle::open(&raw, &Keyring([key.public()].into_iter().collect())).unwrap()
 }
 
 fn alerts(outputs: Vec<Output>) -> Vec<Alert> {
@@ -323,6 +331,57 @@ fn contributions_add_up_to_what_every_detector_gave() {
         let explained = kept.alert(&crate::explanations::alert_id(&alert)).unwrap();
         assert_eq!((explained.score, &explained.summary), (alert.score, &alert.summary));
     }
+}
+
+#[test]
+fn models_make_room_for_others_and_come_back_when_their_program_is_judged() {
+    const OTHER: u32 = 101;
+    let mut bench = Bench::new(|_| {});
+    bench.learn();
+    bench.pipeline.lookup_mut().0.insert(OTHER, found("/usr/bin/gw-2"));
+    let trained = Bench::new(|_| {}).train();
+    let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
+    let other = seal(&trained, program("/usr/bin/gw-2"), &key);
+    bench.pipeline.switch(Baseline::load(&other).unwrap(), &mut Vec::new()).unwrap();
+    let both = bench.pipeline.model_bytes() as u64;
+    // Room for one of the two.
+    bench.pipeline.config.models_max = both * 3 / 4;
+    let known = [bench.bundle.clone().unwrap(), other];
+    let broken = Arc::new(AtomicBool::new(false));
+    let is_broken = Arc::clone(&broken);
+    bench.pipeline.set_shelf(Box::new(move |program, generation| {
+        let damaged = is_broken.load(Relaxed);
+        let kept = known.iter().find(|verified| {
+            (&verified.manifest().program, verified.manifest().generation) == (program, generation)
+        });
+        kept.filter(|_| !damaged).map(|verified| Detectors::load(verified).unwrap())
+    }));
+    let spoke = |bench: &Bench, tgid| {
+        let kept = bench.pipeline.explanations();
+        let last = kept.lock().unwrap().process(tgid).unwrap().clone();
+        last.explanation.detectors.iter().any(|one| one.name == "vae")
+    };
+    for round in 1..=3 {
+        for tgid in [GATEWAY, OTHER] {
+            bench.open(tgid, "/var/lib/gw/state", false);
+            bench.close(&[tgid]);
+            assert!(spoke(&bench, tgid), "{round} {tgid}");
+            assert!(bench.pipeline.model_bytes() as u64 <= both * 3 / 4);
+        }
+    }
+    let counters = *bench.pipeline.counters();
+    // One of them had to go at the start.
+    assert!((5..=6).contains(&counters.models_loaded), "{counters:?}");
+    assert_eq!(counters.models_evicted, counters.models_loaded + 1);
+    assert_eq!(counters.models_missing, 0);
+    // Twice in a row is no reason to read again; what cannot be read is judged without, and counted.
+    bench.close(&[OTHER]);
+    assert_eq!(bench.pipeline.counters().models_loaded, counters.models_loaded);
+    broken.store(true, Relaxed);
+    bench.close(&[GATEWAY]);
+    assert_eq!(bench.pipeline.counters().models_missing, 1);
+    assert!(!spoke(&bench, GATEWAY));
+    assert_eq!(alerts(bench.open(GATEWAY, "/etc/shadow", true)).len(), 1, "its acts are judged all the same");
 }
 
 #[test]
