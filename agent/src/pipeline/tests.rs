@@ -1,166 +1,17 @@
-use std::collections::HashMap;
+mod bench;
+
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use models::bundle::{self, Keyring, SigningKey};
-use models::event::{Arguments, Comm, PathText};
+use models::bundle::SigningKey;
+use models::event::{Arguments, PathText};
 use models::policy::Severity;
 use models::program::NO_UNIT;
 use models::sequence::WINDOW_GRAMS_MAX;
-use models::train::{self, TrainOptions, Trained};
 
 use super::*;
-use crate::config::Pattern;
 use crate::processes::Found;
-
-const SECOND: u64 = 1_000_000_000;
-const GATEWAY: u32 = 100;
-
-#[derive(Default)]
-struct Table(HashMap<u32, Identity>);
-
-impl Lookup for Table {
-    fn identity(&mut self, tgid: u32, _: Option<&Started>) -> Identity {
-        self.0.get(&tgid).cloned().unwrap_or(Identity::Gone)
-    }
-}
-
-fn program(exe: &str) -> ProgramId {
-    ProgramId { unit: "gw.service".into(), exe: exe.into(), script: None }
-}
-
-fn found(exe: &str) -> Identity {
-    Identity::Program(Found { program: program(exe), comm: "gw".into(), start_ticks: 5 })
-}
-
-struct Bench {
-    pipeline: Pipeline<Table>,
-    now_s: u64,
-    /// What the kernel was told so far.
-    told: Vec<Output>,
-    table: GramTable,
-    bundle: Option<Verified>,
-}
-
-/// The kernel's number of the table in these tests.
-const TABLE: u16 = 4;
-
-/// Six calls that are normal here.
-fn usual_gram() -> u64 {
-    [0, 1, 0, 1, 0, 1].iter().fold(models::sequence::EMPTY, |gram, call| models::sequence::roll(gram, *call))
-}
-
-impl Bench {
-    fn new(change: impl FnOnce(&mut Config)) -> Self {
-        let mut config = Config { watch: vec![Pattern("/usr/bin/gw*".into())], ..Config::default() };
-        change(&mut config);
-        let mut table = Table::default();
-        table.0.insert(GATEWAY, found("/usr/bin/gw"));
-        Self {
-            pipeline: Pipeline::new(config, table, 0),
-            now_s: 0,
-            told: Vec::new(),
-            table: GramTable::default(),
-            bundle: None,
-        }
-    }
-
-    fn event(&mut self, tgid: u32, kind: EventKind) -> Vec<Output> {
-        let boot_ns = self.now_s * SECOND + 1;
-        let event = Event { boot_ns, tgid, tid: tgid, uid: 7, comm: Comm::try_from("gw").unwrap(), kind };
-        self.step(Input::Event(event))
-    }
-
-    fn open(&mut self, tgid: u32, path: &str, sensitive: bool) -> Vec<Output> {
-        self.event(tgid, EventKind::Open { path: PathText::try_from(path).unwrap(), flags: 0, sensitive })
-    }
-
-    fn exec(&mut self, tgid: u32, path: &str) -> Vec<Output> {
-        self.event(
-            tgid,
-            EventKind::Exec {
-                path: PathText::try_from(path).unwrap(),
-                arguments: Arguments::new(),
-                fileless: false,
-            },
-        )
-    }
-
-    fn close(&mut self, tgids: &[u32]) -> Vec<Output> {
-        self.close_with(tgids, |_| {})
-    }
-
-    fn close_with(&mut self, tgids: &[u32], change: impl Fn(&mut SyscallWindow)) -> Vec<Output> {
-        let syscalls = tgids.iter().map(|tgid| {
-            let mut window = SyscallWindow::empty(*tgid, 1);
-            // A little different every time, as life is.
-            window.calls[0] = 40 + u32::try_from(self.now_s * 7 % 5).unwrap();
-            window.calls[1] = 20;
-            window.bigrams[3] = 30;
-            window.active = [0b1011, 0, 0, 0, 0, 0, 0, 0];
-            window.learned = vec![(usual_gram(), 50), (usual_gram() + 1, 10)];
-            change(&mut window);
-            window
-        });
-        let syscalls = syscalls.collect();
-        self.now_s += 1;
-        self.step(Input::Close { closed_ns: self.now_s * SECOND, syscalls })
-    }
-
-    fn step(&mut self, input: Input) -> Vec<Output> {
-        let mut out = Vec::new();
-        let now = Now { boot_ns: self.now_s * SECOND + 2, unix_ms: self.now_s * 1000 };
-        self.pipeline.step(now, input, &mut out);
-        let told = |output: &mut Output| matches!(output, Output::Follow(_) | Output::Unfollow(_));
-        self.told.extend(out.extract_if(.., told));
-        out
-    }
-
-    /// What the kernel was told since the last question.
-    fn told(&mut self) -> Vec<Output> {
-        std::mem::take(&mut self.told)
-    }
-
-    fn learn(&mut self) {
-        let trained = self.train();
-        let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
-        self.bundle = Some(seal(&trained, program("/usr/bin/gw"), &key));
-        self.activate_again();
-    }
-
-    fn train(&mut self) -> Trained {
-        let mut windows = Vec::new();
-        for _ in 0..80 {
-            self.open(GATEWAY, "/var/lib/gw/state", false);
-            for output in self.close(&[GATEWAY]) {
-                let Output::Train(training) = output else { panic!("an alert while learning") };
-                windows.extend(training.windows);
-            }
-        }
-        let options = TrainOptions { vae_steps: 300, lstm_steps: 40, ..TrainOptions::default() };
-        train::fit(&windows, &options, &mut |_| {}).unwrap()
-    }
-
-    /// Uses what was learned as if it were new.
-    fn activate_again(&mut self) {
-        let mut baseline = Baseline::load(self.bundle.as_ref().expect("it was learned")).unwrap();
-        self.table = baseline.take_grams().expect("the order of calls was learned");
-        self.pipeline.switch(baseline.with_table(Some(TABLE)), &mut self.told).unwrap();
-    }
-}
-
-fn seal(trained: &Trained, program: ProgramId, key: &SigningKey) -> Verified {
-    let raw = trained.clone().seal(program, 1, 0..u64::MAX, key);
-    bundle::open(&raw, &Keyring([key.public()].into_iter().collect())).unwrap()
-}
-
-fn alerts(outputs: Vec<Output>) -> Vec<Alert> {
-    let alert = |output| match output {
-        Output::Alert(alert) => *alert,
-        other => panic!("not an alert: {other:?}"),
-    };
-    outputs.into_iter().map(alert).collect()
-}
+use bench::{Bench, GATEWAY, TABLE, alerts, found, program, seal, usual_gram};
 
 #[test]
 fn a_learned_program_is_quiet_until_it_opens_a_sensitive_file() {
