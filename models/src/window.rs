@@ -1,5 +1,8 @@
 //! Events and kernel counts of one process in one window, folded into bounded sets.
 
+mod odd_names;
+mod words;
+
 use core::net::IpAddr;
 
 use heapless::index_set::FnvIndexSet;
@@ -9,6 +12,11 @@ use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, Volu
 use crate::novelty::{Kind, trait_id};
 use crate::schema::{LOLBINS, TOR_PORTS};
 use crate::syscalls;
+use odd_names::OddNames;
+use words::{
+    PROGRAM_DIRS, SHELLS, SYSTEM_DIRS, TEMPORARY_DIRS, decades, entropy, is_private, namespaces, operations,
+    process_file, shown, tool,
+};
 
 /// Distinct addresses, ports and files a window tells apart; the caps of their features are 50.
 pub const DISTINCT_MAX: usize = 64;
@@ -38,8 +46,7 @@ pub struct Window {
     pub sums: Sums,
     /// Distinct values refused because a set was full.
     pub overflow: u64,
-    /// Domains by their hash, and how many names below them look made by a machine.
-    odd_names: heapless::Vec<(u64, u16), DOMAINS_MAX>,
+    odd_names: OddNames,
     traits: FnvIndexSet<u64, TRAITS_MAX>,
     texts: heapless::Vec<Shown, TEXTS_MAX>,
     /// Of what is folded in just now; 0 for the kernel's counts, which have no instant.
@@ -87,55 +94,16 @@ pub struct Sums {
     pub lolbins: [u16; LOLBINS.len()],
 }
 
-const SYSTEM_DIRS: [&str; 8] =
-    ["/etc/", "/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", "/boot/", "/var/log/"];
-const PROGRAM_DIRS: [&str; 6] =
-    ["/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/", "/usr/local/bin/", "/usr/libexec/"];
-const SHELLS: [&str; 9] = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox", "tcsh"];
 const O_ACCMODE: u32 = 3;
 const EPHEMERAL_PORT: u16 = 32768;
 /// A DNS query above this size may carry data: an ordinary one has some 30 to 60 bytes.
 const DNS_LARGE: u32 = 100;
-/// A name that may carry data though it is short: of so many characters, with so many bits in each. So many of them below
-/// one domain in one window are taken for a tunnel: 16 bytes of data make 32 hexadecimal digits.
-const DNS_NAME_LONG: u16 = 40;
-const DNS_NAME_RANDOM: f32 = 3.3;
-const DNS_NAMES_MANY: u16 = 5;
-/// Domains whose such names are counted.
-const DOMAINS_MAX: usize = 16;
 /// The smallest volume that is a trait, bytes.
 const VOLUME_FROM: u64 = 1_000_000;
 /// The same of what is sent.
 const SENT_FROM: u64 = 100_000;
-/// Folders in which everyone may make files.
-const TEMPORARY_DIRS: [&str; 4] = ["/tmp/", "/var/tmp/", "/dev/shm/", "/run/user/"];
 /// Bytes of a header and the shortest question (RFC 1035).
 const DNS_SHORTEST: u32 = 17;
-/// Kinds of `io_uring` operations worth naming: number and name.
-const OPERATIONS: [(u32, &str); 11] = [
-    (1, "readv"),
-    (2, "writev"),
-    (9, "sendmsg"),
-    (16, "connect"),
-    (18, "openat"),
-    (22, "read"),
-    (23, "write"),
-    (26, "send"),
-    (28, "openat2"),
-    (35, "renameat"),
-    (36, "unlinkat"),
-];
-/// `CLONE_NEW*` bits and their names.
-const NAMESPACES: [(u64, &str); 8] = [
-    (0x80, "time"),
-    (0x0002_0000, "mount"),
-    (0x0200_0000, "cgroup"),
-    (0x0400_0000, "uts"),
-    (0x0800_0000, "ipc"),
-    (0x1000_0000, "user"),
-    (0x2000_0000, "pid"),
-    (0x4000_0000, "net"),
-];
 
 impl Window {
     /// An empty window.
@@ -151,7 +119,7 @@ impl Window {
             files: FnvIndexSet::new(),
             sums: Sums::default(),
             overflow: 0,
-            odd_names: heapless::Vec::new(),
+            odd_names: OddNames::default(),
             traits: FnvIndexSet::new(),
             texts: heapless::Vec::new(),
             now_ns: 0,
@@ -414,7 +382,9 @@ impl Window {
         self.sums.dns_bytes += u64::from(bytes);
         self.sums.dns_bytes_max = self.sums.dns_bytes_max.max(bytes);
         self.note(Kind::Port, "53", &format!("{addr} port 53"));
-        if bytes > DNS_LARGE || question.is_some_and(|question| self.is_one_of_many(question)) {
+        if bytes > DNS_LARGE
+            || question.is_some_and(|question| self.odd_names.is_one_of_many(question, &mut self.overflow))
+        {
             let about = match question {
                 Some(question) => format!(
                     "about {} to {addr}, name of {} bytes with {:.1} bits a character",
@@ -426,20 +396,6 @@ impl Window {
             self.note(Kind::DnsTunnel, &value, &format!("{bytes} bytes {about}"));
         }
         None
-    }
-
-    /// A name that looks made by a machine, and not the first such below its domain.
-    fn is_one_of_many(&mut self, question: &DnsQuestion) -> bool {
-        if question.name_len < DNS_NAME_LONG || question.entropy < DNS_NAME_RANDOM {
-            return false;
-        }
-        let domain = trait_id(Kind::DnsTunnel, &question.domain);
-        if let Some((_, count)) = self.odd_names.iter_mut().find(|(known, _)| *known == domain) {
-            *count = count.saturating_add(1);
-            return *count >= DNS_NAMES_MANY;
-        }
-        self.overflow += u64::from(self.odd_names.push((domain, 1)).is_err());
-        false
     }
 
     fn note(&mut self, kind: Kind, value: &str, text: &str) -> u64 {
@@ -461,65 +417,6 @@ impl Window {
             }
         }
         id
-    }
-}
-
-/// The process whose file in `/proc` this is, and which of its files.
-fn process_file(path: &str) -> (Option<u32>, &str) {
-    let rest = path.strip_prefix("/proc/").unwrap_or_default();
-    let (process, file) = rest.split_once('/').unwrap_or_default();
-    (process.parse().ok(), file)
-}
-
-/// The tool of the watch list that a path names; python3.11 counts as python.
-fn tool(path: &str) -> Option<&'static str> {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let is = |tool: &&str| {
-        name.strip_prefix(*tool).is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '.'))
-    };
-    LOLBINS.into_iter().find(is)
-}
-
-/// The amount and all its tenfolds.
-fn decades(from: u64) -> impl Iterator<Item = u64> {
-    std::iter::successors(Some(from), |decade| decade.checked_mul(10))
-}
-
-fn shown(path: &str) -> &str {
-    if path.is_empty() { "something" } else { path }
-}
-
-fn namespaces(flags: u64) -> String {
-    let names: Vec<_> =
-        NAMESPACES.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect();
-    names.join(", ")
-}
-
-fn operations(bits: u64) -> String {
-    let names: Vec<_> =
-        OPERATIONS.iter().filter(|(bit, _)| bits >> bit & 1 == 1).map(|(_, name)| *name).collect();
-    if names.is_empty() { "of other kinds".to_owned() } else { names.join(", ") }
-}
-
-/// Shannon entropy of a path's bytes, bits per byte.
-fn entropy(path: &str) -> f32 {
-    let mut counts = [0_u16; 256];
-    for byte in path.bytes() {
-        counts[usize::from(byte)] += 1;
-    }
-    #[allow(clippy::cast_precision_loss, reason = "a path has at most 256 bytes")]
-    let total = path.len().max(1) as f32;
-    counts.iter().filter(|n| **n > 0).map(|n| f32::from(*n) / total).map(|share| -share * share.log2()).sum()
-}
-
-/// RFC 1918 for IPv4, unique local (RFC 4193) for IPv6.
-fn is_private(addr: IpAddr) -> bool {
-    match addr {
-        IpAddr::V4(v4) => v4.is_private(),
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => v4.is_private(),
-            None => v6.segments()[0] & 0xfe00 == 0xfc00,
-        },
     }
 }
 
@@ -562,16 +459,6 @@ mod tests {
         window.program_started("/usr/bin/ncdu");
         assert_eq!(window.sums.lolbins.iter().sum::<u16>(), 1);
         assert!(window.sums.shell);
-    }
-
-    #[test]
-    fn ipv4_mapped_and_unique_local_addresses_are_private() {
-        for private in ["10.1.2.3", "::ffff:192.168.0.1", "fd00::1"] {
-            assert!(is_private(private.parse().unwrap()), "{private}");
-        }
-        for public in ["127.0.0.1", "8.8.8.8", "2001:db8::1"] {
-            assert!(!is_private(public.parse().unwrap()), "{public}");
-        }
     }
 
     #[test]
@@ -638,24 +525,6 @@ mod tests {
         assert!(tunnels.iter().all(|id| window.traits().contains(id)) && window.traits().len() == 3);
         let sums = &window.sums;
         assert_eq!((sums.dns_queries, sums.dns_bytes, sums.dns_bytes_max), (3, 720, 500));
-    }
-
-    #[test]
-    fn many_names_that_a_machine_made_below_one_domain_are_a_tunnel_also_when_they_are_short() {
-        let ask = |name_len, entropy| {
-            let domain = PathText::try_from("example.org").unwrap();
-            let question = DnsQuestion { domain, name_len, entropy, tcp: false };
-            event(EventKind::Dns { addr: "9.9.9.9".parse().unwrap(), bytes: 80, question: Some(question) })
-        };
-        let tunnel = trait_id(Kind::DnsTunnel, "example.org");
-        let after = |n, name_len, entropy| {
-            let mut window = Window::new(1, 0);
-            (0..n).for_each(|_| _ = window.add(&ask(name_len, entropy)));
-            window.traits().contains(&tunnel)
-        };
-        assert!(!after(4, 52, 3.7) && after(5, 52, 3.7));
-        assert!(!after(50, 20, 3.7), "an ordinary length");
-        assert!(!after(50, 52, 2.5), "words repeat their letters");
     }
 
     #[test]
