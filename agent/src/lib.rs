@@ -17,6 +17,7 @@ pub mod enroll;
 pub mod explanations;
 pub mod files;
 pub mod local;
+pub mod memory;
 pub mod outbox;
 pub mod pipeline;
 pub mod probe;

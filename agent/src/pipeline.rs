@@ -10,6 +10,7 @@
 mod counters;
 mod follow;
 mod lives;
+mod memory;
 mod promise;
 mod resident;
 mod tell;
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use models::budget::{Account, AlertBudget};
 use models::bundle::{Manifest, Verified};
 use models::detect::{DetectError, Detectors};
+use models::drift::Drift;
 use models::event::{Event, EventKind, SyscallWindow, Volume};
 use models::features::{self, Vector};
 use models::policy::{Gate, Severity};
@@ -43,6 +45,7 @@ use crate::processes::{Identity, Lookup, Started};
 pub use counters::Counters;
 pub use follow::Follow;
 use follow::how;
+pub use memory::Memory;
 use promise::Promise;
 pub use promise::PromiseState;
 use resident::Resident;
@@ -195,6 +198,8 @@ pub struct Pipeline<L> {
     processes: BTreeMap<u32, Process>,
     programs: BTreeMap<String, Program>,
     units: Units,
+    /// Of programs whose baseline did not come yet after a restart: generation, and what became of its promise.
+    remembered: BTreeMap<String, (u64, Drift)>,
     resident: Resident,
     gate: Gate,
     /// `None` sends every verdict from MEDIUM on.
@@ -219,6 +224,7 @@ impl<L: Lookup> Pipeline<L> {
             processes: BTreeMap::new(),
             programs: BTreeMap::new(),
             units: Units::default(),
+            remembered: BTreeMap::new(),
             resident: Resident::default(),
             gate: Gate::default(),
             counters: Counters::default(),
@@ -246,11 +252,16 @@ impl<L: Lookup> Pipeline<L> {
     /// When there is no room for its program; never after [`Pipeline::make_room`] for it.
     pub fn switch(
         &mut self,
-        baseline: Baseline,
+        mut baseline: Baseline,
         out: &mut Vec<Output>,
     ) -> Result<Option<u16>, ActivateError> {
         self.make_room(&baseline.manifest.program)?;
         let key = baseline.manifest.program.key();
+        let before = self.remembered.remove(&key);
+        if let Some((_, drift)) = before.filter(|(generation, _)| *generation == baseline.manifest.generation)
+        {
+            baseline.promise.go_on(drift);
+        }
         let Some(program) = self.programs.get_mut(&key) else { return Ok(None) };
         let unit = program.id.unit.clone();
         let before = program.baseline.replace(baseline).and_then(|before| before.table);

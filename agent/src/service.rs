@@ -21,6 +21,7 @@ use crate::control::{self, BudgetState, ControlError, Sources, Status};
 use crate::enroll::{EnrollError, Identity};
 use crate::files;
 use crate::local::Local;
+use crate::memory::MemoryFile;
 #[cfg(feature = "sled")]
 use crate::outbox::SledOutbox;
 use crate::outbox::{Kept, LogOutbox, Outbox, OutboxError};
@@ -30,6 +31,8 @@ use crate::uplink::{News, Uplink};
 use crate::vitals;
 use crate::watch::Watch;
 
+/// How often what a restart would forget is written down, beside the end.
+const REMEMBER_EVERY_NS: u64 = 600_000_000_000;
 /// How long ordinary records may wait in their ring.
 const BULK_EVERY: Duration = Duration::from_millis(250);
 
@@ -102,6 +105,9 @@ struct Service {
     online: bool,
     started_ns: u64,
     heartbeat_ns: u64,
+    memory: MemoryFile,
+    /// When it was written.
+    remembered_ns: u64,
     counters: OwnCounters,
 }
 
@@ -112,6 +118,7 @@ struct OwnCounters {
     unwritten_dropped: u64,
     messages_too_long: u64,
     windows_refused: u64,
+    memory_failed: u64,
     bundles_activated: u64,
     bundles_refused: u64,
 }
@@ -134,6 +141,8 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         OutboxEngine::Sled => Arc::new(SledOutbox::open(&config.state, config.outbox_max)?),
     };
     let mut watch = Watch::new(&config, probe);
+    let (memory, remembered) = MemoryFile::open(&config.state);
+    watch.remember(remembered);
     watch.set_shelf(Baselines::shelf(&config.state, keys.clone()));
     let baselines = Baselines::open(&config.state, keys, &mut |verified| watch.activate(&verified))?;
     own_baselines(&config, &baselines, &mut watch);
@@ -162,6 +171,8 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         online: false,
         started_ns: clock::boot_ns(),
         heartbeat_ns: 0,
+        memory,
+        remembered_ns: clock::boot_ns(),
         counters: OwnCounters::default(),
         config,
         identity,
@@ -239,6 +250,7 @@ impl Service {
                 Wake::News(news) => self.news(news),
                 Wake::Stop => {
                     self.close();
+                    self.remember();
                     return Ok(());
                 }
             }
@@ -250,6 +262,18 @@ impl Service {
             if clock::boot_ns().saturating_sub(self.heartbeat_ns) >= self.config.heartbeat.as_nanos() as u64 {
                 self.beat();
             }
+            if clock::boot_ns().saturating_sub(self.remembered_ns) >= REMEMBER_EVERY_NS {
+                self.remember();
+            }
+        }
+    }
+
+    /// Keeps what a restart would forget.
+    fn remember(&mut self) {
+        self.remembered_ns = clock::boot_ns();
+        if let Err(error) = self.memory.write(&self.watch.memory()) {
+            self.counters.memory_failed += 1;
+            log::error!("what is known beside the baselines cannot be kept over a restart: {error}");
         }
     }
 
@@ -472,6 +496,7 @@ impl Service {
             ("unwritten_dropped", own.unwritten_dropped),
             ("messages_too_long_dropped", own.messages_too_long),
             ("training_refused", own.windows_refused),
+            ("memory_failed", own.memory_failed),
             ("bundles_activated", own.bundles_activated),
             ("bundles_refused", own.bundles_refused),
             ("drains_failed", watch.drains_failed),

@@ -9,7 +9,7 @@ use models::event::Event;
 use crate::capture::{CaptureError, Writer};
 use crate::clock;
 use crate::config::Config;
-use crate::pipeline::{ActivateError, Baseline, Follow, Input, Output, Pipeline, Shelf};
+use crate::pipeline::{ActivateError, Baseline, Follow, Input, Memory, Output, Pipeline, Shelf};
 use crate::probe::{Probe, ProbeError, TableId};
 use crate::processes::{ProcFs, Tapped};
 
@@ -81,6 +81,17 @@ impl Watch {
     /// When the table of programs is full.
     pub fn make_room(&mut self, program: &models::program::ProgramId) -> Result<(), ActivateError> {
         self.pipeline.make_room(program)
+    }
+
+    /// What is worth keeping over a restart.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        self.pipeline.memory()
+    }
+
+    /// Goes on with it; before any baseline is used.
+    pub fn remember(&mut self, memory: Memory) {
+        self.pipeline.remember(memory);
     }
 
     /// Where models come back from that made room; see [`Pipeline::set_shelf`].

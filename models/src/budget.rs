@@ -116,6 +116,19 @@ impl Account {
         self.budget
     }
 
+    /// False alarms that may still be expected.
+    #[must_use]
+    pub fn balance(&self) -> f64 {
+        self.balance
+    }
+
+    /// Goes on with what was left before.
+    pub fn go_on(&mut self, balance: f64) {
+        if balance.is_finite() {
+            self.balance = balance.clamp(0.0, f64::from(self.budget.alerts));
+        }
+    }
+
     /// A verdict with at most this p-value is sent.
     #[must_use]
     pub fn p_max(&self) -> f64 {

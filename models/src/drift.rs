@@ -10,6 +10,8 @@
 //! small calibration may promise too much is part of the urn and not called a change: after 16 windows only a gross one
 //! can be told from that.
 
+use serde::{Deserialize, Serialize};
+
 /// The odds by which bets say exceedances have grown.
 const ODDS: [f64; 3] = [2.0, 4.0, 16.0];
 /// Promised shares of windows that are watched.
@@ -18,7 +20,7 @@ const LEVELS: [f64; 2] = [0.05, 0.01];
 const BROKEN_AT: f64 = 100.0;
 
 /// What became of the promise of one calibration. Its size does not depend on how many windows it has seen.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Drift {
     calibrated: u32,
     windows: u64,
@@ -26,7 +28,7 @@ pub struct Drift {
     broken: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Level {
     /// 0 when the calibration is too small for this level.
     largest: u32,

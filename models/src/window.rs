@@ -94,7 +94,11 @@ pub struct Sums {
     pub lolbins: [u16; LOLBINS.len()],
 }
 
+/// Flags of `open`, alike on x86-64 and aarch64.
 const O_ACCMODE: u32 = 3;
+const O_EXCL: u32 = 0o200;
+const O_TRUNC: u32 = 0o1000;
+const O_APPEND: u32 = 0o2000;
 const EPHEMERAL_PORT: u16 = 32768;
 /// A DNS query above this size may carry data: an ordinary one has some 30 to 60 bytes.
 const DNS_LARGE: u32 = 100;
@@ -330,6 +334,13 @@ impl Window {
                 self.note(Kind::SystemWrite, dir, path);
             }
         }
+        // Who logs appends; what is cut by the open is another record.
+        let over = flags & O_ACCMODE != 0 && flags & (O_APPEND | O_TRUNC | O_EXCL) == 0;
+        if over && path.starts_with("/var/log/") {
+            let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
+            let text = format!("opened {path} to write over it");
+            return Some(self.note(Kind::LogTamper, &format!("overwritten {dir}"), &text));
+        }
         let (process, of_process) = process_file(path);
         let of_another = process.is_some_and(|process| process != self.tgid);
         let sensitive = sensitive || of_another && of_process == "environ";
@@ -525,6 +536,17 @@ mod tests {
         assert!(tunnels.iter().all(|id| window.traits().contains(id)) && window.traits().len() == 3);
         let sums = &window.sums;
         assert_eq!((sums.dns_queries, sums.dns_bytes, sums.dns_bytes_max), (3, 720, 500));
+    }
+
+    #[test]
+    fn a_log_that_is_opened_to_write_over_it_is_tampered_with() {
+        let decisive = |path, flags| {
+            let kind = Window::new(1, 0).add(&open(path, flags, false)).and_then(Kind::of);
+            kind == Some(Kind::LogTamper)
+        };
+        assert!(decisive("/var/log/gw/access.log", 1));
+        assert!(!decisive("/var/log/gw/access.log", 1 | O_APPEND), "as every logger does");
+        assert!(!decisive("/var/log/gw/access.log", 0) && !decisive("/var/lib/gw/state", 1));
     }
 
     #[test]

@@ -39,6 +39,15 @@ impl Promise {
         Self { drift: Drift::new(manifest.calibration.fused.len()), taken_ns: None }
     }
 
+    /// Goes on with what became of it before a restart.
+    pub(super) fn go_on(&mut self, drift: Drift) {
+        self.drift = drift;
+    }
+
+    pub(super) fn drift(&self) -> &Drift {
+        &self.drift
+    }
+
     pub(super) fn is_broken(&self) -> bool {
         self.drift.is_broken()
     }

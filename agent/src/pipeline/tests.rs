@@ -114,6 +114,43 @@ fn a_life_across_the_end_of_an_epoch_is_one_window() {
 }
 
 #[test]
+fn a_restart_forgets_neither_seldom_programs_nor_promises_nor_the_budget() {
+    const SELDOM: u32 = 300;
+    let read = |bench: &mut Bench| {
+        bench.pipeline.lookup_mut().0.insert(SELDOM, found("/usr/bin/gw-update"));
+        let found = alerts(bench.open(SELDOM, "/etc/shadow", true)).len();
+        bench.close(&[SELDOM]);
+        found
+    };
+    let mut bench = Bench::new(|_| {});
+    read(&mut bench);
+    bench.learn();
+    for _ in 0..30 {
+        bench.open(GATEWAY, "/var/lib/gw/state", false);
+        bench.close(&[GATEWAY]);
+    }
+    assert_eq!(read(&mut bench), 0, "it did so before anything was learned");
+    let memory = bench.pipeline.memory();
+    let (promise, budget) = (bench.pipeline.promises(), bench.pipeline.budget());
+    let mut restarted = Bench::new(|_| {});
+    restarted.bundle = bench.bundle.take();
+    restarted.pipeline.remember(memory.clone());
+    assert_eq!(
+        restarted.pipeline.memory(),
+        memory,
+        "also when the agent stops before its baselines are there"
+    );
+    restarted.activate_again();
+    assert_eq!((restarted.pipeline.promises(), restarted.pipeline.budget()), (promise.clone(), budget));
+    assert!(promise[0].windows > 20);
+    assert_eq!(read(&mut restarted), 0);
+    let mut forgetful = Bench::new(|_| {});
+    forgetful.bundle = restarted.bundle.take();
+    forgetful.activate_again();
+    assert_eq!(read(&mut forgetful), 1, "without it, it would be a stranger");
+}
+
+#[test]
 fn what_one_program_of_a_unit_does_is_no_excuse_for_another() {
     const STRANGER: u32 = 300;
     let mut bench = Bench::new(|_| {});

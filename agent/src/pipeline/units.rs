@@ -22,13 +22,16 @@ use super::{Baseline, Program};
 /// Traits remembered of the unlearned programs of one unit. A further one is news each time it comes.
 const SEEN_MAX: usize = 4096;
 
+/// By unit: who, and what.
+pub(super) type Seen = BTreeMap<String, BTreeSet<(u64, u64)>>;
+
 /// As many units as there are programs at most.
 #[derive(Debug, Default)]
 pub(super) struct Units {
     /// Of each unit with a learned program: what its learned programs do that is not decisive.
     known: BTreeMap<String, Manifest>,
-    /// What programs without a baseline did in each unit: who, and what.
-    seen: BTreeMap<String, BTreeSet<(u64, u64)>>,
+    /// What programs without a baseline did.
+    seen: Seen,
     refused: u64,
 }
 
@@ -36,6 +39,16 @@ impl Units {
     /// What is known of this program's unit.
     pub(super) fn of(&self, program: &ProgramId) -> Option<&Manifest> {
         self.known.get(&program.unit)
+    }
+
+    /// What programs without a baseline did.
+    pub(super) fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
+    /// The same, from before a restart.
+    pub(super) fn remember_all(&mut self, seen: Seen) {
+        self.seen = seen;
     }
 
     /// Traits that found no room.

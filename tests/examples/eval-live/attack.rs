@@ -99,17 +99,20 @@ fn one(
     let alerts = eye.take_alerts();
     // The stage's own namespaces and mounts are the simulator's, not the attack's.
     let stage = [Some(child.id()), report.ppid];
+    let base = |technique: &str| technique.split('.').next().unwrap_or_default().to_owned();
+    let wanted: Vec<String> = report.techniques.iter().map(|technique| base(technique)).collect();
+    let right = |seen: &Seen| seen.alert.techniques.iter().any(|technique| wanted.contains(&base(technique)));
     let of_it: Vec<&Seen> = alerts
         .iter()
         .filter(|seen| seen.alert.program.unit == unit && !stage.contains(&Some(seen.alert.pid)))
-        // A service's own process may have its say at the same time.
-        .filter(|seen| Some(seen.alert.pid) == report.pid || seen.alert.generation == 0)
+        // A service's own process may have its say at the same time; a tool that the unit knows may be the attack's.
+        .filter(|seen| {
+            let newer = report.ppid.is_some_and(|stage| seen.alert.pid > stage);
+            Some(seen.alert.pid) == report.pid || seen.alert.generation == 0 || newer && right(seen)
+        })
         .collect();
-    let base = |technique: &str| technique.split('.').next().unwrap_or_default().to_owned();
-    let wanted: Vec<String> = report.techniques.iter().map(|technique| base(technique)).collect();
-    let right =
-        |seen: &&&Seen| seen.alert.techniques.iter().any(|technique| wanted.contains(&base(technique)));
-    if of_it.iter().filter(right).count() == 0 {
+    let technique_right = of_it.iter().any(|seen| right(seen));
+    if !technique_right {
         // What was said instead tells why.
         let mine: Vec<&Seen> = alerts.iter().filter(|seen| seen.alert.program.unit == unit).collect();
         for Seen { alert, .. } in if of_it.is_empty() { &mine } else { &of_it } {
@@ -123,7 +126,7 @@ fn one(
         name: report.name(),
         unit: unit.to_owned(),
         detected: !of_it.is_empty(),
-        technique_right: of_it.iter().filter(right).count() > 0,
+        technique_right,
         seconds,
     }))
 }
