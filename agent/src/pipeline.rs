@@ -528,10 +528,10 @@ impl<L: Lookup> Pipeline<L> {
         }
         let history = sequence(&process.history).unwrap_or_default();
         let history: Vec<&Vector> = history.iter().collect();
-        let models = baseline.detectors.as_ref();
+        let models = baseline.detectors.as_ref().filter(|_| enough);
         let spoken = models.map(|models| models.all(&vector, &history)).unwrap_or_default();
         let mut raw = Vec::new();
-        for (name, output) in spoken.iter().filter(|_| enough) {
+        for (name, output) in &spoken {
             match output {
                 Ok(output) => {
                     raw.push(Raw { name, score: output.score, contributions: &output.contributions });
