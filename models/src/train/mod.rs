@@ -248,7 +248,8 @@ pub fn fit(
 }
 
 /// Makes weights zero that no gradient will ever reach: of features that are zero in all rows. They would stay what chance
-/// made them, and say something by chance when such a feature moves; as zeros they need no room either.
+/// made them; as zeros they need no room. The VAE keeps its own: they let a call that was never made move the whole
+/// reconstruction, and without them it tells attacks less well (AUC 0.915 instead of 0.928 on the nginx of `docs/models.md`).
 fn leave_out_unused(rows: &Array2<f32>, inputs: &mut Array2<f32>, outputs: &mut Array2<f32>) {
     for (at, _) in
         rows.columns().into_iter().enumerate().filter(|(_, values)| values.iter().all(|v| *v == 0.0))

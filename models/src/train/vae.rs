@@ -56,32 +56,18 @@ impl Vae {
         random: &mut Random,
         tick: &mut dyn FnMut(usize),
     ) -> Self {
-        let mut vae = Self::new(FEATURES, HIDDEN, LATENT, random);
-        super::leave_out_unused(rows, &mut vae.w1, &mut vae.w4);
-        vae.fitted(rows, held, (KL_WEIGHT, steps), random, tick)
+        Self::fit_with(rows, held, (KL_WEIGHT, steps), random, tick)
     }
 
-    /// As the original design: with another weight of the latent's divergence, and with weights for features that never moved.
+    /// As [`Self::fit`] with another weight of the latent's divergence.
     pub(super) fn fit_with(
-        rows: &Array2<f32>,
-        held: &Array2<f32>,
-        kl_weight_and_steps: (f32, usize),
-        random: &mut Random,
-        tick: &mut dyn FnMut(usize),
-    ) -> Self {
-        let vae = Self::new(FEATURES, HIDDEN, LATENT, random);
-        vae.fitted(rows, held, kl_weight_and_steps, random, tick)
-    }
-
-    fn fitted(
-        self,
         rows: &Array2<f32>,
         held: &Array2<f32>,
         (kl_weight, steps): (f32, usize),
         random: &mut Random,
         tick: &mut dyn FnMut(usize),
     ) -> Self {
-        let mut vae = self;
+        let mut vae = Self::new(FEATURES, HIDDEN, LATENT, random);
         if let Some(mean) = rows.mean_axis(Axis(0)) {
             vae.b4 = mean.insert_axis(Axis(0));
         }
