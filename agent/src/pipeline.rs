@@ -146,6 +146,8 @@ struct Program {
     windows: u64,
     /// What processes did before they became another program, while this one is learned: it goes with the next window.
     loose: BTreeSet<u64>,
+    /// Which program of all it was that came.
+    admitted: u64,
 }
 
 impl Program {
@@ -197,6 +199,8 @@ pub struct Pipeline<L> {
     lookup: L,
     processes: BTreeMap<u32, Process>,
     programs: BTreeMap<String, Program>,
+    /// Programs that ever came into the table.
+    admitted: u64,
     units: Units,
     /// Of programs whose baseline did not come yet after a restart: generation, and what became of its promise.
     remembered: BTreeMap<String, (u64, Drift)>,
@@ -223,6 +227,7 @@ impl<L: Lookup> Pipeline<L> {
             lookup,
             processes: BTreeMap::new(),
             programs: BTreeMap::new(),
+            admitted: 0,
             units: Units::default(),
             remembered: BTreeMap::new(),
             resident: Resident::default(),

@@ -1,6 +1,7 @@
 //! Events and kernel counts of one process in one window, folded into bounded sets.
 
 mod odd_names;
+mod sums;
 mod words;
 
 use core::net::IpAddr;
@@ -13,6 +14,7 @@ use crate::novelty::{Kind, trait_id};
 use crate::schema::{LOLBINS, TOR_PORTS};
 use crate::syscalls;
 use odd_names::OddNames;
+pub use sums::Sums;
 use words::{
     PROGRAM_DIRS, SHELLS, SYSTEM_DIRS, TEMPORARY_DIRS, decades, entropy, is_private, namespaces, operations,
     process_file, shown, tool,
@@ -59,39 +61,6 @@ struct Shown {
     id: u64,
     text: String,
     first_ns: u64,
-}
-
-/// Sums and flags of a window.
-#[derive(Clone, Debug, Default, PartialEq)]
-#[allow(
-    missing_docs,
-    reason = "each is the raw value of the feature of nearly the same name in `schema`, or evidence"
-)]
-pub struct Sums {
-    pub connections: u32,
-    pub bytes_sent: u64,
-    pub bytes_recv: u64,
-    pub tor_port: bool,
-    pub rfc1918: bool,
-    pub dns_queries: u32,
-    pub dns_bytes: u64,
-    pub dns_bytes_max: u32,
-    pub system_dir_files: u32,
-    pub executables_opened: u32,
-    pub files_written: u32,
-    pub path_entropy_sum: f32,
-    pub paths: u32,
-    pub log_deletions: u32,
-    pub time_changes: u32,
-    pub accepts: u32,
-    pub uring: u32,
-    pub children: u32,
-    pub shell: bool,
-    pub root_gained: bool,
-    pub injected: bool,
-    pub namespace_changes: u32,
-    pub pivot_root: bool,
-    pub lolbins: [u16; LOLBINS.len()],
 }
 
 /// Flags of `open`, alike on x86-64 and aarch64.
@@ -193,6 +162,31 @@ impl Window {
     /// What follows happened at this instant: `CLOCK_BOOTTIME`, nanoseconds.
     pub fn now(&mut self, boot_ns: u64) {
         self.now_ns = boot_ns;
+    }
+
+    /// Takes over what another process did for this one: a child, before it started a program of its own.
+    pub fn absorb(&mut self, child: &Self) {
+        for address in &child.addresses {
+            self.overflow += u64::from(self.addresses.insert(*address).is_err());
+        }
+        for port in &child.ports {
+            self.overflow += u64::from(self.ports.insert(*port).is_err());
+        }
+        for file in &child.files {
+            self.overflow += u64::from(self.files.insert(*file).is_err());
+        }
+        self.overflow += child.overflow;
+        self.sums.absorb(&child.sums);
+        for id in &child.traits {
+            match self.traits.insert(*id) {
+                Ok(false) => {}
+                Err(_) => self.overflow += 1,
+                Ok(true) => {
+                    let text = child.texts.iter().find(|shown| shown.id == *id).cloned();
+                    self.keep(text);
+                }
+            }
+        }
     }
 
     /// A tool was started that the operator wants to know of, beside those of the schema.
@@ -415,19 +409,24 @@ impl Window {
             Ok(false) => {}
             Err(_) => self.overflow += 1,
             Ok(true) => {
-                // Calls are named by their slot; the text of the others cannot be had again.
-                let shown = Shown { id, text: text.to_owned(), first_ns: self.now_ns };
-                if let Err(shown) = self.texts.push(shown) {
-                    let call = self.texts.iter().position(|old| Kind::of(old.id) == Some(Kind::Syscall));
-                    if let (Some(at), true) = (call, kind != Kind::Syscall) {
-                        self.texts[at] = shown;
-                    } else {
-                        self.overflow += u64::from(kind != Kind::Syscall);
-                    }
-                }
+                self.keep(Some(Shown { id, text: text.to_owned(), first_ns: self.now_ns }));
             }
         }
         id
+    }
+
+    /// Keeps the text of a trait. Calls are named by their slot; the text of the others cannot be had again.
+    fn keep(&mut self, shown: Option<Shown>) {
+        let Some(shown) = shown else { return };
+        let is_call = |id| Kind::of(id) == Some(Kind::Syscall);
+        if let Err(shown) = self.texts.push(shown) {
+            let call = self.texts.iter().position(|old| is_call(old.id));
+            if let (Some(at), false) = (call, is_call(shown.id)) {
+                self.texts[at] = shown;
+            } else {
+                self.overflow += u64::from(!is_call(shown.id));
+            }
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Counters {
     pub programs_drifted: u64,
     /// Processes not followed because the table was full.
     pub processes_refused: u64,
+    /// Programs without a baseline that made room for others.
+    pub programs_forgotten: u64,
     /// Programs not followed because the table was full.
     pub programs_refused: u64,
     /// Processes that had left before they could be identified.
@@ -48,7 +50,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 20] {
+    pub fn list(&self) -> [(&'static str, u64); 21] {
         [
             ("windows_judged", self.windows_judged),
             ("windows_trained", self.windows_trained),
@@ -63,6 +65,7 @@ impl Counters {
             ("alerts_over_budget", self.alerts_over_budget),
             ("programs_drifted", self.programs_drifted),
             ("processes_refused", self.processes_refused),
+            ("programs_forgotten", self.programs_forgotten),
             ("programs_refused", self.programs_refused),
             ("processes_unidentified", self.unidentified),
             ("window_overflow", self.window_overflow),

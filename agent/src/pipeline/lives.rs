@@ -74,8 +74,14 @@ impl<L: Lookup> Pipeline<L> {
         let forked_by = self.processes.get(&event.tgid).and_then(|process| process.forked_by);
         let starter = forked_by.unwrap_or(event.tgid);
         let opened_ns = self.opened_ns;
+        // What a child did before, such as to connect, it did for its parent.
+        let child = self.processes.get_mut(&event.tgid).filter(|_| forked_by.is_some());
+        let before = child.and_then(|child| child.window.take());
         if let Some(process) = self.processes.get_mut(&starter).filter(|process| process.key.is_some()) {
             let window = process.open(starter, opened_ns);
+            if let Some(before) = before {
+                window.absorb(&before);
+            }
             window.now(event.boot_ns);
             window.program_started(path);
             let name = path.rsplit('/').next().unwrap_or(path);
@@ -178,14 +184,36 @@ impl<L: Lookup> Pipeline<L> {
         if self.programs.contains_key(key) {
             return true;
         }
-        if self.programs.len() >= self.config.programs_max as usize {
+        if self.programs.len() >= self.config.programs_max as usize && !self.forget_a_program() {
             self.counters.programs_refused += 1;
             return false;
         }
+        self.admitted += 1;
         self.programs.insert(
             key.to_owned(),
-            Program { id: id.clone(), baseline: None, windows: 0, loose: BTreeSet::new() },
+            Program {
+                id: id.clone(),
+                baseline: None,
+                windows: 0,
+                loose: BTreeSet::new(),
+                admitted: self.admitted,
+            },
         );
+        true
+    }
+
+    /// Makes room in the table of programs: of those without a baseline that no process runs now, the one with the fewest
+    /// windows goes, and of several the one that came first. So nobody fills the table with programs that run once.
+    fn forget_a_program(&mut self) -> bool {
+        let running: BTreeSet<&str> =
+            self.processes.values().filter_map(|process| process.key.as_deref()).collect();
+        let idle = self.programs.iter().filter(|(key, program)| {
+            program.baseline.is_none() && !running.contains(key.as_str()) && !self.training.contains_key(*key)
+        });
+        let least = idle.min_by_key(|(_, program)| (program.windows, program.admitted));
+        let Some(key) = least.map(|(key, _)| key.clone()) else { return false };
+        self.programs.remove(&key);
+        self.counters.programs_forgotten += 1;
         true
     }
 }

@@ -350,6 +350,40 @@ fn a_shell_started_by_a_child_is_the_parents_doing() {
 }
 
 #[test]
+fn what_a_child_does_before_it_starts_a_program_is_the_parents_doing_too() {
+    let mut bench = Bench::new(|_| {});
+    bench.learn();
+    bench.event(GATEWAY, EventKind::Fork { child: 200 });
+    let kind = EventKind::Connect { addr: [10, 9, 8, 7].into(), port: 4444 };
+    bench.event(200, kind);
+    bench.exec(200, "/bin/sh");
+    let found = alerts(bench.close(&[GATEWAY]));
+    let [alert] = &found[..] else { panic!("{found:?}") };
+    assert!(alert.severity >= Severity::High, "a connection and a shell: {alert:?}");
+    let names: Vec<&str> = alert.reasons.iter().map(|reason| &*reason.name).collect();
+    assert!(names.contains(&"first_port") && names.contains(&"first_shell"), "{names:?}");
+    assert!(alert.summary.contains("10.9.8.7 port 4444"), "{}", alert.summary);
+}
+
+#[test]
+fn programs_that_run_once_make_room_and_learned_ones_do_not() {
+    let mut bench = Bench::new(|config| config.programs_max = 3);
+    bench.learn();
+    for tgid in 300..310 {
+        bench.pipeline.lookup_mut().0.insert(tgid, found(&format!("/usr/bin/gw-{tgid}")));
+        bench.open(tgid, "/opt/list", false);
+        bench.event(tgid, EventKind::Exit);
+        bench.close(&[]);
+    }
+    let names: Vec<String> =
+        bench.pipeline.programs(0).into_iter().map(|state| state.program.exe).collect();
+    assert_eq!(names.len(), 3);
+    assert!(names.iter().any(|exe| exe == "/usr/bin/gw") && names.iter().any(|exe| exe == "/usr/bin/gw-309"));
+    assert_eq!(bench.pipeline.counters().programs_forgotten, 8);
+    assert_eq!(bench.pipeline.counters().programs_refused, 0);
+}
+
+#[test]
 fn a_tool_that_the_operator_named_is_evidence() {
     for (lolbins, told) in [(vec![], false), (vec!["rclone".to_owned()], true)] {
         let mut bench = Bench::new(|config| config.lolbins = lolbins);
@@ -492,6 +526,8 @@ fn a_full_table_of_programs_refuses_a_baseline_by_name() {
     let mut bench = Bench::new(|config| config.programs_max = 1);
     assert!(bench.pipeline.make_room(&program("/usr/bin/gw")).is_ok());
     assert!(bench.pipeline.make_room(&program("/usr/bin/gw")).is_ok(), "it has its place already");
+    // It runs.
+    bench.open(GATEWAY, "/var/lib/gw/state", false);
     let refused = bench.pipeline.make_room(&program("/usr/bin/other")).unwrap_err();
     assert!(refused.to_string().contains("raise `programs_max`"), "{refused}");
 }
