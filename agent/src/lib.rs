@@ -25,6 +25,7 @@ pub mod processes;
 pub mod record;
 pub mod replay;
 pub mod service;
+pub mod settings;
 pub mod simulate;
 #[cfg(feature = "train")]
 pub mod train;

@@ -14,7 +14,7 @@ use agent::baselines::Baselines;
 use agent::config::{self, Config};
 use agent::enroll::EnrollError;
 use agent::local::Local;
-use agent::{control, doctor, enroll, record, service, simulate, vitals};
+use agent::{control, doctor, enroll, record, service, settings, simulate, vitals};
 use clap::{Parser, Subcommand};
 use models::bundle::{self, Keyring, PublicKey, Verified};
 use models::chain::chain;
@@ -132,6 +132,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Enact attacks without harm, to see whether an alarm works.
     Simulate(simulate::Options),
 }
@@ -148,6 +151,21 @@ enum BaselineCommand {
     Rollback {
         /// The program's executable or unit, as `list` shows it.
         program: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say everything that is wrong with a file; exit code 1 when something is.
+    Check {
+        /// The file; by default the one that the agent reads.
+        file: Option<PathBuf>,
+    },
+    /// Show every key with its value, and where it is from.
+    Show {
+        /// As JSON, with the defaults.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -173,6 +191,9 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if !matches!(cli.command, Command::Run | Command::Simulate(_)) {
+        end_with_the_reader();
+    }
     if let Command::Simulate(options) = &cli.command {
         return simulate::run(options);
     }
@@ -185,9 +206,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// `behaveguard ... | head` ends as other tools do; the agent itself must outlive whoever reads what it says.
+fn end_with_the_reader() {
+    let always = std::sync::Arc::new(true.into());
+    if let Err(error) = signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, always)
+    {
+        log::debug!("a reader that ends early is an error: {error}");
+    }
+}
+
 fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     if let Command::Init { print } = cli.command {
         return init(cli.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH)), print);
+    }
+    if let Command::Config(command) = cli.command {
+        return configuration(cli.config, command);
     }
     let mut config = load(cli.config.as_deref())?;
     if let Some(state) = cli.state {
@@ -203,7 +236,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     match cli.command {
-        Command::Init { .. } | Command::Doctor { .. } | Command::Simulate(_) => {}
+        Command::Init { .. } | Command::Doctor { .. } | Command::Config(_) | Command::Simulate(_) => {}
         Command::Enroll { ticket, device, force } => {
             let device = device.unwrap_or_else(|| enroll::device_name(&vitals::host_name()));
             let identity = enroll::enroll(&config.state, &read_ticket(&ticket)?, &device, force)?;
@@ -267,17 +300,50 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
 }
 
 fn load(path: Option<&Path>) -> Result<Config, Box<dyn Error>> {
+    let Some((path, text)) = read(path)? else { return Ok(Config::default()) };
+    Config::parse(&text).map_err(|problems| told(&path, &problems).into())
+}
+
+/// The file that is read, with its text; `None` where there is none and none was named.
+fn read(path: Option<&Path>) -> Result<Option<(PathBuf, String)>, String> {
     let default = Path::new(config::DEFAULT_PATH);
     let path = match path {
         Some(path) => path,
         None if default.exists() => default,
-        None => return Ok(Config::default()),
+        None => return Ok(None),
     };
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    Config::parse(&text).map_err(|problems| {
-        let lines: Vec<_> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
-        format!("{} has {} problems:{}", path.display(), problems.len(), lines.concat()).into()
-    })
+    Ok(Some((path.to_owned(), text)))
+}
+
+fn told(path: &Path, problems: &[config::Problem]) -> String {
+    let lines: Vec<_> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
+    let n = if problems.len() == 1 { "a problem".to_owned() } else { format!("{} problems", problems.len()) };
+    format!("{} has {n}:{}", path.display(), lines.concat())
+}
+
+fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), Box<dyn Error>> {
+    let (file, show) = match command {
+        ConfigCommand::Check { file } => (file.or(named), None),
+        ConfigCommand::Show { json } => (named, Some(json)),
+    };
+    let found = read(file.as_deref())?;
+    let text = found.as_ref().map_or("", |(_, text)| text);
+    let place = found.as_ref().map_or_else(|| "no file".to_owned(), |(path, _)| path.display().to_string());
+    let settings = settings::effective(text).map_err(|problems| told(Path::new(&place), &problems))?;
+    let given = settings.iter().filter(|setting| setting.from_file).count();
+    match show {
+        None => println!("{place}: all right, {given} of {} keys are set", settings.len()),
+        Some(true) => println!("{}", serde_json::to_string_pretty(&settings)?),
+        Some(false) => {
+            for setting in &settings {
+                let from = if setting.from_file { &place } else { "default" };
+                // What the keys hold is written alike in both languages.
+                println!("{} = {}  # {from}", setting.key, serde_json::to_string(&setting.value)?);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn init(path: &Path, print: bool) -> Result<(), Box<dyn Error>> {

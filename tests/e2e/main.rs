@@ -2,6 +2,7 @@
 
 mod broker;
 mod bundles;
+mod commands;
 mod dashboard;
 mod device;
 mod faults;

@@ -375,8 +375,7 @@ fn programs_that_run_once_make_room_and_learned_ones_do_not() {
         bench.event(tgid, EventKind::Exit);
         bench.close(&[]);
     }
-    let names: Vec<String> =
-        bench.pipeline.programs(0).into_iter().map(|state| state.program.exe).collect();
+    let names: Vec<String> = bench.pipeline.programs(0).into_iter().map(|state| state.program.exe).collect();
     assert_eq!(names.len(), 3);
     assert!(names.iter().any(|exe| exe == "/usr/bin/gw") && names.iter().any(|exe| exe == "/usr/bin/gw-309"));
     assert_eq!(bench.pipeline.counters().programs_forgotten, 8);
