@@ -1,5 +1,6 @@
 //! `behaveguard`: sets up, enrols, runs and asks the agent.
 
+mod page;
 mod report;
 mod shelf;
 #[cfg(feature = "train")]
@@ -143,6 +144,14 @@ enum Command {
 enum BaselineCommand {
     /// Show every baseline that the agent uses.
     List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a program's baseline holds.
+    Show {
+        /// The program's executable or unit, as `list` shows it.
+        program: String,
         /// As JSON.
         #[arg(long)]
         json: bool,

@@ -10,6 +10,7 @@ use models::bundle::Verified;
 use models::program::ProgramId;
 use serde::Serialize;
 
+use crate::page::Page;
 use crate::{BaselineCommand, own_keys};
 
 /// One baseline, for people and as JSON.
@@ -29,6 +30,7 @@ struct Row {
 pub(crate) fn run(config: &Config, command: BaselineCommand) -> Result<(), Box<dyn Error>> {
     match command {
         BaselineCommand::List { json } => list(config, json),
+        BaselineCommand::Show { program, json } => show(config, &program, json),
         BaselineCommand::Rollback { program } => roll_back(config, &program),
     }
 }
@@ -68,6 +70,30 @@ fn list(config: &Config, json: bool) -> Result<(), Box<dyn Error>> {
         );
     }
     println!("{} baselines", rows.len());
+    Ok(())
+}
+
+fn show(config: &Config, name: &str, json: bool) -> Result<(), Box<dyn Error>> {
+    let now_unix_s = clock::now().unix_ms / 1000;
+    let pattern = Pattern(name.to_owned());
+    let mut pages: Vec<Page> = Vec::new();
+    let mut fits = |made_by, verified: &Verified| {
+        let manifest = verified.manifest();
+        pages.extend(pattern.fits(&manifest.program).then(|| Page::of(made_by, manifest)));
+    };
+    let fleet = Baselines::open(&config.state, own_keys(config)?, &mut |verified| fits("fleet", &verified))?;
+    if let Some(own) = Local::open(&config.state)? {
+        own.active(&fleet, now_unix_s, &mut |verified| fits("device", &verified))?;
+    }
+    let [page] = &pages[..] else {
+        let n = pages.len();
+        return Err(format!("{n} baselines fit `{name}`: `behaveguard baseline list` shows them").into());
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(page)?);
+    } else {
+        print!("{page}");
+    }
     Ok(())
 }
 
