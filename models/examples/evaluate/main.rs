@@ -54,10 +54,20 @@ fn evaluate(corpus: Corpus) -> Vec<Row> {
             program.test.len()
         );
         let (raws, original) = detectors::run(&program);
-        let single: Vec<(String, Vec<&Raw>)> =
-            raws.iter().map(|raw| (raw.name.to_owned(), vec![raw])).collect();
-        let ours = raws.iter().filter(|raw| weight(raw.name) > 0.0).collect();
-        let configs = [("original".to_owned(), vec![&original]), ("ours".to_owned(), ours)];
+        let single: Vec<(String, Vec<(&Raw, f32)>)> =
+            raws.iter().map(|raw| (raw.name.to_owned(), vec![(raw, 1.0)])).collect();
+        let ours = raws.iter().map(|raw| (raw, weight(raw.name))).filter(|(_, weight)| *weight > 0.0);
+        // What the agent runs on a device: of the order of calls, what the kernel's table gives.
+        let on_device = raws.iter().filter_map(|raw| match raw.name {
+            "table" => Some((raw, weight("surprisal"))),
+            "surprisal" | "pairs" => None,
+            name => Some((raw, weight(name))).filter(|(_, weight)| *weight > 0.0),
+        });
+        let configs = [
+            ("original".to_owned(), vec![(&original, 1.0)]),
+            ("ours".to_owned(), ours.collect()),
+            ("agent".to_owned(), on_device.collect()),
+        ];
         for weighted in [false, true] {
             for (config, raws) in configs.iter().chain(&single) {
                 rows.push(row([&set, &name, config], &program, raws, weighted));
@@ -97,17 +107,16 @@ fn prepare(program: &mut Program) -> Result<(), String> {
 }
 
 /// Fuses as the product does: calibrated z, weighted mean, p-value by the calibration traces.
-fn row(names: [&str; 3], program: &Program, raws: &[&Raw], weighted: bool) -> Row {
-    let alone = raws.len() == 1;
-    let detectors = raws.iter().map(|raw| {
+fn row(names: [&str; 3], program: &Program, raws: &[(&Raw, f32)], weighted: bool) -> Row {
+    let detectors = raws.iter().map(|(raw, weight)| {
         let spoken: Vec<f32> = raw.calibrate.iter().flatten().copied().collect();
-        DetectorCalibration::fit(raw.name, if alone { 1.0 } else { weight(raw.name) }, &spoken)
+        DetectorCalibration::fit(raw.name, *weight, &spoken)
     });
     let calibration = Calibration { detectors: detectors.collect(), ..Calibration::default() };
     // A trace on which no detector spoke is as odd as the middle of the calibration.
     let fuse = |at: usize, part: fn(&Raw) -> &[Option<f32>]| {
         let outputs: Vec<(&str, f32)> =
-            raws.iter().filter_map(|raw| Some((raw.name, part(raw)[at]?))).collect();
+            raws.iter().filter_map(|(raw, _)| Some((raw.name, part(raw)[at]?))).collect();
         calibration.fuse(&outputs).unwrap_or(0.0)
     };
     let times = |count: u32| if weighted { count as usize } else { 1 };
