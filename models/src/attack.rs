@@ -1,6 +1,6 @@
 //! What a first-time act suggests: MITRE ATT&CK (Enterprise, v17) techniques by the kind of the act and its value.
 
-use crate::novelty::Kind;
+use crate::novelty::{self, Kind};
 use crate::schema::{LOLBINS, NAMED};
 
 /// Services by which one machine is worked on from another: T1021 and its sub-techniques.
@@ -68,6 +68,12 @@ pub fn techniques(kind: Kind, value: &str) -> Vec<&'static str> {
         Kind::Sent => vec!["T1041", "T1048"],
         Kind::Temporary => vec!["T1036.005"],
     }
+}
+
+/// Whether a trait is a connection to a service by which one machine is worked on from another.
+#[must_use]
+pub fn is_remote_service(trait_id: u64) -> bool {
+    REMOTE_SERVICES.iter().any(|(port, _)| novelty::trait_id(Kind::Port, &port.to_string()) == trait_id)
 }
 
 fn of_file(path: &str) -> &'static str {

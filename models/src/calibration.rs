@@ -33,6 +33,8 @@ const TAIL_VALUES: [usize; 2] = [4, 64];
 /// Decades that count in full, and by how much what is beyond them may add at most; see [`temper`].
 const TEMPERED_FROM: f32 = 2.5;
 const TEMPERED_BY: f32 = 0.8;
+/// How far a window stays below HIGH that no act worth MEDIUM speaks against, in decades.
+const BELOW_HIGH: f32 = 0.05;
 /// Decades that all faint kinds add up to at most: with the most that statistics give, still below HIGH.
 pub const FAINT_MAX: f32 = 2.0 / POINTS_PER_DECADE;
 /// Points of a kind that are worth one decade.
@@ -237,7 +239,7 @@ impl Calibration {
     /// The score of a fused z and of the `decades` of categorical evidence beside it, 0 to 100.
     #[must_use]
     pub fn score(&self, fused: Option<f32>, decades: f32) -> f32 {
-        score_of(fused.map_or(0.0, |fused| temper(self.p_value(fused))) + decades)
+        score_of(fused.map_or(0.0, |fused| temper(self.p_value(fused), decades)) + decades)
     }
 
     /// How many of the largest values shape the tail, and the sum `S` of their excesses; see the module.
@@ -256,15 +258,16 @@ impl Calibration {
 /// `2.5 + 0.8 (1 - exp(-(d - 2.5) / 0.8))`, which never gets to 3.3.
 ///
 /// A few hundred windows of calibration do not tell once in 10^4 from once in 10^6, however far their tail is drawn out,
-/// and a device judges 10^5 windows a day: by statistics alone one window is MEDIUM at most.
+/// and a device judges 10^5 windows a day: by statistics alone one window is MEDIUM at most. The same with first-time acts
+/// beside it, unless their `evidence` is worth MEDIUM by itself: then both add up.
 #[must_use]
-pub fn temper(p: f64) -> f32 {
+pub fn temper(p: f64, evidence: f32) -> f32 {
     #[allow(clippy::cast_possible_truncation, reason = "-log10(p) is a small number")]
     let decades = -p.max(f64::MIN_POSITIVE).log10() as f32;
-    if decades <= TEMPERED_FROM {
-        return decades;
-    }
-    TEMPERED_FROM + TEMPERED_BY * (1.0 - (-(decades - TEMPERED_FROM) / TEMPERED_BY).exp())
+    let beyond = (decades - TEMPERED_FROM).max(0.0);
+    let worth = decades.min(TEMPERED_FROM) + TEMPERED_BY * (1.0 - (-beyond / TEMPERED_BY).exp());
+    let [(_, _), (medium, _), (high, _), ..] = SCORE_KNOTS;
+    if evidence < medium { worth.min(high - BELOW_HIGH - evidence) } else { worth }
 }
 
 /// The score of `-log10 p`: straight lines through p = 1 (0), 1e-2 (40), 1e-4 (70), 1e-6 (90) and 1e-8 (100).
@@ -334,7 +337,10 @@ mod tests {
         let faint = [Kind::Syscall, Kind::Capability, Kind::Volume, Kind::Sent];
         let faint = News::default().decades(&faint);
         assert!(calibration.score(Some(100.0), faint) < 70.0);
-        assert!(calibration.score(Some(100.0), News::default().decades(&[Kind::Sensitive])) > 90.0);
+        let score = |kinds: &[Kind]| calibration.score(Some(100.0), News::default().decades(kinds));
+        assert!((60.0..70.0).contains(&score(&[Kind::Exec])), "a first program does not make it HIGH");
+        assert!(score(&[Kind::Shell]) > 70.0 && score(&[Kind::Exec, Kind::Port]) > 70.0);
+        assert!(score(&[Kind::Sensitive]) > 90.0);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct Explanation {
     pub detectors: Vec<Detector>,
     /// Sum of the detectors' shares; `None` when none spoke.
     pub fused_z: Option<f32>,
-    /// What the fused z is worth: `-log10` of its conformal p-value, at most 3.3, see [`crate::calibration::temper`]; 0 while
+    /// What the fused z is worth: `-log10` of its conformal p-value within limits, see [`crate::calibration::temper`]; 0 while
     /// the baseline is found to be STALE.
     pub statistical_decades: f32,
     /// Worth of all evidence, also of what is not named.
@@ -131,7 +131,7 @@ pub(crate) fn explain(
     Explanation {
         detectors: raw.iter().filter_map(one).collect(),
         fused_z,
-        statistical_decades: temper(p_fused),
+        statistical_decades: temper(p_fused, evidence_decades),
         evidence_decades,
         evidence: fresh
             .iter()

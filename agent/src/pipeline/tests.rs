@@ -155,9 +155,18 @@ fn what_one_program_of_a_unit_does_is_no_excuse_for_another() {
     const STRANGER: u32 = 300;
     let mut bench = Bench::new(|_| {});
     bench.open(GATEWAY, "/etc/shadow", true);
+    let connect = |port| EventKind::Connect { addr: [10, 9, 8, 7].into(), port };
+    for port in [22, 443] {
+        bench.event(GATEWAY, connect(port));
+    }
     bench.learn();
     assert_eq!(bench.open(GATEWAY, "/etc/shadow", true), [], "it was learned so");
     bench.pipeline.lookup_mut().0.insert(STRANGER, found("/usr/bin/gw-update"));
+    bench.event(STRANGER, connect(443));
+    assert!(matches!(&bench.close(&[STRANGER])[..], [Output::Train(_)]), "a common port");
+    bench.event(STRANGER, connect(22));
+    let found_at_end = alerts(bench.close(&[STRANGER]));
+    assert_eq!(found_at_end[0].techniques[0], "T1021.004", "{found_at_end:?}");
     let found = alerts(bench.open(STRANGER, "/etc/shadow", true));
     assert_eq!(found.len(), 1, "{found:?}");
 }

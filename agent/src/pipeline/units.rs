@@ -2,14 +2,15 @@
 //!
 //! An attacker brings tools of their own into a service that was learned, and no baseline is theirs. Their windows are
 //! judged by first-time acts alone, and being there is evidence too ([`Kind::Stranger`](models::novelty::Kind)). What any
-//! learned program of the unit does is no news from them, unless it is decisive: that the login service reads
-//! `/etc/shadow` is no reason for another to do so. Programs of no unit have nothing in common, so nobody answers for them.
+//! learned program of the unit does is no news from them, unless it is decisive or goes to another machine's remote service:
+//! that the login service reads `/etc/shadow` is no reason for another to do so. Programs of no unit have nothing in common, so nobody answers for them.
 //!
 //! Programs that run too seldom to be learned are remembered one by one: what they did while nothing of the unit was
 //! learned, and later in windows that were not worth an alert.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use models::attack;
 use models::bundle::Manifest;
 use models::calibration::{Calibration, News};
 use models::novelty::{Kind, trait_id};
@@ -108,7 +109,9 @@ impl Units {
             .collect();
         let Some(first) = of_it.first() else { return };
         let learned = of_it.iter().flat_map(|baseline| baseline.manifest.traits.iter().copied());
-        let common = |id: &u64| Kind::of(*id).is_some_and(|kind| !kind.is_decisive());
+        let common = |id: &u64| {
+            Kind::of(*id).is_some_and(|kind| !kind.is_decisive()) && !attack::is_remote_service(*id)
+        };
         let traits: BTreeSet<u64> = learned.filter(common).collect();
         let expires = of_it.iter().map(|baseline| baseline.manifest.expires_unix_s).max();
         let valid = first.manifest.not_before_unix_s..expires.unwrap_or(0);
