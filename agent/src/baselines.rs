@@ -26,6 +26,15 @@ pub enum BaselineError {
     /// There is no other one to go back to.
     #[error("there is no earlier baseline of {0}: an earlier one is kept when a new one is activated")]
     NoPrevious(String),
+    /// The folder cannot be listed.
+    #[error("listing {path}: it is readable by the user that the agent runs as")]
+    List {
+        /// Which folder.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
     /// Writing it failed; the active one is untouched.
     #[error("writing {path}")]
     File {
@@ -47,17 +56,20 @@ pub struct Baselines {
 
 impl Baselines {
     /// Opens the folder and hands out every active baseline that can still be read, one at a time: a bundle takes a megabyte.
-    /// Damaged ones are logged.
+    /// Damaged ones are logged. Where there is no folder there are none, and the first that is stored makes it.
     ///
     /// # Errors
-    /// When the folder cannot be made or listed.
+    /// When the folder cannot be listed.
     pub fn open(state: &Path, keys: Keyring, each: &mut dyn FnMut(Verified)) -> Result<Self, BaselineError> {
         let dir = state.join("baselines");
-        let failed = |source| BaselineError::File { path: dir.clone(), source };
-        files::make_private_dir(&dir).map_err(failed)?;
-        let mut baselines = Self { dir: dir.clone(), keys, highest: BTreeMap::new() };
-        for entry in fs::read_dir(&dir).map_err(failed)? {
-            let folder = entry.map_err(failed)?.path();
+        let mut baselines = Self { dir, keys, highest: BTreeMap::new() };
+        let failed = |dir: &Path, source| BaselineError::List { path: dir.to_owned(), source };
+        let entries = match fs::read_dir(&baselines.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(baselines),
+            entries => entries.map_err(|error| failed(&baselines.dir, error))?,
+        };
+        for entry in entries {
+            let folder = entry.map_err(|error| failed(&baselines.dir, error))?.path();
             let Some(key) = folder.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
                 continue;
             };
@@ -298,6 +310,19 @@ mod tests {
         raw[middle] ^= 1;
         fs::write(&path, raw).unwrap();
         assert!(shelf(&program(), 2).is_none(), "it was changed on disk");
+    }
+
+    #[test]
+    fn looking_leaves_no_trace() {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let (_, active) = open(dir.path(), &key);
+        assert!(active.is_empty() && fs::read_dir(dir.path()).unwrap().next().is_none());
+        fs::write(dir.path().join("baselines"), "a file").unwrap();
+        let error = Baselines::open(dir.path(), Keyring::default(), &mut |_| {}).unwrap_err().to_string();
+        assert!(
+            error.starts_with("listing ") && error.contains("the user that the agent runs as"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use crate::clock::nanoseconds;
 use crate::probe::ProbeOptions;
 
 /// Where the file is looked for.
@@ -212,6 +213,13 @@ impl Pattern {
     }
 }
 
+/// [`TEMPLATE`] with every key in force.
+pub(crate) fn spelled_out() -> String {
+    let key =
+        |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
+    TEMPLATE.lines().map(|line| format!("{}\n", key(line))).collect()
+}
+
 /// One thing wrong with the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -276,7 +284,7 @@ impl Config {
         );
         let mut dedup = Duration::from_nanos(config.policy.dedup_ns);
         keys.duration("dedup", 0, 86_400, &mut dedup);
-        config.policy.dedup_ns = u64::try_from(dedup.as_nanos()).unwrap_or(u64::MAX);
+        config.policy.dedup_ns = nanoseconds(dedup);
         keys.number("per_minute", 1, 1000, &mut config.policy.per_minute);
         problems.extend(keys.rest());
 
@@ -497,11 +505,7 @@ mod tests {
     #[test]
     fn the_template_holds_every_key_with_its_default() {
         assert_eq!(Config::parse(TEMPLATE), Ok(Config::default()));
-        let uncommented: String = TEMPLATE
-            .lines()
-            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let uncommented = spelled_out();
         assert_eq!(Config::parse(&uncommented), Ok(Config::default()));
         assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 24);
     }

@@ -11,10 +11,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use agent::baselines::Baselines;
 use agent::config::{self, Config};
 use agent::enroll::EnrollError;
-use agent::local::Local;
 use agent::{control, doctor, enroll, record, service, settings, simulate, vitals};
 use clap::{Parser, Subcommand};
 use models::bundle::{self, Keyring, PublicKey, Verified};
@@ -383,17 +381,8 @@ fn read_ticket(path: &Path) -> Result<String, Box<dyn Error>> {
 
 /// Baselines of this device: its fleet's, and its own where the fleet has none.
 fn own_baselines(config: &Config) -> Result<Vec<Verified>, Box<dyn Error>> {
-    let keys = own_keys(config)?;
-    let local = Local::open(&config.state)?;
     let mut active = Vec::new();
-    if local.is_none() && keys.0.is_empty() {
-        return Ok(active);
-    }
-    let fleet = Baselines::open(&config.state, keys, &mut |verified| active.push(verified))?;
-    if let Some(local) = local {
-        let now_unix_s = agent::clock::now().unix_ms / 1000;
-        local.active(&fleet, now_unix_s, &mut |verified| active.push(verified))?;
-    }
+    shelf::each(config, &mut |_, verified| active.push(verified))?;
     Ok(active)
 }
 

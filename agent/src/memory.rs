@@ -15,11 +15,12 @@ const MAGIC: [u8; 4] = *b"BGM1";
 /// Larger than any that the tables allow.
 const BYTES_MAX: u64 = 64 << 20;
 
-/// The file, and what was written last.
+/// The file, and which memory was written last.
 #[derive(Debug)]
 pub struct MemoryFile {
     path: PathBuf,
-    written: Vec<u8>,
+    /// Its checksum.
+    written: Option<u32>,
 }
 
 impl MemoryFile {
@@ -45,7 +46,7 @@ impl MemoryFile {
                 Memory::default()
             }
         };
-        (Self { path, written: Vec::new() }, memory)
+        (Self { path, written: None }, memory)
     }
 
     /// Writes it, unless the same was written last.
@@ -57,10 +58,10 @@ impl MemoryFile {
     /// Never: numbers and texts have a postcard form.
     pub fn write(&mut self, memory: &Memory) -> io::Result<()> {
         let body = postcard::to_stdvec(memory).expect("numbers and texts have a postcard form");
-        let raw = [&MAGIC[..], &crc32fast::hash(&body).to_le_bytes(), &body].concat();
-        if raw != self.written {
-            files::write_private(&self.path, &raw)?;
-            self.written = raw;
+        let sum = crc32fast::hash(&body);
+        if self.written != Some(sum) {
+            files::write_private(&self.path, &[&MAGIC[..], &sum.to_le_bytes(), &body].concat())?;
+            self.written = Some(sum);
         }
         Ok(())
     }

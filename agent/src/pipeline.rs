@@ -38,7 +38,7 @@ use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Now;
+use crate::clock::{Now, nanoseconds};
 use crate::config::Config;
 use crate::explanations::Explanations;
 use crate::processes::{Identity, Lookup, Started};
@@ -97,6 +97,8 @@ pub struct Baseline {
     detectors: Option<Detectors>,
     /// When they were used last, in the pipeline's turns.
     used_at: u64,
+    /// They could not be read again, and it is not tried before this time.
+    retry_ns: u64,
     /// The kernel's number of its table.
     table: Option<u16>,
     promise: Promise,
@@ -110,7 +112,7 @@ impl Baseline {
     pub fn load(verified: &Verified) -> Result<Self, DetectError> {
         let (manifest, detectors) = (verified.manifest().clone(), Some(Detectors::load(verified)?));
         let promise = Promise::of(&manifest);
-        Ok(Self { manifest, detectors, used_at: 0, table: None, promise })
+        Ok(Self { manifest, detectors, used_at: 0, retry_ns: 0, table: None, promise })
     }
 
     /// Gives away what the kernel's table is to be filled with.
@@ -354,8 +356,8 @@ impl<L: Lookup> Pipeline<L> {
             EventKind::Exec { path, arguments, fileless } => {
                 let unit =
                     self.processes.get(&event.tgid).map_or(NO_UNIT, |process| &process.unit).to_owned();
-                let (path_given, arguments) = (path.to_string(), arguments.to_string());
-                born = Some((event.boot_ns, Started { path: path_given, arguments, unit }));
+                let told = Started { path: path.to_string(), arguments: arguments.to_string(), unit };
+                born = Some((event.boot_ns, told));
                 self.started(now, event, path, *fileless, out);
             }
             EventKind::Inject { call, victim } => self.injected(now, event, *call, *victim, out),
@@ -383,27 +385,19 @@ impl<L: Lookup> Pipeline<L> {
             process.comm.push_str(&event.comm);
         }
         if let Some(id) = decisive {
-            self.decide(now, event.tgid, id, out);
+            // A verdict that does not wait for the window's end.
+            self.judge_so_far(now, event.tgid, Some(id), out);
         }
         if event.kind == EventKind::Exit {
             self.left(now, event, out);
         }
     }
 
-    /// A verdict that does not wait for the window's end, on what is new to the baseline.
-    fn decide(&mut self, now: Now, tgid: u32, id: u64, out: &mut Vec<Output>) {
+    /// Judges what a process did so far by its traits alone; its window goes on. When one act `matters`, only if it is new.
+    fn judge_so_far(&mut self, now: Now, tgid: u32, matters: Option<u64>, out: &mut Vec<Output>) {
         let Some(process) = self.processes.get(&tgid) else { return };
         let Some(window) = &process.window else { return };
-        if let Some(verdict) = self.by_traits(process, window, Some(id)) {
-            self.tell(now, tgid, verdict, out);
-        }
-    }
-
-    /// Judges what a process did so far by its traits alone; its window goes on.
-    fn judge_so_far(&mut self, now: Now, tgid: u32, out: &mut Vec<Output>) {
-        let Some(process) = self.processes.get(&tgid) else { return };
-        let Some(window) = &process.window else { return };
-        if let Some(verdict) = self.by_traits(process, window, None) {
+        if let Some(verdict) = self.by_traits(process, window, matters) {
             self.tell(now, tgid, verdict, out);
         }
     }
@@ -453,7 +447,7 @@ impl<L: Lookup> Pipeline<L> {
             self.processes.iter().filter(|(_, p)| p.window.is_some()).map(|(id, _)| *id).collect();
         for tgid in open {
             if self.processes.get(&tgid).is_some_and(|process| process.goes_on(self.opened_ns)) {
-                self.judge_so_far(now, tgid, out);
+                self.judge_so_far(now, tgid, None, out);
             } else {
                 self.close_one(now, closed_ns, tgid, out);
             }
@@ -481,7 +475,6 @@ impl<L: Lookup> Pipeline<L> {
     }
 
     fn close_one(&mut self, now: Now, closed_ns: u64, tgid: u32, out: &mut Vec<Output>) {
-        let key = self.processes.get(&tgid).and_then(|process| process.key.clone());
         let Some(process) = self.processes.get_mut(&tgid) else { return };
         let Some(mut window) = process.window.take() else { return };
         // Without a single call there is nothing to compare; decisive events were judged when they came.
@@ -502,7 +495,7 @@ impl<L: Lookup> Pipeline<L> {
             return;
         }
         let vector = features::extract(&window);
-        let Some(key) = key else { return };
+        let Some(key) = process.key.clone() else { return };
         let enough = window.syscalls.total() >= CALLS_MIN;
         if enough {
             self.use_models(&key);
@@ -565,10 +558,6 @@ impl<L: Lookup> Pipeline<L> {
             account.judged();
         }
     }
-}
-
-fn nanoseconds(time: core::time::Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// How far a program's baseline is.

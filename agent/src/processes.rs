@@ -108,19 +108,20 @@ fn as_told(started: &Started) -> Identity {
     let real = |path: &str| {
         fs::canonicalize(path).map_or_else(|_| path.to_owned(), |real| real.to_string_lossy().into_owned())
     };
-    // The kernel puts a script's interpreter first.
-    let interpreter = started.arguments.split('\0').next().filter(|_| is_script(&started.path));
-    let exe = real(interpreter.unwrap_or(&started.path));
+    let exe = real(interpreter_of(started).unwrap_or(&started.path));
     let comm = started.path.rsplit('/').next().unwrap_or(&started.path).to_owned();
     let script = if is_interpreter(&exe) { script_of(&exe, started.arguments.as_bytes()) } else { None };
     let program = ProgramId { unit: started.unit.clone(), exe, script };
     Identity::Program(Found { program, comm, start_ticks: 0 })
 }
 
-/// Whether the kernel starts an interpreter for this file.
-fn is_script(path: &str) -> bool {
-    let mut head = [0; 2];
-    fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *b"#!"
+/// What runs the file, when it is a script: the kernel puts the interpreter first, then at most one argument of the
+/// script's first line, then the file. The file itself is not opened: whoever started it may have put a pipe in its place.
+fn interpreter_of(started: &Started) -> Option<&str> {
+    let mut arguments = started.arguments.split('\0');
+    let interpreter = arguments.next()?;
+    let runs_it = arguments.take(2).any(|argument| argument == started.path);
+    (runs_it && is_interpreter(interpreter)).then_some(interpreter)
 }
 
 fn look(tgid: u32) -> io::Result<Identity> {
@@ -276,6 +277,22 @@ mod tests {
             assert_eq!(found.program.exe, fs::canonicalize("/bin/sh").unwrap().to_string_lossy());
             assert_eq!(found.program.script, Some(script.display().to_string()));
         }
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_what_was_started_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("job");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let path = pipe.display().to_string();
+        let started =
+            Started { arguments: format!("/bin/sh\0-e\0{path}\0"), path, unit: "gw.service".into() };
+        let Identity::Program(found) = ProcFs.identity(u32::MAX, Some(&started)) else { panic!("not found") };
+        assert_eq!(found.program.script, Some(pipe.display().to_string()));
+        // Whoever names a service as its interpreter is not taken for it.
+        let started = Started { arguments: format!("/usr/sbin/nginx\0{}\0", started.path), ..started };
+        let Identity::Program(found) = ProcFs.identity(u32::MAX, Some(&started)) else { panic!("not found") };
+        assert_eq!(found.program.exe, pipe.display().to_string());
     }
 
     #[test]

@@ -64,9 +64,8 @@ pub fn record(
     let mut watch = Watch::new(config, probe);
     watch.record(config, writer)?;
     baselines.iter().for_each(|verified| watch.activate(verified));
-    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let end_ns = clock::boot_ns().saturating_add(nanoseconds(time));
-    let window_ns = nanoseconds(config.window);
+    let end_ns = clock::boot_ns().saturating_add(clock::nanoseconds(time));
+    let window_ns = clock::nanoseconds(config.window);
     let mut recorded = Recorded::default();
     let mut out = Vec::new();
     while watch.is_recording() {

@@ -224,7 +224,7 @@ impl Service {
     async fn turn(&mut self, news: &async_channel::Receiver<News>) -> io::Result<()> {
         let urgent = Async::new(self.watch.probe().urgent_fd().try_clone_to_owned()?)?;
         let stop = stop_signal()?;
-        let window_ns = u64::try_from(self.config.window.as_nanos()).unwrap_or(u64::MAX);
+        let window_ns = clock::nanoseconds(self.config.window);
         let mut close_ns = self.watch.probe().epoch().1 + window_ns;
         loop {
             let left = Duration::from_nanos(close_ns.saturating_sub(clock::boot_ns()));
@@ -259,7 +259,8 @@ impl Service {
                 // After a long pause (sleep, a stopped machine) the next window starts now.
                 close_ns = (close_ns + window_ns).max(self.watch.probe().epoch().1 + window_ns / 2);
             }
-            if clock::boot_ns().saturating_sub(self.heartbeat_ns) >= self.config.heartbeat.as_nanos() as u64 {
+            if clock::boot_ns().saturating_sub(self.heartbeat_ns) >= clock::nanoseconds(self.config.heartbeat)
+            {
                 self.beat();
             }
             if clock::boot_ns().saturating_sub(self.remembered_ns) >= REMEMBER_EVERY_NS {

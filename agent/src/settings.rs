@@ -3,7 +3,7 @@
 use serde::Serialize;
 use toml::{Table, Value};
 
-use crate::config::{Config, Problem, TEMPLATE};
+use crate::config::{self, Config, Problem};
 
 /// One key.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -34,20 +34,16 @@ pub fn effective(text: &str) -> Result<Vec<Setting>, Vec<Problem>> {
 
 /// The template's keys and values, in its order.
 fn defaults() -> Vec<(String, Value)> {
-    let uncomment = |line: &str| {
-        let rest = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
-        format!("{}\n", rest.unwrap_or(line))
-    };
-    let text: String = TEMPLATE.lines().map(uncomment).collect();
-    let known = flat(&text.parse().unwrap_or_default());
     let mut table = String::new();
     let mut ordered = Vec::new();
-    for line in text.lines() {
+    // A key stands in one line, so that each line is TOML by itself.
+    for line in config::spelled_out().lines() {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             table = format!("{name}.");
+        } else {
+            let line: Table = line.parse().unwrap_or_default();
+            ordered.extend(line.into_iter().map(|(key, value)| (format!("{table}{key}"), value)));
         }
-        let key = line.split_once(" = ").map(|(key, _)| format!("{table}{key}"));
-        ordered.extend(key.and_then(|key| known.iter().find(|(known, _)| *known == key)).cloned());
     }
     ordered
 }
@@ -69,6 +65,7 @@ fn flat(table: &Table) -> Vec<(String, Value)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TEMPLATE;
 
     #[test]
     fn every_key_has_its_value_and_where_it_is_from() {

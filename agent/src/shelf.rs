@@ -35,6 +35,18 @@ pub(crate) fn run(config: &Config, command: BaselineCommand) -> Result<(), Box<d
     }
 }
 
+/// Hands out every baseline that the agent would use, and who made it: `fleet`, or `device` where the fleet made none.
+pub(crate) fn each(
+    config: &Config,
+    each: &mut dyn FnMut(&'static str, Verified),
+) -> Result<(), Box<dyn Error>> {
+    let fleet = Baselines::open(&config.state, own_keys(config)?, &mut |verified| each("fleet", verified))?;
+    if let Some(own) = Local::open(&config.state)? {
+        own.active(&fleet, clock::now().unix_ms / 1000, &mut |verified| each("device", verified))?;
+    }
+    Ok(())
+}
+
 fn list(config: &Config, json: bool) -> Result<(), Box<dyn Error>> {
     let now_unix_s = clock::now().unix_ms / 1000;
     let row = |made_by, verified: &Verified| {
@@ -50,12 +62,7 @@ fn list(config: &Config, json: bool) -> Result<(), Box<dyn Error>> {
         }
     };
     let mut rows: Vec<Row> = Vec::new();
-    let fleet = Baselines::open(&config.state, own_keys(config)?, &mut |verified| {
-        rows.push(row("fleet", &verified));
-    })?;
-    if let Some(own) = Local::open(&config.state)? {
-        own.active(&fleet, now_unix_s, &mut |verified| rows.push(row("device", &verified)))?;
-    }
+    each(config, &mut |made_by, verified| rows.push(row(made_by, &verified)))?;
     if json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(());
@@ -74,17 +81,12 @@ fn list(config: &Config, json: bool) -> Result<(), Box<dyn Error>> {
 }
 
 fn show(config: &Config, name: &str, json: bool) -> Result<(), Box<dyn Error>> {
-    let now_unix_s = clock::now().unix_ms / 1000;
     let pattern = Pattern(name.to_owned());
     let mut pages: Vec<Page> = Vec::new();
-    let mut fits = |made_by, verified: &Verified| {
+    each(config, &mut |made_by, verified| {
         let manifest = verified.manifest();
         pages.extend(pattern.fits(&manifest.program).then(|| Page::of(made_by, manifest)));
-    };
-    let fleet = Baselines::open(&config.state, own_keys(config)?, &mut |verified| fits("fleet", &verified))?;
-    if let Some(own) = Local::open(&config.state)? {
-        own.active(&fleet, now_unix_s, &mut |verified| fits("device", &verified))?;
-    }
+    })?;
     let [page] = &pages[..] else {
         let n = pages.len();
         return Err(format!("{n} baselines fit `{name}`: `behaveguard baseline list` shows them").into());

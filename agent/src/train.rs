@@ -69,13 +69,15 @@ struct Sample {
     seen: usize,
     /// What was done in blocks that were left out.
     left_out: BTreeSet<u64>,
+    /// Acts of such blocks for which there was no room.
+    refused: u64,
 }
 
 impl Sample {
     fn new(id: ProgramId) -> Self {
         let seed = seed_of(&id);
         let blocks = Reservoir::new(BLOCKS_MAX, seed);
-        Self { id, blocks, filling: Vec::new(), n_blocks: 0, seen: 0, left_out: BTreeSet::new() }
+        Self { id, blocks, filling: Vec::new(), n_blocks: 0, seen: 0, left_out: BTreeSet::new(), refused: 0 }
     }
 
     fn add(&mut self, windows: Vec<TrainingWindow>) {
@@ -95,6 +97,8 @@ impl Sample {
         for id in left_out.flat_map(|window| window.traits) {
             if self.left_out.len() < TRAITS_MAX {
                 self.left_out.insert(id);
+            } else if !self.left_out.contains(&id) {
+                self.refused += 1;
             }
         }
     }
@@ -104,6 +108,9 @@ impl Sample {
     fn into_windows(mut self) -> Vec<TrainingWindow> {
         if !self.filling.is_empty() {
             self.end_block();
+        }
+        if self.refused > 0 {
+            log::warn!("{}: {} acts in windows that were left out are not learned", self.id, self.refused);
         }
         let whole = self.n_blocks <= BLOCKS_MAX as u64;
         let blocks = self.blocks.into_items().into_iter();
@@ -172,8 +179,7 @@ pub fn collect(
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(CollectError::Signals)?;
     }
     let mut watch = Watch::new(config, Probe::load(&config.probe(std::process::id()))?);
-    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let end_ns = clock::boot_ns().saturating_add(nanoseconds(time));
+    let end_ns = clock::boot_ns().saturating_add(clock::nanoseconds(time));
     let mut told_ns = 0;
     let mut collected = Collected::new();
     let mut out = Vec::new();
@@ -181,7 +187,7 @@ pub fn collect(
         let now_ns = clock::boot_ns();
         collected.interrupted = stop.load(Relaxed);
         watch.take_events(u64::MAX, &mut out);
-        if now_ns >= watch.probe().epoch().1.saturating_add(nanoseconds(config.window)) {
+        if now_ns >= watch.probe().epoch().1.saturating_add(clock::nanoseconds(config.window)) {
             watch.close(&mut out);
         }
         for output in out.drain(..) {

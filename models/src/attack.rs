@@ -73,7 +73,11 @@ pub fn techniques(kind: Kind, value: &str) -> Vec<&'static str> {
 /// Whether a trait is a connection to a service by which one machine is worked on from another.
 #[must_use]
 pub fn is_remote_service(trait_id: u64) -> bool {
-    REMOTE_SERVICES.iter().any(|(port, _)| novelty::trait_id(Kind::Port, &port.to_string()) == trait_id)
+    // Only connections are worth the hashes.
+    Kind::of(trait_id) == Some(Kind::Port)
+        && REMOTE_SERVICES
+            .iter()
+            .any(|(port, _)| novelty::trait_id(Kind::Port, &port.to_string()) == trait_id)
 }
 
 fn of_file(path: &str) -> &'static str {

@@ -126,7 +126,8 @@ pub(crate) fn explain(
     let outputs: Vec<(&str, f32)> = raw.iter().map(|raw| (raw.name, raw.score)).collect();
     let fused_z = calibration.fuse(&outputs);
     let kinds: Vec<Kind> = fresh.iter().map(|(_, kind)| *kind).collect();
-    let evidence_decades = calibration.news.decades(&kinds);
+    let worth = calibration.news.by_kind(&kinds);
+    let evidence_decades = worth.iter().map(|(_, decades)| decades).sum();
     let p_fused = fused_z.map_or(1.0, |fused| calibration.p_value(fused));
     Explanation {
         detectors: raw.iter().filter_map(one).collect(),
@@ -136,7 +137,7 @@ pub(crate) fn explain(
         evidence: fresh
             .iter()
             .take(EVIDENCE_MAX)
-            .map(|found| evidence(window, baseline, &kinds, *found))
+            .map(|found| evidence(window, &kinds, &worth, *found))
             .collect(),
         evidence_more: fresh.len().saturating_sub(EVIDENCE_MAX),
         p_value: p_fused * 10_f64.powf(-f64::from(evidence_decades)),
@@ -214,11 +215,12 @@ fn order_parts(grams: &GramWindow) -> Vec<Part> {
     ]
 }
 
-fn evidence(window: &Window, baseline: &Manifest, kinds: &[Kind], (id, kind): (u64, Kind)) -> Evidence {
+/// One trait; `worth` is what all of its kind are worth together.
+fn evidence(window: &Window, kinds: &[Kind], worth: &[(Kind, f32)], (id, kind): (u64, Kind)) -> Evidence {
     let of_kind = kinds.iter().filter(|other| **other == kind).count();
-    let worth = baseline.calibration.news.by_kind(kinds).into_iter().find(|(other, _)| *other == kind);
+    let worth = worth.iter().find(|(other, _)| *other == kind);
     #[allow(clippy::cast_precision_loss, reason = "a window holds 128 traits at most")]
-    let decades = worth.map_or(0.0, |(_, decades)| decades) / of_kind.max(1) as f32;
+    let decades = worth.map_or(0.0, |(_, decades)| *decades) / of_kind.max(1) as f32;
     let value = window.text(id).unwrap_or("something");
     Evidence {
         name: kind.name().into(),

@@ -2,6 +2,7 @@
 
 mod odd_names;
 mod sums;
+mod texts;
 mod words;
 
 use core::net::IpAddr;
@@ -15,6 +16,7 @@ use crate::schema::{LOLBINS, TOR_PORTS};
 use crate::syscalls;
 use odd_names::OddNames;
 pub use sums::Sums;
+use texts::{Shown, Texts};
 use words::{
     PROGRAM_DIRS, SHELLS, SYSTEM_DIRS, TEMPORARY_DIRS, decades, entropy, is_private, namespaces, operations,
     process_file, shown, tool,
@@ -24,8 +26,6 @@ use words::{
 pub const DISTINCT_MAX: usize = 64;
 /// Distinct traits a window holds.
 pub const TRAITS_MAX: usize = 128;
-/// Traits whose value is kept as text for the explanation.
-const TEXTS_MAX: usize = 24;
 
 /// What one process did between two instants.
 #[derive(Clone, Debug)]
@@ -50,17 +50,9 @@ pub struct Window {
     pub overflow: u64,
     odd_names: OddNames,
     traits: FnvIndexSet<u64, TRAITS_MAX>,
-    texts: heapless::Vec<Shown, TEXTS_MAX>,
+    texts: Texts,
     /// Of what is folded in just now; 0 for the kernel's counts, which have no instant.
     now_ns: u64,
-}
-
-/// A trait's value in plain words.
-#[derive(Clone, Debug)]
-struct Shown {
-    id: u64,
-    text: String,
-    first_ns: u64,
 }
 
 /// Flags of `open`, alike on x86-64 and aarch64.
@@ -94,7 +86,7 @@ impl Window {
             overflow: 0,
             odd_names: OddNames::default(),
             traits: FnvIndexSet::new(),
-            texts: heapless::Vec::new(),
+            texts: Texts::default(),
             now_ns: 0,
         }
     }
@@ -182,8 +174,7 @@ impl Window {
                 Ok(false) => {}
                 Err(_) => self.overflow += 1,
                 Ok(true) => {
-                    let text = child.texts.iter().find(|shown| shown.id == *id).cloned();
-                    self.keep(text);
+                    self.overflow += child.texts.get(*id).map_or(0, |shown| self.texts.keep(shown.clone()));
                 }
             }
         }
@@ -271,9 +262,11 @@ impl Window {
     #[must_use]
     pub fn of_stranger(&self, program: &str, is_known: impl Fn(u64) -> bool) -> Self {
         let mut stranger = self.clone();
+        // Being there comes first: a window full of calls has no room left for it.
+        stranger.traits.clear();
         stranger.note_stranger(program);
-        let all = std::mem::take(&mut stranger.traits);
-        for id in &all {
+        let being_there = std::mem::take(&mut stranger.traits);
+        for id in being_there.iter().chain(&self.traits) {
             if Kind::of(*id).is_some_and(Kind::tells_of_strangers) && !is_known(*id) {
                 let _ = stranger.traits.insert(*id);
             }
@@ -303,13 +296,13 @@ impl Window {
     /// The value of a trait in plain words, where it was kept.
     #[must_use]
     pub fn text(&self, id: u64) -> Option<&str> {
-        self.texts.iter().find(|shown| shown.id == id).map(|shown| shown.text.as_str())
+        self.texts.get(id).map(|shown| shown.text.as_str())
     }
 
     /// `CLOCK_BOOTTIME` at a trait's first event in this window, nanoseconds; `None` for what was only counted.
     #[must_use]
     pub fn first_ns(&self, id: u64) -> Option<u64> {
-        self.texts.iter().find(|shown| shown.id == id).map(|shown| shown.first_ns).filter(|ns| *ns > 0)
+        self.texts.get(id).map(|shown| shown.first_ns).filter(|ns| *ns > 0)
     }
 
     fn open(&mut self, path: &str, flags: u32, sensitive: bool) -> Option<u64> {
@@ -338,9 +331,11 @@ impl Window {
         let (process, of_process) = process_file(path);
         let of_another = process.is_some_and(|process| process != self.tgid);
         let sensitive = sensitive || of_another && of_process == "environ";
-        // Which process it was is another every time.
-        let value = if of_another { format!("/proc/*/{of_process}") } else { path.to_owned() };
-        sensitive.then(|| self.note(Kind::Sensitive, &value, path))
+        sensitive.then(|| {
+            // Which process it was is another every time.
+            let value = if of_another { format!("/proc/*/{of_process}") } else { path.to_owned() };
+            self.note(Kind::Sensitive, &value, path)
+        })
     }
 
     fn connect(&mut self, addr: IpAddr, port: u16) -> Option<u64> {
@@ -409,24 +404,10 @@ impl Window {
             Ok(false) => {}
             Err(_) => self.overflow += 1,
             Ok(true) => {
-                self.keep(Some(Shown { id, text: text.to_owned(), first_ns: self.now_ns }));
+                self.overflow += self.texts.keep(Shown { id, text: text.to_owned(), first_ns: self.now_ns });
             }
         }
         id
-    }
-
-    /// Keeps the text of a trait. Calls are named by their slot; the text of the others cannot be had again.
-    fn keep(&mut self, shown: Option<Shown>) {
-        let Some(shown) = shown else { return };
-        let is_call = |id| Kind::of(id) == Some(Kind::Syscall);
-        if let Err(shown) = self.texts.push(shown) {
-            let call = self.texts.iter().position(|old| is_call(old.id));
-            if let (Some(at), false) = (call, is_call(shown.id)) {
-                self.texts[at] = shown;
-            } else {
-                self.overflow += u64::from(!is_call(shown.id));
-            }
-        }
     }
 }
 
@@ -507,7 +488,8 @@ mod tests {
         assert_eq!((sums.namespace_changes, sums.log_deletions, sums.time_changes), (1, 1, 1));
         window.injected(7, "gdb", 101);
         assert!(window.sums.injected);
-        let said: Vec<&str> = window.texts.iter().map(|shown| shown.text.as_str()).collect();
+        let traits = window.traits();
+        let said: Vec<&str> = traits.iter().filter_map(|id| window.text(*id)).collect();
         assert!(said.contains(&"unshare(mount)") && said.contains(&"process 9 by ptrace"), "{said:?}");
         assert!(said.contains(&"/dev/sda1 on /mnt by open_tree"), "{said:?}");
     }
@@ -546,6 +528,19 @@ mod tests {
         assert!(decisive("/var/log/gw/access.log", 1));
         assert!(!decisive("/var/log/gw/access.log", 1 | O_APPEND), "as every logger does");
         assert!(!decisive("/var/log/gw/access.log", 0) && !decisive("/var/lib/gw/state", 1));
+    }
+
+    #[test]
+    fn being_there_is_told_of_a_stranger_whose_window_is_full() {
+        let mut window = Window::new(1, 0);
+        (0..TRAITS_MAX + 1).for_each(|n| window.program_started(&format!("/opt/{n}")));
+        assert_eq!(window.traits().len(), TRAITS_MAX);
+        let stranger = window.of_stranger("/tmp/nc", |_| false);
+        for (kind, value) in [(Kind::Stranger, "/tmp/nc"), (Kind::Lolbin, "nc"), (Kind::Temporary, "/tmp/")] {
+            assert!(stranger.traits().contains(&trait_id(kind, value)), "{kind:?}");
+        }
+        let known = trait_id(Kind::Stranger, "/tmp/nc");
+        assert!(!window.of_stranger("/tmp/nc", |id| id == known).traits().contains(&known));
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl<L: Lookup> Pipeline<L> {
             }
             let decisive = fileless.then(|| window.fileless_program_started(path));
             if let (Some(id), Some(_)) = (decisive, forked_by) {
-                self.decide(now, starter, id, out);
+                self.judge_so_far(now, starter, Some(id), out);
             }
             if forked_by.is_none() {
                 // It replaced itself: what it did so far belongs to the program that it was.
@@ -117,7 +117,7 @@ impl<L: Lookup> Pipeline<L> {
         let window = process.open(victim, opened_ns);
         window.now(event.boot_ns);
         let id = window.injected(event.tgid, &event.comm, call);
-        self.decide(now, victim, id, out);
+        self.judge_so_far(now, victim, Some(id), out);
     }
 
     /// Makes sure that the process is in the table; `false` when it is not followed.

@@ -7,6 +7,9 @@ use models::program::ProgramId;
 use super::Pipeline;
 use crate::processes::Lookup;
 
+/// How long it takes until what could not be read is tried again.
+const RETRY_NS: u64 = 600_000_000_000;
+
 /// Where models come back from: those of a program's baseline, if it is still of this generation.
 pub type Shelf = Box<dyn FnMut(&ProgramId, u64) -> Option<Detectors> + Send>;
 
@@ -44,8 +47,14 @@ impl<L: Lookup> Pipeline<L> {
             return;
         }
         let manifest = &baseline.manifest;
-        baseline.detectors = shelf.as_mut().and_then(|shelf| shelf(&manifest.program, manifest.generation));
+        // Reading a bundle takes milliseconds: one that is damaged is not read for every window.
+        let shelf = shelf.as_mut().filter(|_| self.opened_ns >= baseline.retry_ns);
+        baseline.detectors = shelf.and_then(|shelf| {
+            baseline.retry_ns = self.opened_ns.saturating_add(RETRY_NS);
+            shelf(&manifest.program, manifest.generation)
+        });
         if baseline.detectors.is_some() {
+            baseline.retry_ns = 0;
             self.counters.models_loaded += 1;
             self.make_models_fit(Some(key));
         } else {

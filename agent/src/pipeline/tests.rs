@@ -1,6 +1,6 @@
 mod bench;
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use models::bundle::SigningKey;
@@ -246,7 +246,10 @@ fn models_make_room_for_others_and_come_back_when_their_program_is_judged() {
     let known = [bench.bundle.clone().unwrap(), other];
     let broken = Arc::new(AtomicBool::new(false));
     let is_broken = Arc::clone(&broken);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let asks = Arc::clone(&asked);
     bench.pipeline.set_shelf(Box::new(move |program, generation| {
+        asks.fetch_add(1, Relaxed);
         let damaged = is_broken.load(Relaxed);
         let kept = known.iter().find(|verified| {
             (&verified.manifest().program, verified.manifest().generation) == (program, generation)
@@ -278,6 +281,15 @@ fn models_make_room_for_others_and_come_back_when_their_program_is_judged() {
     bench.close(&[GATEWAY]);
     assert_eq!(bench.pipeline.counters().models_missing, 1);
     assert!(!spoke(&bench, GATEWAY));
+    // It is not read again for every window, and is when it may have been mended.
+    let tries = asked.load(Relaxed);
+    bench.close(&[GATEWAY]);
+    assert_eq!((asked.load(Relaxed), bench.pipeline.counters().models_missing), (tries, 2));
+    broken.store(false, Relaxed);
+    bench.now_s += 600;
+    bench.close(&[]);
+    bench.close(&[GATEWAY]);
+    assert!(asked.load(Relaxed) > tries && spoke(&bench, GATEWAY));
     assert_eq!(alerts(bench.open(GATEWAY, "/etc/shadow", true)).len(), 1, "its acts are judged all the same");
 }
 

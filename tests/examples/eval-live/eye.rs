@@ -78,7 +78,7 @@ impl Eye {
 
     /// Lets so much time pass.
     pub(crate) fn watch_for(&mut self, time: Duration) -> Result<(), Failed> {
-        let end_ns = clock::boot_ns() + nanoseconds(time);
+        let end_ns = clock::boot_ns() + clock::nanoseconds(time);
         self.watch_until(|| Ok(clock::boot_ns() >= end_ns))
     }
 
@@ -102,7 +102,7 @@ impl Eye {
         let mut out = Vec::new();
         self.watch.take_events(u64::MAX, &mut out);
         let now_ns = clock::boot_ns();
-        if now_ns >= self.watch.probe().epoch().1 + nanoseconds(self.window) {
+        if now_ns >= self.watch.probe().epoch().1 + clock::nanoseconds(self.window) {
             self.watch.close(&mut out);
         }
         for output in out {
@@ -178,8 +178,4 @@ impl Eye {
             None => Err(Failed("the capture was full before the end".into())),
         }
     }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

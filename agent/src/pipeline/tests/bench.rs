@@ -32,7 +32,7 @@ pub(super) fn found(exe: &str) -> Identity {
 
 pub(super) struct Bench {
     pub(super) pipeline: Pipeline<Table>,
-    now_s: u64,
+    pub(super) now_s: u64,
     /// What the kernel was told so far.
     told: Vec<Output>,
     pub(super) table: GramTable,
