@@ -1,19 +1,29 @@
-//! The operator's TOML file to a [`Config`], with every problem reported at once.
+//! The operator's TOML file and environment to a [`Config`], with every problem reported at once.
+
+mod keys;
+mod read;
+mod sinks;
+mod source;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use agent_ebpf::watched::{Prefix, WATCHED_MAX};
-use models::budget::{AlertBudget, BudgetError, Period};
+use models::budget::{AlertBudget, Period};
 use models::policy::Policy;
 use models::program::ProgramId;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::clock::nanoseconds;
 use crate::probe::ProbeOptions;
+pub use keys::{Applied, ENVIRONMENT, Form, KEYS, Key, reference, template};
+use read::Reader;
+pub use read::environment;
+pub(crate) use read::value_of;
+pub use sinks::{SINK_KEYS, SINKS_MAX, SinkKind, SinkOptions, SyslogAddress};
+pub use source::{Found, Source, SourceError};
 
 /// Where the file is looked for.
 pub const DEFAULT_PATH: &str = "/etc/behaveguard/agent.toml";
@@ -47,6 +57,9 @@ pub struct Config {
     pub lolbins: Vec<String>,
     /// Sizes of the kernel's maps, caps, and watched directories.
     pub kernel: Kernel,
+    /// Where alerts go beside the fleet. No part of a capture: it may name secrets.
+    #[serde(skip)]
+    pub sinks: Vec<SinkOptions>,
 }
 
 /// Sizes of the kernel's maps, what one process may report per window, and directories whose files keep traces.
@@ -108,88 +121,10 @@ impl Default for Config {
             alert_budget: Some(AlertBudget { alerts: 10, per: Period::Day }),
             lolbins: Vec::new(),
             kernel: Kernel::default(),
+            sinks: Vec::new(),
         }
     }
 }
-
-/// What `behaveguard init` writes: every key with its default, its unit and its range.
-pub const TEMPLATE: &str = r#"# BehaveGuard agent. Every key is optional; these are the defaults.
-
-# Keys, baselines and messages that wait for the fleet. Survives restarts.
-#state = "/var/lib/behaveguard"
-
-# Length of a window: 1s to 50s. A baseline is only good for the length that it was learned with.
-#window = "30s"
-
-# Programs to learn and judge: executable paths or systemd units; * stands for any characters.
-#watch = ["*"]
-
-# How often the fleet is told about this device: 1s to 1h.
-#heartbeat = "60s"
-
-# Programs remembered, 1 to 4096. The processes of further ones are counted, not judged.
-#programs_max = 256
-
-# Processes remembered, 16 to 65536. Further ones are counted, not judged.
-#processes_max = 4096
-
-# Room for messages that wait for the fleet, 64KiB to 4GiB (some 700 bytes an alert). When it is full, the oldest goes.
-#outbox_max = "32MiB"
-
-# Room in memory for the models of all baselines together, 1MiB to 1GiB. The ones unused longest make room, and are read
-# again when their program is judged.
-#models_max = "20MiB"
-
-# What keeps them: "log", or "sled" in builds with the feature of that name.
-#outbox_engine = "log"
-
-# False alarms of the statistical detectors that may be sent: "unlimited", or "N per device per hour", day, week or month
-# (30 days), N up to 10000. Only verdicts that this many normal windows may reach are sent; `status` shows from which
-# p-value. First-time acts that are MEDIUM by themselves are sent under any budget. "unlimited" sends every verdict from
-# MEDIUM on: one normal window in a hundred may reach it.
-#alert_budget = "10 per device per day"
-
-# Further tools whose start is evidence, by file name, such as "rclone"; up to 64. wget, curl, python, nc and the like
-# are watched always.
-#lolbins = []
-
-[alerts]
-# Scores (0 to 100) from which a verdict is MEDIUM, HIGH and CRITICAL, ascending.
-#thresholds = [40, 70, 90]
-
-# The same program and reason again within this time is one alert: 0s to 24h.
-#dedup = "300s"
-
-# Alerts a minute over all programs, 1 to 1000. CRITICAL ones have as many again.
-#per_minute = 10
-
-[kernel]
-# Sizes of the kernel's maps; `behaveguard doctor` shows what they cost. What finds no room is counted, see `status`.
-# Processes that make calls within one window, 64 to 65536.
-#processes_max = 2048
-
-# Calls in order, six at a time, in the tables of all baselines together, 1024 to 4194304.
-#grams_max = 65536
-
-# The same of programs that are being learned, within one window, 1024 to 4194304.
-#learned_max = 16384
-
-# Sockets connected to port 53, 16 to 65536. When it is full, the one not used for longest goes.
-#dns_sockets_max = 1024
-
-# Rings of records, 64KiB to 256MiB, a power of two.
-#urgent_ring = "256KiB"
-#bulk_ring = "1MiB"
-
-# What one process may report within one window, 1 to 1000000: ordinary opens; connections and sensitive opens; records
-# of each rare class, such as injection. The rest is counted, as `throttled`.
-#opens_max = 256
-#connects_max = 512
-#acts_max = 256
-
-# Folders whose files keep traces: removing, emptying or redating one is evidence. Up to 8, each below 64 bytes.
-#traces = ["/var/log", "/run/log"]
-"#;
 
 /// What keeps the messages that wait for the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,17 +148,10 @@ impl Pattern {
     }
 }
 
-/// [`TEMPLATE`] with every key in force.
-pub(crate) fn spelled_out() -> String {
-    let key =
-        |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line);
-    TEMPLATE.lines().map(|line| format!("{}\n", key(line))).collect()
-}
-
 /// One thing wrong with the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The key it is about; empty when the file is no TOML.
+    /// The key or environment variable that it is about; empty when the file is no TOML.
     pub key: String,
     /// What is wrong and what would be right.
     pub text: String,
@@ -241,70 +169,114 @@ impl Config {
     /// # Errors
     /// Every unknown key, wrong type and value out of range.
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        Self::read(text, &[])
+    }
+
+    /// Reads a configuration whose values are overridden by those of environment variables, see [`Key::variable`].
+    ///
+    /// # Errors
+    /// As [`Config::parse`], and every variable that names no key.
+    pub fn read(text: &str, environment: &[(String, String)]) -> Result<Self, Vec<Problem>> {
         let table = text.parse::<Table>().map_err(|error| {
             vec![Problem { key: String::new(), text: format!("not TOML: {}", error.to_string().trim()) }]
         })?;
         let mut config = Self::default();
-        let mut keys = Keys { table, prefix: "", problems: Vec::new() };
-        keys.value("state", "a path in quotes", &mut config.state, |_| true);
-        keys.duration("window", 1, 50, &mut config.window);
+        let mut keys = Reader::new(table, environment);
+        keys.words("state", &mut config.state, |_| true);
+        keys.time("window", &mut config.window);
         let mut watch: Vec<String> = config.watch.iter().map(|pattern| pattern.0.clone()).collect();
-        keys.value(
-            "watch",
-            "a list of 1 to 256 patterns in quotes, none of them empty",
-            &mut watch,
-            |list| (1..=256).contains(&list.len()) && list.iter().all(|pattern| !pattern.is_empty()),
-        );
+        keys.words("watch", &mut watch, |list| {
+            (1..=256).contains(&list.len()) && list.iter().all(|pattern| !pattern.is_empty())
+        });
         config.watch = watch.into_iter().map(Pattern).collect();
-        keys.duration("heartbeat", 1, 3600, &mut config.heartbeat);
-        keys.number("programs_max", 1, 4096, &mut config.programs_max);
-        keys.number("processes_max", 16, 65_536, &mut config.processes_max);
-        keys.size("models_max", 1024 * 1024, 1024 * 1024 * 1024, &mut config.models_max);
-        keys.size("outbox_max", 64 * 1024, 4 * 1024 * 1024 * 1024, &mut config.outbox_max);
+        keys.time("heartbeat", &mut config.heartbeat);
+        keys.number("programs_max", &mut config.programs_max);
+        keys.number("processes_max", &mut config.processes_max);
+        keys.size("models_max", &mut config.models_max);
+        keys.size("outbox_max", &mut config.outbox_max);
         keys.engine("outbox_engine", &mut config.outbox_engine);
         keys.budget("alert_budget", &mut config.alert_budget);
-        keys.value(
-            "lolbins",
-            "a list of up to 64 file names in quotes, without folders",
-            &mut config.lolbins,
-            |list| list.len() <= 64 && list.iter().all(|name| !name.is_empty() && !name.contains('/')),
-        );
-        let alerts = keys.table("alerts");
-        let kernel = keys.table("kernel");
-        let mut problems = keys.rest();
+        keys.words("lolbins", &mut config.lolbins, |list| {
+            list.len() <= 64 && list.iter().all(|name| !name.is_empty() && !name.contains('/'))
+        });
+        let mut alerts = keys.inner("alerts");
+        let mut kernel = keys.inner("kernel");
+        let sinks = keys.raw("sink");
+        let mut problems = keys.end();
 
-        let mut keys = Keys { table: alerts, prefix: "alerts.", problems: Vec::new() };
-        keys.value(
-            "thresholds",
-            "three ascending numbers from 0 to 100",
-            &mut config.policy.thresholds,
-            |[medium, high, critical]| {
-                0.0 <= *medium && medium <= high && high <= critical && *critical <= 100.0
-            },
-        );
+        alerts.words("thresholds", &mut config.policy.thresholds, |[medium, high, critical]| {
+            0.0 <= *medium && medium <= high && high <= critical && *critical <= 100.0
+        });
         let mut dedup = Duration::from_nanos(config.policy.dedup_ns);
-        keys.duration("dedup", 0, 86_400, &mut dedup);
+        alerts.time("dedup", &mut dedup);
         config.policy.dedup_ns = nanoseconds(dedup);
-        keys.number("per_minute", 1, 1000, &mut config.policy.per_minute);
-        problems.extend(keys.rest());
+        alerts.number("per_minute", &mut config.policy.per_minute);
+        problems.extend(alerts.end());
 
-        let mut keys = Keys { table: kernel, prefix: "kernel.", problems: Vec::new() };
-        let kernel = &mut config.kernel;
-        keys.number("processes_max", 64, 65_536, &mut kernel.processes_max);
-        keys.number("grams_max", 1024, 4_194_304, &mut kernel.grams_max);
-        keys.number("learned_max", 1024, 4_194_304, &mut kernel.learned_max);
-        keys.number("dns_sockets_max", 16, 65_536, &mut kernel.dns_sockets_max);
-        keys.ring("urgent_ring", &mut kernel.urgent_ring);
-        keys.ring("bulk_ring", &mut kernel.bulk_ring);
-        keys.number("opens_max", 1, 1_000_000, &mut kernel.opens_max);
-        keys.number("connects_max", 1, 1_000_000, &mut kernel.connects_max);
-        keys.number("acts_max", 1, 1_000_000, &mut kernel.acts_max);
-        let form = format!("a list of up to {WATCHED_MAX} absolute folders in quotes, each below 64 bytes");
-        keys.value("traces", &form, &mut kernel.traces, |list| {
+        let into = &mut config.kernel;
+        kernel.number("processes_max", &mut into.processes_max);
+        kernel.number("grams_max", &mut into.grams_max);
+        kernel.number("learned_max", &mut into.learned_max);
+        kernel.number("dns_sockets_max", &mut into.dns_sockets_max);
+        kernel.size("urgent_ring", &mut into.urgent_ring);
+        kernel.size("bulk_ring", &mut into.bulk_ring);
+        kernel.number("opens_max", &mut into.opens_max);
+        kernel.number("connects_max", &mut into.connects_max);
+        kernel.number("acts_max", &mut into.acts_max);
+        kernel.words("traces", &mut into.traces, |list| {
             list.len() <= WATCHED_MAX && list.iter().all(|folder| Prefix::new(folder).is_some())
         });
-        problems.extend(keys.rest());
+        problems.extend(kernel.end());
+        config.sinks = sinks::read(sinks, &mut problems);
         if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// What of another configuration can be used while the agent runs, and the rest of this one; see [`Key::applied`].
+    #[must_use]
+    pub fn reloaded(&self, new: &Self) -> Self {
+        Self {
+            heartbeat: new.heartbeat,
+            models_max: new.models_max,
+            policy: new.policy.clone(),
+            alert_budget: new.alert_budget,
+            lolbins: new.lolbins.clone(),
+            sinks: new.sinks.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// Names of keys that differ, in the table's order.
+    #[must_use]
+    pub fn differing(&self, other: &Self) -> Vec<String> {
+        let (kernel, theirs) = (&self.kernel, &other.kernel);
+        let differs = |name: &str| match name {
+            "state" => self.state != other.state,
+            "window" => self.window != other.window,
+            "watch" => self.watch != other.watch,
+            "heartbeat" => self.heartbeat != other.heartbeat,
+            "programs_max" => self.programs_max != other.programs_max,
+            "processes_max" => self.processes_max != other.processes_max,
+            "outbox_max" => self.outbox_max != other.outbox_max,
+            "models_max" => self.models_max != other.models_max,
+            "outbox_engine" => self.outbox_engine != other.outbox_engine,
+            "alert_budget" => self.alert_budget != other.alert_budget,
+            "lolbins" => self.lolbins != other.lolbins,
+            "alerts.thresholds" => self.policy.thresholds != other.policy.thresholds,
+            "alerts.dedup" => self.policy.dedup_ns != other.policy.dedup_ns,
+            "alerts.per_minute" => self.policy.per_minute != other.policy.per_minute,
+            "kernel.processes_max" => kernel.processes_max != theirs.processes_max,
+            "kernel.grams_max" => kernel.grams_max != theirs.grams_max,
+            "kernel.learned_max" => kernel.learned_max != theirs.learned_max,
+            "kernel.dns_sockets_max" => kernel.dns_sockets_max != theirs.dns_sockets_max,
+            "kernel.urgent_ring" => kernel.urgent_ring != theirs.urgent_ring,
+            "kernel.bulk_ring" => kernel.bulk_ring != theirs.bulk_ring,
+            "kernel.opens_max" => kernel.opens_max != theirs.opens_max,
+            "kernel.connects_max" => kernel.connects_max != theirs.connects_max,
+            "kernel.acts_max" => kernel.acts_max != theirs.acts_max,
+            "kernel.traces" => kernel.traces != theirs.traces,
+            name => unreachable!("`{name}` is compared nowhere"),
+        };
+        KEYS.iter().filter(|key| differs(key.name)).map(|key| key.name.to_owned()).collect()
     }
 
     /// How to load the kernel part.
@@ -333,103 +305,6 @@ impl Config {
     #[must_use]
     pub fn watches(&self, program: &ProgramId) -> bool {
         self.watch.iter().any(|pattern| pattern.fits(program))
-    }
-}
-
-/// A table whose keys are taken out one by one; what is left was not known.
-struct Keys {
-    table: Table,
-    prefix: &'static str,
-    problems: Vec<Problem>,
-}
-
-impl Keys {
-    fn problem(&mut self, key: &str, text: String) {
-        self.problems.push(Problem { key: format!("{}{key}", self.prefix), text });
-    }
-
-    fn value<T: DeserializeOwned>(&mut self, key: &str, form: &str, into: &mut T, good: impl Fn(&T) -> bool) {
-        let Some(value) = self.table.remove(key) else { return };
-        match value.try_into::<T>() {
-            Ok(value) if good(&value) => *into = value,
-            _ => self.problem(key, format!("must be {form}")),
-        }
-    }
-
-    fn number(&mut self, key: &str, min: u32, max: u32, into: &mut u32) {
-        let form = format!("a whole number from {min} to {max}");
-        self.value(key, &form, into, |n| (min..=max).contains(n));
-    }
-
-    fn duration(&mut self, key: &str, min_s: u64, max_s: u64, into: &mut Duration) {
-        let Some(value) = self.table.remove(key) else { return };
-        let range = Duration::from_secs(min_s)..=Duration::from_secs(max_s);
-        match value.as_str().and_then(parse_duration) {
-            Some(value) if range.contains(&value) => *into = value,
-            _ => {
-                self.problem(
-                    key,
-                    format!("must be a time from {min_s}s to {max_s}s, e.g. \"30s\" or \"5m\""),
-                );
-            }
-        }
-    }
-
-    fn size(&mut self, key: &str, min: u64, max: u64, into: &mut u64) {
-        let Some(value) = self.table.remove(key) else { return };
-        match value.as_str().and_then(parse_size) {
-            Some(value) if (min..=max).contains(&value) => *into = value,
-            _ => {
-                let (min, max) = (min / 1024, max / 1024 / 1024);
-                self.problem(key, format!("must be a size from {min}KiB to {max}MiB, e.g. \"32MiB\""));
-            }
-        }
-    }
-
-    fn ring(&mut self, key: &str, into: &mut u64) {
-        let before = *into;
-        self.size(key, 64 * 1024, 256 * 1024 * 1024, into);
-        if !into.is_power_of_two() {
-            *into = before;
-            self.problem(key, "must be a power of two, e.g. \"512KiB\" or \"1MiB\"".into());
-        }
-    }
-
-    fn engine(&mut self, key: &str, into: &mut OutboxEngine) {
-        let Some(value) = self.table.remove(key) else { return };
-        match value.as_str() {
-            Some("log") => *into = OutboxEngine::Log,
-            #[cfg(feature = "sled")]
-            Some("sled") => *into = OutboxEngine::Sled,
-            _ if cfg!(feature = "sled") => self.problem(key, "must be \"log\" or \"sled\"".into()),
-            _ => self.problem(key, "must be \"log\"; this build has no other engine".into()),
-        }
-    }
-
-    fn budget(&mut self, key: &str, into: &mut Option<AlertBudget>) {
-        let Some(value) = self.table.remove(key) else { return };
-        match value.as_str() {
-            Some("unlimited") => *into = None,
-            Some(text) => match text.parse() {
-                Ok(budget) => *into = Some(budget),
-                Err(error) => self.problem(key, format!("{error}, or \"unlimited\"")),
-            },
-            None => self.problem(key, format!("{}, or \"unlimited\"", BudgetError::Form)),
-        }
-    }
-
-    fn table(&mut self, key: &str) -> Table {
-        let mut table = Table::new();
-        self.value(key, "a table", &mut table, |_| true);
-        table
-    }
-
-    fn rest(mut self) -> Vec<Problem> {
-        let unknown: Vec<String> = self.table.keys().cloned().collect();
-        for key in unknown {
-            self.problem(&key, "not a known key; `behaveguard init --print` shows all".into());
-        }
-        self.problems
     }
 }
 
@@ -504,10 +379,81 @@ mod tests {
 
     #[test]
     fn the_template_holds_every_key_with_its_default() {
-        assert_eq!(Config::parse(TEMPLATE), Ok(Config::default()));
-        let uncommented = spelled_out();
-        assert_eq!(Config::parse(&uncommented), Ok(Config::default()));
-        assert_eq!(uncommented.lines().filter(|line| line.contains(" = ")).count(), 24);
+        let template = template();
+        assert_eq!(Config::parse(&template), Ok(Config::default()));
+        let uncomment = |line: &str| format!("{}\n", line.strip_prefix('#').unwrap_or(line));
+        let keys: String = template.lines().filter(|line| !line.starts_with("# ")).map(uncomment).collect();
+        let read = Config::parse(&keys).unwrap();
+        assert_eq!(read.sinks.len(), 4, "an example of each kind");
+        assert_eq!(Config { sinks: vec![], ..read }, Config::default(), "{keys}");
+        assert!(template.lines().all(|line| line.len() <= 120));
+    }
+
+    #[test]
+    fn what_is_wrong_is_answered_with_the_form_in_the_table() {
+        // Every key is asked for: a map is no value of any of them.
+        for key in KEYS {
+            let text = match key.name.split_once('.') {
+                Some((table, name)) => format!("[{table}]\n{name} = {{}}\n"),
+                None => format!("{} = {{}}\n", key.name),
+            };
+            let problems = Config::parse(&text).unwrap_err();
+            assert_eq!((problems.len(), &*problems[0].key), (1, key.name));
+            let said = &problems[0].text;
+            let budget = key.name == "alert_budget" && said.contains("per device per");
+            assert!(budget || *said == format!("must be {}", key.form), "{}: {said}", key.name);
+        }
+    }
+
+    #[test]
+    fn a_reload_applies_what_the_table_says() {
+        for key in KEYS {
+            let other = match key.form {
+                Form::Number(_, max) => max.to_string(),
+                Form::Time(_, max) => format!("\"{max}s\""),
+                Form::Size(min, _) | Form::Ring(min, _) => format!("\"{}KiB\"", min / 1024),
+                Form::Words(_) => match key.name {
+                    "state" => "\"/srv/other\"",
+                    "alert_budget" => "\"unlimited\"",
+                    "alerts.thresholds" => "[1, 2, 3]",
+                    "outbox_engine" if cfg!(feature = "sled") => "\"sled\"",
+                    "outbox_engine" => continue,
+                    _ => "[\"/other\"]",
+                }
+                .replace("/other\"]", if key.name == "lolbins" { "other\"]" } else { "/other\"]" }),
+            };
+            let text = match key.name.split_once('.') {
+                Some((table, name)) => format!("[{table}]\n{name} = {other}\n"),
+                None => format!("{} = {other}\n", key.name),
+            };
+            let new = Config::parse(&text).unwrap();
+            assert_eq!(Config::default().differing(&new), [key.name], "{text}");
+            let applied =
+                if Config::default().reloaded(&new) == new { Applied::Reload } else { Applied::Restart };
+            assert_eq!(applied, key.applied, "{}", key.name);
+        }
+        let new = Config::parse("[[sink]]\nkind = \"syslog\"\n").unwrap();
+        assert_eq!(Config::default().reloaded(&new), new);
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file_and_is_named_when_it_is_wrong() {
+        let environment = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let given = environment(&[
+            ("BEHAVEGUARD_WINDOW", "5s"),
+            ("BEHAVEGUARD_KERNEL_ACTS_MAX", "7"),
+            ("BEHAVEGUARD_LOLBINS", "[\"rclone\"]"),
+        ]);
+        let config = Config::read("window = \"6s\"\nheartbeat = \"7s\"\n", &given).unwrap();
+        assert_eq!((config.window, config.heartbeat), (Duration::from_secs(5), Duration::from_secs(7)));
+        assert_eq!((config.kernel.acts_max, &config.lolbins[..]), (7, &["rclone".to_owned()][..]));
+        let wrong = environment(&[("BEHAVEGUARD_ALERTS_DEDUP", "soon"), ("BEHAVEGUARD_WINDW", "5s")]);
+        let problems = Config::read("", &wrong).unwrap_err();
+        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert!(told[0].starts_with("`BEHAVEGUARD_WINDW`: no key of the configuration has this name; the nearest is BEHAVEGUARD_WINDOW"), "{told:?}");
+        assert!(told[1].starts_with("`BEHAVEGUARD_ALERTS_DEDUP`: must be a time from 0s to 1d"), "{told:?}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::explanations::{ALERTS_MAX, Explained, Explanations, alert_id};
 use crate::outbox::Outbox;
 use crate::pipeline::PromiseState;
+use crate::sinks::SinkState;
 
 /// The longest request, in bytes.
 const REQUEST_MAX: u64 = 1024;
@@ -57,16 +58,31 @@ pub struct Sources {
 pub struct Status {
     /// The device's name in the fleet.
     pub device: String,
-    /// Where its fleet is.
-    pub fleet: String,
+    /// Where its fleet is; `None` where it belongs to none.
+    pub fleet: Option<String>,
     /// The fleet listens.
     pub online: bool,
     /// Which verdicts are sent; `None` when it is every one from MEDIUM on.
     pub alert_budget: Option<BudgetState>,
     /// How well the baselines keep their promise; at most as many as the heartbeat names programs.
     pub promises: Vec<PromiseState>,
+    /// Who is told of alerts beside the fleet.
+    pub sinks: Vec<SinkState>,
+    /// What became of the last SIGHUP; `None` before the first.
+    pub reloaded: Option<Reloaded>,
     /// What the fleet is told too.
     pub heartbeat: Heartbeat,
+}
+
+/// What became of reading the configuration again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Wall clock, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// Keys whose new values are used only after a restart.
+    pub needs_restart: Vec<String>,
+    /// Why nothing was changed.
+    pub refused: Option<String>,
 }
 
 /// An alert budget and what follows from it.

@@ -7,6 +7,7 @@
 //! ```
 //! [`service`] ties these together on one thread; [`uplink`] has a thread of its own.
 
+pub mod backoff;
 pub mod baselines;
 pub mod capture;
 pub mod clock;
@@ -27,6 +28,7 @@ pub mod replay;
 pub mod service;
 pub mod settings;
 pub mod simulate;
+pub mod sinks;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod uplink;

@@ -11,8 +11,9 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use agent::config::{self, Config};
+use agent::config::{self, Config, Found, Source, SourceError};
 use agent::enroll::EnrollError;
+use agent::settings::From;
 use agent::{control, doctor, enroll, record, service, settings, simulate, vitals};
 use clap::{Parser, Subcommand};
 use models::bundle::{self, Keyring, PublicKey, Verified};
@@ -229,10 +230,15 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     if let Command::Config(command) = cli.command {
         return configuration(cli.config, command);
     }
-    let mut config = load(cli.config.as_deref())?;
-    if let Some(state) = cli.state {
-        config.state = state;
-    }
+    let source = Source { file: cli.config, state: cli.state };
+    let config = match source.load() {
+        // The agent that runs has the configuration that it started with.
+        Err(error @ SourceError::Problems { .. }) if asks_the_agent(&cli.command) => {
+            eprintln!("behaveguard: {}", chain(&error));
+            Config { state: source.state_folder(), ..Config::default() }
+        }
+        loaded => loaded?,
+    };
     if let Command::Doctor { json } = cli.command {
         let findings = doctor::examine(&config)?;
         if json {
@@ -249,7 +255,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             let identity = enroll::enroll(&config.state, &read_ticket(&ticket)?, &device, force)?;
             println!("enrolled as {} at {}:{}", identity.device, identity.host, identity.port);
         }
-        Command::Run => service::run(config)?,
+        Command::Run => service::run(config, source)?,
         Command::Record { file, time, max } => {
             let time = time.unwrap_or(std::time::Duration::MAX);
             let recorded = record::record(&config, &own_baselines(&config)?, &file, max, time)?;
@@ -306,27 +312,9 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn load(path: Option<&Path>) -> Result<Config, Box<dyn Error>> {
-    let Some((path, text)) = read(path)? else { return Ok(Config::default()) };
-    Config::parse(&text).map_err(|problems| told(&path, &problems).into())
-}
-
-/// The file that is read, with its text; `None` where there is none and none was named.
-fn read(path: Option<&Path>) -> Result<Option<(PathBuf, String)>, String> {
-    let default = Path::new(config::DEFAULT_PATH);
-    let path = match path {
-        Some(path) => path,
-        None if default.exists() => default,
-        None => return Ok(None),
-    };
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(Some((path.to_owned(), text)))
-}
-
-fn told(path: &Path, problems: &[config::Problem]) -> String {
-    let lines: Vec<_> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
-    let n = if problems.len() == 1 { "a problem".to_owned() } else { format!("{} problems", problems.len()) };
-    format!("{} has {n}:{}", path.display(), lines.concat())
+/// It needs nothing of the configuration but where the agent answers.
+fn asks_the_agent(command: &Command) -> bool {
+    matches!(command, Command::Status { .. } | Command::Alerts { .. } | Command::Explain { .. })
 }
 
 fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), Box<dyn Error>> {
@@ -334,19 +322,33 @@ fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), B
         ConfigCommand::Check { file } => (file.or(named), None),
         ConfigCommand::Show { json } => (named, Some(json)),
     };
-    let found = read(file.as_deref())?;
-    let text = found.as_ref().map_or("", |(_, text)| text);
-    let place = found.as_ref().map_or_else(|| "no file".to_owned(), |(path, _)| path.display().to_string());
-    let settings = settings::effective(text).map_err(|problems| told(Path::new(&place), &problems))?;
-    let given = settings.iter().filter(|setting| setting.from_file).count();
+    let Found { text, place, is_file } = Source { file, state: None }.find()?;
+    let settings = settings::effective(&text, &config::environment())
+        .map_err(|problems| SourceError::Problems { place: place.clone(), problems })?;
+    let given = settings.keys.iter().filter(|setting| setting.from != From::Default).count();
     match show {
-        None => println!("{place}: all right, {given} of {} keys are set", settings.len()),
+        None => println!(
+            "{}: all right, {given} of {} keys are set, {} sinks",
+            if is_file { &*place } else { "no file" },
+            settings.keys.len(),
+            settings.sinks.len()
+        ),
         Some(true) => println!("{}", serde_json::to_string_pretty(&settings)?),
         Some(false) => {
-            for setting in &settings {
-                let from = if setting.from_file { &place } else { "default" };
+            for setting in &settings.keys {
+                let from = match setting.from {
+                    From::Default => "default".to_owned(),
+                    From::File => place.clone(),
+                    From::Environment => setting.variable.clone(),
+                };
                 // What the keys hold is written alike in both languages.
                 println!("{} = {}  # {from}", setting.key, serde_json::to_string(&setting.value)?);
+            }
+            for sink in &settings.sinks {
+                println!("\n[[sink]]");
+                for (key, value) in sink {
+                    println!("{key} = {}", serde_json::to_string(value)?);
+                }
             }
         }
     }
@@ -355,7 +357,7 @@ fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), B
 
 fn init(path: &Path, print: bool) -> Result<(), Box<dyn Error>> {
     if print {
-        print!("{}", config::TEMPLATE);
+        print!("{}", config::template());
         return Ok(());
     }
     if path.exists() {
@@ -364,7 +366,7 @@ fn init(path: &Path, print: bool) -> Result<(), Box<dyn Error>> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     }
-    std::fs::write(path, config::TEMPLATE).map_err(|error| format!("{}: {error}", path.display()))?;
+    std::fs::write(path, config::template()).map_err(|error| format!("{}: {error}", path.display()))?;
     println!("wrote {}; next: behaveguard enroll", path.display());
     Ok(())
 }
@@ -408,9 +410,7 @@ fn public_key(text: &str) -> Result<PublicKey, String> {
 }
 
 fn severity(text: &str) -> Result<Severity, String> {
-    let all = [Severity::Medium, Severity::High, Severity::Critical];
-    let found = all.into_iter().find(|severity| severity.as_str().eq_ignore_ascii_case(text));
-    found.ok_or_else(|| "must be MEDIUM, HIGH or CRITICAL".into())
+    Severity::from_word(text).ok_or_else(|| "must be MEDIUM, HIGH or CRITICAL".into())
 }
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {

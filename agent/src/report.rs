@@ -7,6 +7,7 @@ use agent::control::Status;
 use agent::explanations::{Explained, alert_id};
 use agent::pipeline::Output;
 use agent::replay::replay;
+use agent::sinks::SinkState;
 use models::bundle::Verified;
 use models::explain::Part;
 use models::wire::Alert;
@@ -147,8 +148,28 @@ pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> 
         return Ok(());
     }
     let beat = &status.heartbeat;
-    let link = if status.online { "linked to" } else { "no link to" };
-    println!("{} {link} {}, {} messages wait", status.device, status.fleet, beat.outbox_waiting);
+    match &status.fleet {
+        Some(fleet) => {
+            let link = if status.online { "linked to" } else { "no link to" };
+            println!("{} {link} {fleet}, {} messages wait", status.device, beat.outbox_waiting);
+        }
+        None => println!("{} belongs to no fleet; the newest alerts are kept", status.device),
+    }
+    for sink in &status.sinks {
+        let SinkState { name, delivered, waiting, dropped, failed, problem } = sink;
+        println!("sink {name}: {delivered} delivered, {waiting} wait, {dropped} dropped, {failed} failed");
+        if let Some(problem) = problem {
+            println!("    {problem}");
+        }
+    }
+    if let Some(reloaded) = &status.reloaded {
+        if let Some(refused) = &reloaded.refused {
+            println!("the configuration stays as it was: {refused}");
+        }
+        if !reloaded.needs_restart.is_empty() {
+            println!("changed, and used after a restart: {}", reloaded.needs_restart.join(", "));
+        }
+    }
     let share = beat.cpu_ms as f64 * 100.0 / beat.uptime_ms.max(1) as f64;
     println!("{} MiB, {share:.1} % CPU, up {} s", beat.rss_bytes / 1_048_576, beat.uptime_ms / 1000);
     match &status.alert_budget {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, TryLockError};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,9 +16,9 @@ use smol::{Async, Timer};
 
 use crate::baselines::{BaselineError, Baselines};
 use crate::clock;
-use crate::config::{Config, OutboxEngine};
-use crate::control::{self, BudgetState, ControlError, Sources, Status};
-use crate::enroll::{EnrollError, Identity};
+use crate::config::{Config, OutboxEngine, Source};
+use crate::control::{self, BudgetState, ControlError, Reloaded, Sources, Status};
+use crate::enroll::{self, EnrollError, Identity};
 use crate::files;
 use crate::local::Local;
 use crate::memory::MemoryFile;
@@ -27,6 +27,7 @@ use crate::outbox::SledOutbox;
 use crate::outbox::{Kept, LogOutbox, Outbox, OutboxError};
 use crate::pipeline::{Baseline, Output};
 use crate::probe::{Probe, ProbeError};
+use crate::sinks::Sinks;
 use crate::uplink::{News, Uplink};
 use crate::vitals;
 use crate::watch::Watch;
@@ -68,7 +69,12 @@ pub enum ServiceError {
     InUse(PathBuf),
     /// Who this device is.
     #[error("reading this device's identity")]
-    Identity(#[from] EnrollError),
+    Identity(#[source] EnrollError),
+    /// There is nobody to tell.
+    #[error(
+        "nobody would be told of alerts: join a fleet with `behaveguard enroll`, or configure a [[sink]]"
+    )]
+    NobodyToTell,
     /// The outbox.
     #[error("opening the outbox")]
     Outbox(#[from] OutboxError),
@@ -88,16 +94,27 @@ enum Wake {
     Urgent,
     Time,
     News(News),
+    Reload,
     Stop,
+}
+
+/// This device in its fleet.
+struct Member {
+    identity: Identity,
+    uplink: Uplink,
 }
 
 struct Service {
     config: Config,
-    identity: Identity,
+    source: Source,
+    reloaded: Option<Reloaded>,
+    device: String,
+    /// `None` where it belongs to no fleet: then alerts go to sinks only, and the newest are kept in the outbox.
+    member: Option<Member>,
+    sinks: Sinks,
     watch: Watch,
     baselines: Baselines,
     outbox: Arc<dyn Outbox>,
-    uplink: Uplink,
     status: Arc<Mutex<Status>>,
     unwritten: VecDeque<Body>,
     refused: VecDeque<[u8; 32]>,
@@ -121,20 +138,27 @@ struct OwnCounters {
     memory_failed: u64,
     bundles_activated: u64,
     bundles_refused: u64,
+    reloads_refused: u64,
 }
 
-/// Runs the agent until SIGINT or SIGTERM.
+/// Runs the agent until SIGINT or SIGTERM; SIGHUP reads the source of its configuration again.
 ///
 /// # Errors
 /// When it cannot start.
-pub fn run(config: Config) -> Result<(), ServiceError> {
+pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     let failed = |source| ServiceError::State { path: config.state.clone(), source };
     let probe = Probe::load(&config.probe(std::process::id()))?;
     files::make_private_dir(&config.state).map_err(failed)?;
     let lock = lock(&config.state)?;
-    let identity = Identity::load(&config.state)?;
-    let keys = identity.keyring().ok_or_else(|| EnrollError::Damaged(config.state.join("identity.json")))?;
-    let tls = identity.tls(&config.state)?;
+    let identity = match Identity::load(&config.state) {
+        Ok(identity) => Some(identity),
+        Err(EnrollError::NotEnrolled(_)) if !config.sinks.is_empty() => None,
+        Err(EnrollError::NotEnrolled(_)) => return Err(ServiceError::NobodyToTell),
+        Err(error) => return Err(ServiceError::Identity(error)),
+    };
+    let damaged = || ServiceError::Identity(EnrollError::Damaged(config.state.join("identity.json")));
+    let keys = identity.as_ref().map(|identity| identity.keyring().ok_or_else(damaged)).transpose()?;
+    let keys = keys.unwrap_or_default();
     let outbox: Arc<dyn Outbox> = match config.outbox_engine {
         OutboxEngine::Log => Arc::new(LogOutbox::open(&config.state, config.outbox_max)?),
         #[cfg(feature = "sled")]
@@ -161,10 +185,27 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
     let sources = Sources { status: Arc::clone(&status), outbox: Arc::clone(&outbox), explanations };
     control::serve(&config.state, sources)?;
     let (news_out, news) = async_channel::bounded(64);
-    let uplink =
-        Uplink::start(identity.clone(), tls, Arc::clone(&outbox), news_out).map_err(ServiceError::Runtime)?;
-    log::info!("{} watches {} in windows of {:?}", identity.device, patterns(&config), config.window);
+    let device = identity
+        .as_ref()
+        .map_or_else(|| enroll::device_name(&vitals::host_name()), |identity| identity.device.clone());
+    // Without a link nothing comes; the sender is kept so that waiting for news does not end.
+    let _no_news = news_out.clone();
+    let join = |identity: Identity| {
+        let tls = identity.tls(&config.state).map_err(ServiceError::Identity)?;
+        let uplink = Uplink::start(identity.clone(), tls, Arc::clone(&outbox), news_out)
+            .map_err(ServiceError::Runtime)?;
+        Ok::<_, ServiceError>(Member { identity, uplink })
+    };
+    let member = identity.map(join).transpose()?;
+    let mut sinks = Sinks::default();
+    sinks.apply(&config.sinks).map_err(ServiceError::Runtime)?;
+    log::info!("{device} watches {} in windows of {:?}", patterns(&config), config.window);
     let mut service = Service {
+        source,
+        reloaded: None,
+        device,
+        member,
+        sinks,
         outbox_fails: false,
         unwritten: VecDeque::new(),
         refused: VecDeque::new(),
@@ -175,16 +216,17 @@ pub fn run(config: Config) -> Result<(), ServiceError> {
         remembered_ns: clock::boot_ns(),
         counters: OwnCounters::default(),
         config,
-        identity,
         watch,
         baselines,
         outbox,
-        uplink,
         status,
     };
     service.show();
     let done = smol::block_on(service.turn(&news)).map_err(ServiceError::Runtime);
-    service.uplink.stop();
+    if let Some(member) = &service.member {
+        member.uplink.stop();
+    }
+    service.sinks.stop();
     log::info!("stopped; {} messages wait in the outbox", service.outbox.waiting());
     drop(lock);
     done
@@ -223,7 +265,8 @@ fn patterns(config: &Config) -> String {
 impl Service {
     async fn turn(&mut self, news: &async_channel::Receiver<News>) -> io::Result<()> {
         let urgent = Async::new(self.watch.probe().urgent_fd().try_clone_to_owned()?)?;
-        let stop = stop_signal()?;
+        let stop = signalled(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+        let reload = signalled(&[signal_hook::consts::SIGHUP])?;
         let window_ns = clock::nanoseconds(self.config.window);
         let mut close_ns = self.watch.probe().epoch().1 + window_ns;
         loop {
@@ -239,6 +282,12 @@ impl Service {
             })
             .or(async { news.recv().await.map(Wake::News).map_err(io::Error::other) })
             .or(async {
+                reload.readable().await?;
+                // Several that came together are one.
+                let _ = (&*reload.get_ref()).read(&mut [0; 64]);
+                Ok(Wake::Reload)
+            })
+            .or(async {
                 stop.readable().await?;
                 Ok::<_, io::Error>(Wake::Stop)
             })
@@ -248,6 +297,7 @@ impl Service {
                     self.take_events();
                 }
                 Wake::News(news) => self.news(news),
+                Wake::Reload => self.reload(),
                 Wake::Stop => {
                     self.close();
                     self.remember();
@@ -267,6 +317,34 @@ impl Service {
                 self.remember();
             }
         }
+    }
+
+    /// Reads the configuration again and uses what can be changed; a bad one changes nothing.
+    fn reload(&mut self) {
+        let mut reloaded = Reloaded { unix_ms: clock::now().unix_ms, ..Reloaded::default() };
+        match self.source.load() {
+            Err(error) => {
+                self.counters.reloads_refused += 1;
+                let reason = chain(&error);
+                log::error!("the configuration stays as it was: {reason}");
+                reloaded.refused = Some(reason);
+            }
+            Ok(new) => {
+                let config = self.config.reloaded(&new);
+                if let Err(error) = self.sinks.apply(&config.sinks) {
+                    log::error!("starting a sink: {error}");
+                }
+                self.watch.reconfigure(&config);
+                self.config = config;
+                reloaded.needs_restart = self.config.differing(&new);
+                log::info!("the configuration was read again");
+                if !reloaded.needs_restart.is_empty() {
+                    log::warn!("these changes need a restart: {}", reloaded.needs_restart.join(", "));
+                }
+            }
+        }
+        self.reloaded = Some(reloaded);
+        self.show();
     }
 
     /// Keeps what a restart would forget.
@@ -304,9 +382,12 @@ impl Service {
                         alert.pid,
                         alert.summary
                     );
+                    self.sinks.tell(&self.device, &alert);
                     Body::Alert(*alert)
                 }
-                Output::Train(windows) => Body::Windows(windows),
+                Output::Train(windows) if self.member.is_some() => Body::Windows(windows),
+                // Nobody would train on them.
+                Output::Train(_) => continue,
                 // Done already.
                 Output::Follow(_) | Output::Unfollow(_) => continue,
             };
@@ -344,7 +425,9 @@ impl Service {
                 log::info!("the outbox can be written again");
                 self.outbox_fails = false;
             }
-            self.uplink.wake();
+            if let Some(member) = &self.member {
+                member.uplink.wake();
+            }
         }
     }
 
@@ -381,7 +464,9 @@ impl Service {
             return;
         }
         log::info!("fetching generation {} for {} ({} bytes)", offer.generation, offer.program, offer.size);
-        self.uplink.fetch(offer);
+        if let Some(member) = &self.member {
+            member.uplink.fetch(offer);
+        }
     }
 
     fn arrived(&mut self, offer: &Offer, raw: &[u8]) {
@@ -416,13 +501,19 @@ impl Service {
 
     fn report(&self, offer: &Offer, refused: Option<String>) {
         let (program, generation) = (offer.program.clone(), offer.generation);
-        self.uplink.request(&Request::Bundle(BundleReport { program, generation, refused }));
+        self.request(&Request::Bundle(BundleReport { program, generation, refused }));
     }
 
     fn beat(&mut self) {
         self.heartbeat_ns = clock::boot_ns();
         if self.online {
-            self.uplink.request(&Request::Heartbeat(self.heartbeat()));
+            self.request(&Request::Heartbeat(self.heartbeat()));
+        }
+    }
+
+    fn request(&self, request: &Request) {
+        if let Some(member) = &self.member {
+            member.uplink.request(request);
         }
     }
 
@@ -431,9 +522,11 @@ impl Service {
         promises.truncate(PROGRAMS_TOLD_MAX);
         let status = Status {
             promises,
-            device: self.identity.device.clone(),
-            fleet: format!("{}:{}", self.identity.host, self.identity.port),
+            device: self.device.clone(),
+            fleet: self.member.as_ref().map(|m| format!("{}:{}", m.identity.host, m.identity.port)),
             online: self.online,
+            sinks: self.sinks.states(),
+            reloaded: self.reloaded.clone(),
             alert_budget: self
                 .watch
                 .pipeline()
@@ -500,6 +593,7 @@ impl Service {
             ("memory_failed", own.memory_failed),
             ("bundles_activated", own.bundles_activated),
             ("bundles_refused", own.bundles_refused),
+            ("reloads_refused", own.reloads_refused),
             ("drains_failed", watch.drains_failed),
             ("tables_refused", watch.tables_refused),
             ("follows_refused", watch.follows_refused),
@@ -508,21 +602,25 @@ impl Service {
         ];
         let explanations = self.watch.pipeline().explanations();
         let forgotten = explanations.lock().unwrap_or_else(PoisonError::into_inner).forgotten();
-        let lists = named
-            .into_iter()
-            .chain(forgotten)
-            .chain(self.watch.pipeline().counters().list())
-            .chain(self.uplink.counters().list());
+        let lists = named.into_iter().chain(forgotten).chain(self.watch.pipeline().counters().list());
         all.extend(lists.map(|(name, value)| (name.to_owned(), value)));
+        if let Some(member) = &self.member {
+            let counters = member.uplink.counters().list().into_iter();
+            all.extend(counters.map(|(name, value)| (name.to_owned(), value)));
+        }
+        for sink in self.sinks.states() {
+            let counts = [("delivered", sink.delivered), ("dropped", sink.dropped), ("failed", sink.failed)];
+            all.extend(counts.map(|(what, value)| (format!("sink_{}_{what}", sink.name), value)));
+        }
         all
     }
 }
 
-/// Readable when SIGINT or SIGTERM came.
-fn stop_signal() -> io::Result<Async<UnixStream>> {
+/// Readable when one of these signals came.
+fn signalled(signals: &[i32]) -> io::Result<Async<UnixStream>> {
     let (read, write) = UnixStream::pair()?;
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+    for signal in signals {
+        signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
     }
     Async::new(read)
 }

@@ -3,7 +3,16 @@
 use serde::Serialize;
 use toml::{Table, Value};
 
-use crate::config::{self, Config, Problem};
+use crate::config::{self, Config, KEYS, Problem};
+
+/// What is in force.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
+    /// Every key, in the template's order.
+    pub keys: Vec<Setting>,
+    /// The file's `[[sink]]` tables, as they stand there.
+    pub sinks: Vec<Table>,
+}
 
 /// One key.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -12,79 +21,79 @@ pub struct Setting {
     pub key: String,
     /// In use.
     pub value: Value,
-    /// Without the file.
+    /// Without file and environment.
     pub default: Value,
-    /// The file names it.
-    pub from_file: bool,
+    /// Who says so.
+    pub from: From,
+    /// The environment variable that overrides it.
+    pub variable: String,
 }
 
-/// Every key in the order of the template, for a configuration's text.
+/// Where a value is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum From {
+    /// Nobody said otherwise.
+    Default,
+    /// The file.
+    File,
+    /// An environment variable.
+    Environment,
+}
+
+/// What a configuration's text and the environment come to.
 ///
 /// # Errors
-/// As [`Config::parse`].
-pub fn effective(text: &str) -> Result<Vec<Setting>, Vec<Problem>> {
-    Config::parse(text)?;
-    let given = flat(&text.parse().unwrap_or_default());
-    let all = defaults().into_iter().map(|(key, default)| {
-        let found = given.iter().find(|(known, _)| *known == key).map(|(_, value)| value.clone());
-        Setting { from_file: found.is_some(), value: found.unwrap_or_else(|| default.clone()), key, default }
+/// As [`Config::read`].
+pub fn effective(text: &str, environment: &[(String, String)]) -> Result<Settings, Vec<Problem>> {
+    Config::read(text, environment)?;
+    let mut file: Table = text.parse().unwrap_or_default();
+    let sinks = file.remove("sink").and_then(|sinks| sinks.try_into().ok()).unwrap_or_default();
+    let keys = KEYS.iter().map(|key| {
+        let variable = key.variable();
+        let default = config::value_of(key.default);
+        let overriding = environment.iter().find(|(name, _)| *name == variable);
+        let (value, from) = match (overriding, within(&file, key.name)) {
+            (Some((_, text)), _) => (config::value_of(text), From::Environment),
+            (None, Some(value)) => (value.clone(), From::File),
+            (None, None) => (default.clone(), From::Default),
+        };
+        Setting { key: key.name.to_owned(), value, default, from, variable }
     });
-    Ok(all.collect())
+    Ok(Settings { keys: keys.collect(), sinks })
 }
 
-/// The template's keys and values, in its order.
-fn defaults() -> Vec<(String, Value)> {
-    let mut table = String::new();
-    let mut ordered = Vec::new();
-    // A key stands in one line, so that each line is TOML by itself.
-    for line in config::spelled_out().lines() {
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            table = format!("{name}.");
-        } else {
-            let line: Table = line.parse().unwrap_or_default();
-            ordered.extend(line.into_iter().map(|(key, value)| (format!("{table}{key}"), value)));
-        }
+/// A key's value, also of one in a table.
+fn within<'a>(file: &'a Table, name: &str) -> Option<&'a Value> {
+    match name.split_once('.') {
+        None => file.get(name),
+        Some((table, key)) => file.get(table)?.get(key),
     }
-    ordered
-}
-
-/// Keys of tables with the table's name before them.
-fn flat(table: &Table) -> Vec<(String, Value)> {
-    let mut flat = Vec::new();
-    for (key, value) in table {
-        match value {
-            Value::Table(inner) => {
-                flat.extend(inner.iter().map(|(name, value)| (format!("{key}.{name}"), value.clone())));
-            }
-            value => flat.push((key.clone(), value.clone())),
-        }
-    }
-    flat
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::TEMPLATE;
 
     #[test]
     fn every_key_has_its_value_and_where_it_is_from() {
-        let all = effective("window = \"5s\"\n[kernel]\ntraces = [\"/srv/log\"]\n").unwrap();
-        assert_eq!(
-            all.len(),
-            TEMPLATE.lines().filter(|line| line.starts_with('#') && line.contains(" = ")).count()
-        );
-        let one = |key: &str| all.iter().find(|setting| setting.key == key).unwrap();
-        assert_eq!((one("window").value.as_str(), one("window").from_file), (Some("5s"), true));
+        let environment = [("BEHAVEGUARD_HEARTBEAT".to_owned(), "9s".to_owned())];
+        let text = "window = \"5s\"\n[kernel]\ntraces = [\"/srv/log\"]\n[[sink]]\nkind = \"syslog\"\n";
+        let all = effective(text, &environment).unwrap();
+        assert_eq!((all.keys.len(), all.sinks.len()), (KEYS.len(), 1));
+        let one = |key: &str| all.keys.iter().find(|setting| setting.key == key).unwrap();
+        assert_eq!((one("window").value.as_str(), one("window").from), (Some("5s"), From::File));
         assert_eq!(one("window").default.as_str(), Some("30s"));
-        assert!(one("kernel.traces").from_file && !one("alerts.thresholds").from_file);
-        assert_eq!(all.iter().filter(|setting| setting.from_file).count(), 2);
-        assert_eq!(all[0].key, "state", "in the template's order");
+        assert_eq!((one("kernel.traces").from, one("alerts.thresholds").from), (From::File, From::Default));
+        let heartbeat = one("heartbeat");
+        assert_eq!((heartbeat.value.as_str(), heartbeat.from), (Some("9s"), From::Environment));
+        assert_eq!(all.keys.iter().filter(|setting| setting.from == From::Default).count(), KEYS.len() - 3);
+        assert_eq!(all.keys[0].key, "state", "in the template's order");
     }
 
     #[test]
     fn what_is_wrong_is_said_instead() {
-        let problems = effective("windw = 1").unwrap_err();
+        let problems = effective("windw = 1", &[]).unwrap_err();
         assert_eq!(problems[0].key, "windw");
     }
 }

@@ -12,12 +12,12 @@ use std::time::Duration;
 use std::{io, thread};
 
 use models::wire::{self, Downlink, Leaf, MESSAGE_MAX, Offer, Request};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use rumqttc::{
     Client, ConnectReturnCode, ConnectionError, Event, MqttOptions, NetworkOptions, Packet, QoS,
     SubscribeReasonCode, TlsConfiguration, Transport,
 };
 
+use crate::backoff::jittered;
 use crate::clock;
 use crate::enroll::Identity;
 use crate::outbox::Outbox;
@@ -354,13 +354,6 @@ impl Shared {
     }
 }
 
-/// Between half of and the whole time, so that a thousand gateways do not come back in one second.
-fn jittered(wait: Duration) -> Duration {
-    let mut byte = [0; 2];
-    SystemRandom::new().fill(&mut byte).expect("the system gives random bytes");
-    wait / 2 + wait.mul_f64(f64::from(u16::from_be_bytes(byte)) / 65_536.0 / 2.0)
-}
-
 fn why(error: &ConnectionError) -> String {
     match error {
         ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized) => {
@@ -368,18 +361,5 @@ fn why(error: &ConnectionError) -> String {
         }
         ConnectionError::ConnectionRefused(code) => format!("the fleet refused the connection ({code:?})"),
         error => error.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retries_are_spread_over_half_of_their_time() {
-        for _ in 0..1000 {
-            let wait = jittered(Duration::from_secs(60));
-            assert!((Duration::from_secs(30)..=Duration::from_secs(60)).contains(&wait), "{wait:?}");
-        }
     }
 }

@@ -83,6 +83,11 @@ impl Watch {
         self.pipeline.make_room(program)
     }
 
+    /// Judges by another configuration from now on; see [`Config::reloaded`].
+    pub fn reconfigure(&mut self, config: &Config) {
+        self.pipeline.reconfigure(config.clone());
+    }
+
     /// What is worth keeping over a restart.
     #[must_use]
     pub fn memory(&self) -> Memory {

@@ -82,7 +82,8 @@ pub fn weight(detector: &str) -> f32 {
     match detector {
         "repertoire" => 4.0,
         "surprisal" | "pairs" => 2.0,
-        "vae" | "nearest" => 1.0,
+        "vae" => 1.5,
+        "nearest" => 0.5,
         "lstm" => 0.1,
         _ => 0.0,
     }

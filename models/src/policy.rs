@@ -27,6 +27,13 @@ impl Severity {
             Self::Critical => "CRITICAL",
         }
     }
+
+    /// The severity of an alert by its word, in letters of any case; LOW is never that of an alert.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        let all = [Self::Medium, Self::High, Self::Critical];
+        all.into_iter().find(|severity| severity.as_str().eq_ignore_ascii_case(word))
+    }
 }
 
 /// When a score alerts, and how often.

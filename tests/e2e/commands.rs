@@ -28,8 +28,15 @@ fn a_configuration_is_checked_and_shown() {
     assert!(text.contains("heartbeat = \"60s\"  # default"), "{text}");
     let json = behaveguard(&["--config", path, "config", "show", "--json"]);
     let all: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
-    let window = all.as_array().unwrap().iter().find(|setting| setting["key"] == "window").unwrap();
+    let window = all["keys"].as_array().unwrap().iter().find(|setting| setting["key"] == "window").unwrap();
     assert_eq!((&window["value"], &window["default"]), (&"5s".into(), &"30s".into()));
+    let overridden = Command::new(binary("behaveguard").unwrap())
+        .args(["--config", path, "config", "show"])
+        .env("BEHAVEGUARD_WINDOW", "7s")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(overridden.stdout).unwrap();
+    assert!(text.contains("window = \"7s\"  # BEHAVEGUARD_WINDOW"), "{text}");
     let missing = behaveguard(&["config", "check", "/no/such/file"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8(missing.stderr).unwrap().contains("/no/such/file: No such file"));
@@ -57,7 +64,7 @@ fn a_reader_that_ends_early_is_no_error() {
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "[\n");
+    assert_eq!(line, "{\n");
     let ended = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8(ended.stderr).unwrap(), "", "it ends without a word");
 }

@@ -1,26 +1,28 @@
-//! A baseline made on the gateway itself.
+//! A gateway without a fleet: its baseline is made there, and its alerts go to sinks.
 
+use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
+use serde_json::Value;
 use tests::agent::Agent;
-use tests::fleet::Fleet;
 use tests::gateway::Gateway;
 use tests::process::binary;
 use tests::wait_for;
 
 use crate::needs_root;
 
-/// More than the test collects: the fleet must not train.
-const NEVER: u32 = 4000;
-
 #[test]
 fn a_program_learned_on_the_gateway_is_judged_by_that_and_an_attack_is_told() {
     needs_root();
     let dir = tempfile::tempdir().unwrap();
-    let mut fleet = Fleet::start(&dir.path().join("fleet"), NEVER).unwrap();
     let program = Gateway::executable(&dir.path().join("gateway"));
-    let mut agent = Agent::enroll(&dir.path().join("agent"), &program, &fleet, "alone").unwrap();
+    let lines = dir.path().join("alerts.json");
+    let config = format!(
+        "watch = [{program:?}]\nwindow = \"1s\"\n[alerts]\ndedup = \"0s\"\n[[sink]]\nkind = \"file\"\npath = {lines:?}\n"
+    );
+    let mut agent = Agent::alone(&dir.path().join("agent"), &config).unwrap();
     let mut gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
     let name = program.to_string_lossy().into_owned();
     let train = |arguments: &[&str]| {
@@ -63,16 +65,57 @@ fn a_program_learned_on_the_gateway_is_judged_by_that_and_an_attack_is_told() {
     })
     .unwrap();
     assert_eq!(program["state"], "ACTIVE", "{program}");
+    let syslog = UdpSocket::bind("127.0.0.1:0").unwrap();
+    syslog.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    read_again(&agent, &config, &syslog);
+
     std::thread::sleep(Duration::from_secs(3));
     gateway.attack().unwrap();
+    let shadow =
+        |alert: &Value| alert["generation"] == 1 && alert["techniques"].to_string().contains("T1003.008");
     wait_for("the alert", Duration::from_secs(20), || {
         agent.check()?;
-        let told = |alert: &serde_json::Value| {
-            alert["generation"] == 1 && alert["techniques"].to_string().contains("T1003.008")
-        };
-        Ok(agent.alerts()?.into_iter().find(told))
+        Ok(agent.alerts()?.into_iter().find(shadow))
     })
     .unwrap();
+    let told = wait_for("the line", Duration::from_secs(20), || {
+        let text = std::fs::read_to_string(&lines).unwrap_or_default();
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).find(shadow))
+    })
+    .unwrap();
+    let mut message = [0; 4096];
+    let n = syslog.recv(&mut message).unwrap();
+    let message = String::from_utf8_lossy(&message[..n]).into_owned();
+    let id = format!("id=\"{}\"", told["id"].as_str().unwrap());
+    assert!(message.starts_with("<8") && message.contains(&id), "{message}");
+    let status = agent.status().unwrap();
+    let syslog = status["sinks"].as_array().unwrap().iter().find(|sink| sink["name"] == "syslog").unwrap();
+    assert!(syslog["delivered"].as_u64() >= Some(1) && syslog["problem"].is_null(), "{status}");
+    assert!(status["fleet"].is_null(), "{status}");
     agent.stop().unwrap();
-    fleet.stop().unwrap();
+}
+
+/// Adds a sink and changes what needs a restart, then breaks the file: what can be used is, and the rest is said.
+fn read_again(agent: &Agent, config: &str, syslog: &UdpSocket) {
+    let address = syslog.local_addr().unwrap();
+    let more = config.replace("\"1s\"", "\"2s\"")
+        + &format!("[[sink]]\nkind = \"syslog\"\naddress = \"udp://{address}\"\n");
+    let reload = |config: &str, done: &dyn Fn(&Value) -> bool| {
+        agent.configure(config).unwrap();
+        agent.signal(Signal::HUP).unwrap();
+        wait_for("the configuration", Duration::from_secs(10), || {
+            let status = agent.status()?;
+            Ok(done(&status["reloaded"]).then_some(status))
+        })
+        .unwrap()
+    };
+    let status = reload(&more, &|reloaded| reloaded["refused"].is_null() && !reloaded.is_null());
+    assert_eq!(status["reloaded"]["needs_restart"], serde_json::json!(["window"]));
+    let names = |status: &Value| -> Vec<String> {
+        status["sinks"].as_array().unwrap().iter().map(|sink| sink["name"].to_string()).collect()
+    };
+    assert_eq!(names(&status), ["\"file\"", "\"syslog\""]);
+    let status = reload("windw = 1", &|reloaded| !reloaded["refused"].is_null());
+    assert!(status["reloaded"]["refused"].as_str().unwrap().contains("`windw`: not a known key"), "{status}");
+    assert_eq!(names(&status).len(), 2, "the old one is in force");
 }

@@ -32,10 +32,7 @@ impl Agent {
     /// # Errors
     /// When a file cannot be written or the server refuses.
     pub fn enroll_with(dir: &Path, config: &str, fleet: &Fleet, device: &str) -> Result<Self, Failed> {
-        fs::create_dir_all(dir).map_err(|error| Failed::new(dir.display(), error))?;
-        let agent = Self { dir: dir.to_owned(), process: None };
-        let config = format!("state = {:?}\n{config}", agent.state());
-        fs::write(agent.config(), config).map_err(|error| Failed::new("writing the configuration", error))?;
+        let agent = Self::alone(dir, config)?;
         let ticket = dir.join("ticket");
         fs::write(&ticket, fleet.ticket(device)?)
             .map_err(|error| Failed::new("writing the ticket", error))?;
@@ -46,6 +43,34 @@ impl Agent {
         } else {
             Err(Failed::new("enrolling", String::from_utf8_lossy(&output.stderr)))
         }
+    }
+
+    /// Writes a configuration, to which the state folder is added, for one that belongs to no fleet.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn alone(dir: &Path, config: &str) -> Result<Self, Failed> {
+        fs::create_dir_all(dir).map_err(|error| Failed::new(dir.display(), error))?;
+        let agent = Self { dir: dir.to_owned(), process: None };
+        agent.configure(config)?;
+        Ok(agent)
+    }
+
+    /// Writes another configuration; one that runs reads it on SIGHUP.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(&self, config: &str) -> Result<(), Failed> {
+        let config = format!("state = {:?}\n{config}", self.state());
+        fs::write(self.config(), config).map_err(|error| Failed::new("writing the configuration", error))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: rustix::process::Signal) -> Result<(), Failed> {
+        self.process.as_ref().ok_or_else(|| Failed("the agent does not run".into()))?.signal(signal)
     }
 
     /// Its state folder.
