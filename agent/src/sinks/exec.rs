@@ -4,11 +4,12 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{Deliver, Failure, Item};
+use crate::clock;
 
 /// Exit code of a program that wants to be started again for this alert, from sysexits(3).
 const TRY_AGAIN: i32 = 75;
@@ -47,11 +48,11 @@ impl Exec {
     }
 
     fn wait(&self, child: &mut Child) -> Result<ExitStatus, Failure> {
-        let until = Instant::now() + self.timeout;
+        let until_ns = clock::boot_ns() + clock::nanoseconds(self.timeout);
         loop {
             match child.try_wait() {
                 Ok(Some(status)) => return Ok(status),
-                Ok(None) if Instant::now() < until => thread::sleep(LOOK_EVERY),
+                Ok(None) if clock::boot_ns() < until_ns => thread::sleep(LOOK_EVERY),
                 Ok(None) => break,
                 Err(error) => return Err(Failure::Never(error.to_string())),
             }

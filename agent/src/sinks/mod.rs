@@ -12,13 +12,14 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use models::policy::Severity;
 use models::wire::Alert;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::jittered;
+use crate::clock;
 use crate::config::{SinkKind, SinkOptions};
 use crate::explanations::alert_id;
 
@@ -158,9 +159,9 @@ impl Sinks {
 
 fn end(all: Vec<Running>) {
     all.iter().for_each(|running| running.queue.end());
-    let until = Instant::now() + END_WITHIN;
+    let until_ns = clock::boot_ns() + clock::nanoseconds(END_WITHIN);
     for running in all {
-        while !running.thread.is_finished() && Instant::now() < until {
+        while !running.thread.is_finished() && clock::boot_ns() < until_ns {
             thread::sleep(Duration::from_millis(10));
         }
         let state = running.state();

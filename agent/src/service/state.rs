@@ -1,0 +1,113 @@
+//! How the agent is: for whoever asks on the control socket, and for the fleet's heartbeat.
+
+use std::sync::PoisonError;
+
+use models::wire::Heartbeat;
+
+use super::Service;
+use crate::clock;
+use crate::control::{BudgetState, Status};
+use crate::vitals;
+
+/// Programs named in a heartbeat.
+const PROGRAMS_TOLD_MAX: usize = 100;
+
+impl Service {
+    pub(super) fn show(&mut self) {
+        let mut promises = self.watch.pipeline().promises();
+        promises.truncate(PROGRAMS_TOLD_MAX);
+        let status = Status {
+            promises,
+            device: self.device.clone(),
+            fleet: self.member.as_ref().map(|m| format!("{}:{}", m.identity.host, m.identity.port)),
+            online: self.online,
+            sinks: self.sinks.states(),
+            reloaded: self.reloaded.clone(),
+            alert_budget: self
+                .watch
+                .pipeline()
+                .budget()
+                .map(|(budget, p_max)| BudgetState { budget: budget.to_string(), p_max }),
+            heartbeat: self.heartbeat(),
+        };
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    pub(super) fn heartbeat(&self) -> Heartbeat {
+        let now = clock::now();
+        let mut programs = self.watch.pipeline().programs(now.unix_ms / 1000);
+        programs.truncate(PROGRAMS_TOLD_MAX);
+        Heartbeat {
+            unix_ms: now.unix_ms,
+            version: env!("CARGO_PKG_VERSION").into(),
+            kernel: vitals::kernel(),
+            arch: std::env::consts::ARCH.into(),
+            rss_bytes: vitals::rss_bytes(),
+            cpu_ms: vitals::cpu_ms(),
+            uptime_ms: now.boot_ns.saturating_sub(self.started_ns) / 1_000_000,
+            outbox_waiting: self.outbox.waiting() + self.unwritten.len() as u64,
+            counters: self.all_counters(),
+            layers: self.watch.probe().layers().to_vec(),
+            programs,
+        }
+    }
+
+    fn all_counters(&self) -> Vec<(String, u64)> {
+        let mut all = Vec::new();
+        match self.watch.probe().counters() {
+            Ok(counters) => {
+                for (name, class) in &counters.classes {
+                    for (what, value) in [
+                        ("seen", class.seen),
+                        ("submitted", class.submitted),
+                        ("dropped", class.dropped),
+                        ("throttled", class.throttled),
+                        ("received", class.received),
+                    ] {
+                        all.push((format!("kernel_{name}_{what}"), value));
+                    }
+                }
+                all.push(("kernel_collisions".into(), counters.collisions));
+                all.push(("kernel_unreadable".into(), counters.unreadable));
+                all.push(("kernel_grams_refused".into(), counters.grams_refused));
+                all.push(("kernel_learners_refused".into(), counters.learners_refused));
+                all.push(("kernel_decode_errors".into(), counters.decode_errors));
+                all.push(("kernel_elsewhere".into(), counters.elsewhere));
+                all.push(("kernel_unresolved".into(), counters.unresolved));
+                all.push(("opens_unchecked".into(), counters.unchecked));
+            }
+            Err(error) => log::warn!("reading the kernel's counters: {error}"),
+        }
+        let (own, watch) = (&self.counters, self.watch.counters());
+        let named = [
+            ("outbox_dropped", own.outbox_dropped),
+            ("outbox_failed", own.outbox_failed),
+            ("outbox_damaged", self.outbox.damaged()),
+            ("unwritten_dropped", own.unwritten_dropped),
+            ("messages_too_long_dropped", own.messages_too_long),
+            ("training_refused", own.windows_refused),
+            ("memory_failed", own.memory_failed),
+            ("bundles_activated", own.bundles_activated),
+            ("bundles_refused", own.bundles_refused),
+            ("reloads_refused", own.reloads_refused),
+            ("drains_failed", watch.drains_failed),
+            ("tables_refused", watch.tables_refused),
+            ("follows_refused", watch.follows_refused),
+            ("model_bytes", self.watch.pipeline().model_bytes() as u64),
+            ("processes_followed", self.watch.pipeline().followed() as u64),
+        ];
+        let explanations = self.watch.pipeline().explanations();
+        let forgotten = explanations.lock().unwrap_or_else(PoisonError::into_inner).forgotten();
+        let lists = named.into_iter().chain(forgotten).chain(self.watch.pipeline().counters().list());
+        all.extend(lists.map(|(name, value)| (name.to_owned(), value)));
+        if let Some(member) = &self.member {
+            let counters = member.uplink.counters().list().into_iter();
+            all.extend(counters.map(|(name, value)| (name.to_owned(), value)));
+        }
+        for sink in self.sinks.states() {
+            let counts = [("delivered", sink.delivered), ("dropped", sink.dropped), ("failed", sink.failed)];
+            all.extend(counts.map(|(what, value)| (format!("sink_{}_{what}", sink.name), value)));
+        }
+        all
+    }
+}
