@@ -68,7 +68,7 @@ pub struct SinkState {
     pub delivered: u64,
     /// Alerts that wait for it.
     pub waiting: u64,
-    /// Alerts that made room for others, or waited when it was taken out of the configuration.
+    /// Alerts that made room for others. What waits when a sink is taken out of the configuration is said in the log.
     pub dropped: u64,
     /// Alerts that it refused for good.
     pub failed: u64,
