@@ -78,6 +78,31 @@ pub fn alert_id(alert: &Alert) -> String {
     encode(alert).map_or_else(|_| String::new(), |bytes| hex(&sha256(&bytes)[..ID_BYTES]))
 }
 
+/// An alert with the name by which it is explained.
+#[derive(Debug, Serialize)]
+pub struct Named<'a> {
+    id: String,
+    /// Left out where everyone knows which device it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<&'a str>,
+    #[serde(flatten)]
+    alert: &'a Alert,
+}
+
+impl<'a> Named<'a> {
+    /// For a reader who may have to do with several devices.
+    #[must_use]
+    pub fn of_device(device: &'a str, alert: &'a Alert) -> Self {
+        Self { device: Some(device), ..alert.into() }
+    }
+}
+
+impl<'a> From<&'a Alert> for Named<'a> {
+    fn from(alert: &'a Alert) -> Self {
+        Self { id: alert_id(alert), device: None, alert }
+    }
+}
+
 impl Explanations {
     /// Keeps a verdict as its process's last, and as an alert's when it has an id.
     pub fn keep(&mut self, explained: Explained) {

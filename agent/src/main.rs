@@ -13,7 +13,8 @@ use std::process::ExitCode;
 
 use agent::config::{self, Config, Found, Source, SourceError};
 use agent::enroll::EnrollError;
-use agent::settings::From;
+use agent::explanations::Named;
+use agent::settings::Origin;
 use agent::{control, doctor, enroll, record, service, settings, simulate, vitals};
 use clap::{Parser, Subcommand};
 use models::bundle::{self, Keyring, PublicKey, Verified};
@@ -301,7 +302,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             let mut alerts = control::alerts(&config.state)?;
             alerts.retain(|alert| alert.severity >= severity && alert.unix_ms >= since);
             if json {
-                let named: Vec<report::Named<'_>> = alerts.iter().map(Into::into).collect();
+                let named: Vec<Named<'_>> = alerts.iter().map(Into::into).collect();
                 println!("{}", serde_json::to_string_pretty(&named)?);
                 return Ok(());
             }
@@ -325,7 +326,7 @@ fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), B
     let Found { text, place, is_file } = Source { file, state: None }.find()?;
     let settings = settings::effective(&text, &config::environment())
         .map_err(|problems| SourceError::Problems { place: place.clone(), problems })?;
-    let given = settings.keys.iter().filter(|setting| setting.from != From::Default).count();
+    let given = settings.keys.iter().filter(|setting| setting.from != Origin::Default).count();
     match show {
         None => println!(
             "{}: all right, {given} of {} keys are set, {} sinks",
@@ -337,9 +338,9 @@ fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), B
         Some(false) => {
             for setting in &settings.keys {
                 let from = match setting.from {
-                    From::Default => "default".to_owned(),
-                    From::File => place.clone(),
-                    From::Environment => setting.variable.clone(),
+                    Origin::Default => "default".to_owned(),
+                    Origin::File => place.clone(),
+                    Origin::Environment => setting.variable.clone(),
                 };
                 // What the keys hold is written alike in both languages.
                 println!("{} = {}  # {from}", setting.key, serde_json::to_string(&setting.value)?);

@@ -242,13 +242,12 @@ impl<L: Lookup> Pipeline<L> {
         }
     }
 
-    /// Judges by another configuration from now on, as far as that can be changed: see [`Config::reloaded`]. Another alert
-    /// budget begins anew.
+    /// Judges by another configuration from now on, which [`Config::reloaded`] gave. Another alert budget begins anew.
     pub fn reconfigure(&mut self, config: Config) {
         if config.alert_budget != self.config.alert_budget {
             self.account = config.alert_budget.map(|budget| Account::open(budget, self.opened_ns));
         }
-        self.config = self.config.reloaded(&config);
+        self.config = config;
         self.make_models_fit(None);
     }
 

@@ -11,21 +11,6 @@ use agent::sinks::SinkState;
 use models::bundle::Verified;
 use models::explain::Part;
 use models::wire::Alert;
-use serde::Serialize;
-
-/// An alert with the name by which it is explained.
-#[derive(Serialize)]
-pub(crate) struct Named<'a> {
-    id: String,
-    #[serde(flatten)]
-    alert: &'a Alert,
-}
-
-impl<'a> From<&'a Alert> for Named<'a> {
-    fn from(alert: &'a Alert) -> Self {
-        Self { id: alert_id(alert), alert }
-    }
-}
 
 /// One alert, for people.
 pub(crate) fn alert(alert: &Alert) {

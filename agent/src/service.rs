@@ -71,7 +71,8 @@ pub enum ServiceError {
     Identity(#[source] EnrollError),
     /// There is nobody to tell.
     #[error(
-        "nobody would be told of alerts: join a fleet with `behaveguard enroll`, or configure a [[sink]]"
+        "this device is not enrolled and has no [[sink]], so nobody would be told of alerts: \
+         run `behaveguard enroll`, or configure one"
     )]
     NobodyToTell,
     /// The outbox.
@@ -145,6 +146,8 @@ struct OwnCounters {
 /// # Errors
 /// When it cannot start.
 pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
+    // Before anything that takes time: without it the signal would end the agent.
+    let reload = signalled(&[signal_hook::consts::SIGHUP]).map_err(ServiceError::Runtime)?;
     let failed = |source| ServiceError::State { path: config.state.clone(), source };
     let probe = Probe::load(&config.probe(std::process::id()))?;
     files::make_private_dir(&config.state).map_err(failed)?;
@@ -221,7 +224,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         status,
     };
     service.show();
-    let done = smol::block_on(service.turn(&news)).map_err(ServiceError::Runtime);
+    let done = smol::block_on(service.turn(&news, &reload)).map_err(ServiceError::Runtime);
     if let Some(member) = &service.member {
         member.uplink.stop();
     }
@@ -262,10 +265,13 @@ fn patterns(config: &Config) -> String {
 }
 
 impl Service {
-    async fn turn(&mut self, news: &async_channel::Receiver<News>) -> io::Result<()> {
+    async fn turn(
+        &mut self,
+        news: &async_channel::Receiver<News>,
+        reload: &Async<UnixStream>,
+    ) -> io::Result<()> {
         let urgent = Async::new(self.watch.probe().urgent_fd().try_clone_to_owned()?)?;
         let stop = signalled(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
-        let reload = signalled(&[signal_hook::consts::SIGHUP])?;
         let window_ns = clock::nanoseconds(self.config.window);
         let mut close_ns = self.watch.probe().epoch().1 + window_ns;
         loop {

@@ -24,7 +24,7 @@ pub struct Setting {
     /// Without file and environment.
     pub default: Value,
     /// Who says so.
-    pub from: From,
+    pub from: Origin,
     /// The environment variable that overrides it.
     pub variable: String,
 }
@@ -32,7 +32,7 @@ pub struct Setting {
 /// Where a value is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum From {
+pub enum Origin {
     /// Nobody said otherwise.
     Default,
     /// The file.
@@ -54,9 +54,9 @@ pub fn effective(text: &str, environment: &[(String, String)]) -> Result<Setting
         let default = config::value_of(key.default);
         let overriding = environment.iter().find(|(name, _)| *name == variable);
         let (value, from) = match (overriding, within(&file, key.name)) {
-            (Some((_, text)), _) => (config::value_of(text), From::Environment),
-            (None, Some(value)) => (value.clone(), From::File),
-            (None, None) => (default.clone(), From::Default),
+            (Some((_, text)), _) => (config::value_of(text), Origin::Environment),
+            (None, Some(value)) => (value.clone(), Origin::File),
+            (None, None) => (default.clone(), Origin::Default),
         };
         Setting { key: key.name.to_owned(), value, default, from, variable }
     });
@@ -82,12 +82,15 @@ mod tests {
         let all = effective(text, &environment).unwrap();
         assert_eq!((all.keys.len(), all.sinks.len()), (KEYS.len(), 1));
         let one = |key: &str| all.keys.iter().find(|setting| setting.key == key).unwrap();
-        assert_eq!((one("window").value.as_str(), one("window").from), (Some("5s"), From::File));
+        assert_eq!((one("window").value.as_str(), one("window").from), (Some("5s"), Origin::File));
         assert_eq!(one("window").default.as_str(), Some("30s"));
-        assert_eq!((one("kernel.traces").from, one("alerts.thresholds").from), (From::File, From::Default));
+        assert_eq!(
+            (one("kernel.traces").from, one("alerts.thresholds").from),
+            (Origin::File, Origin::Default)
+        );
         let heartbeat = one("heartbeat");
-        assert_eq!((heartbeat.value.as_str(), heartbeat.from), (Some("9s"), From::Environment));
-        assert_eq!(all.keys.iter().filter(|setting| setting.from == From::Default).count(), KEYS.len() - 3);
+        assert_eq!((heartbeat.value.as_str(), heartbeat.from), (Some("9s"), Origin::Environment));
+        assert_eq!(all.keys.iter().filter(|setting| setting.from == Origin::Default).count(), KEYS.len() - 3);
         assert_eq!(all.keys[0].key, "state", "in the template's order");
     }
 

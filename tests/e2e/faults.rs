@@ -118,7 +118,8 @@ fn without_an_enrolment_or_a_second_time_the_agent_says_what_to_do() {
     let behaveguard = binary("behaveguard").unwrap();
     let (code, text) = run(&behaveguard, &["--state", &state, "run"]);
     assert_eq!(code, Some(1));
-    assert!(text.contains("`behaveguard enroll`") && text.contains("[[sink]]"), "{text}");
+    assert!(text.contains("is not enrolled") && text.contains("run `behaveguard enroll`"), "{text}");
+    assert!(text.contains("[[sink]]"), "{text}");
 
     let fleet = Fleet::start(&dir.path().join("fleet"), 60).unwrap();
     let mut agent = Agent::enroll(&dir.path().join("agent"), Path::new("/nothing"), &fleet, "gw-a").unwrap();

@@ -1,6 +1,7 @@
 //! A table of the configuration, emptied key by key, with what is wrong in it.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use models::budget::{AlertBudget, BudgetError};
@@ -53,7 +54,7 @@ impl Reader {
     /// A table in this one; its problems are handed over with [`Reader::end`].
     pub(super) fn inner(&mut self, name: &str) -> Self {
         let mut table = Table::new();
-        self.take(name, "a table", &mut table, |_| true);
+        self.put(name, "a table", &mut table, |value| value.try_into().ok());
         Self { overridden: self.overridden.clone(), ..Self::of(table, format!("{name}.")) }
     }
 
@@ -83,42 +84,36 @@ impl Reader {
         self.table.remove(name)
     }
 
-    /// A value of any form.
-    pub(super) fn take<T: DeserializeOwned>(
+    /// Takes a value out; `read` makes of it what is kept, or finds it wrong.
+    fn put<T>(
         &mut self,
         name: &str,
-        form: &str,
+        form: impl fmt::Display,
         into: &mut T,
-        good: impl Fn(&T) -> bool,
+        read: impl FnOnce(Value) -> Option<T>,
     ) {
         let Some(value) = self.raw(name) else { return };
-        match value.try_into::<T>() {
-            Ok(value) if good(&value) => *into = value,
-            _ => self.problem(name, format!("must be {form}")),
+        match read(value) {
+            Some(value) => *into = value,
+            None => self.problem(name, format!("must be {form}")),
         }
     }
 
-    /// A value of the form in the table of keys.
     pub(super) fn words<T: DeserializeOwned>(&mut self, name: &str, into: &mut T, good: impl Fn(&T) -> bool) {
-        let form = self.form(name).to_string();
-        self.take(name, &form, into, good);
+        self.put(name, self.form(name), into, |value| value.try_into().ok().filter(good));
     }
 
     pub(super) fn number(&mut self, name: &str, into: &mut u32) {
-        let form = self.form(name);
-        let Form::Number(min, max) = form else { unreachable!("{name} is no number") };
-        self.take(name, &form.to_string(), into, |n| (min..=max).contains(n));
+        let Form::Number(min, max) = self.form(name) else { unreachable!("{name} is no number") };
+        self.words(name, into, |n| (min..=max).contains(n));
     }
 
     pub(super) fn time(&mut self, name: &str, into: &mut Duration) {
         let form = self.form(name);
         let Form::Time(min, max) = form else { unreachable!("{name} is no time") };
-        let Some(value) = self.raw(name) else { return };
         let range = Duration::from_secs(min)..=Duration::from_secs(max);
-        match value.as_str().and_then(parse_duration) {
-            Some(value) if range.contains(&value) => *into = value,
-            _ => self.problem(name, format!("must be {form}")),
-        }
+        let good = |time: &Duration| range.contains(time);
+        self.put(name, form, into, |value| value.as_str().and_then(parse_duration).filter(good));
     }
 
     pub(super) fn size(&mut self, name: &str, into: &mut u64) {
@@ -128,12 +123,8 @@ impl Reader {
             Form::Ring(min, max) => (min, max, true),
             _ => unreachable!("{name} is no size"),
         };
-        let Some(value) = self.raw(name) else { return };
         let good = |size: &u64| (min..=max).contains(size) && (!is_ring || size.is_power_of_two());
-        match value.as_str().and_then(parse_size).filter(good) {
-            Some(value) => *into = value,
-            None => self.problem(name, format!("must be {form}")),
-        }
+        self.put(name, form, into, |value| value.as_str().and_then(parse_size).filter(good));
     }
 
     pub(super) fn engine(&mut self, name: &str, into: &mut OutboxEngine) {

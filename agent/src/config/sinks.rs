@@ -323,6 +323,24 @@ mod tests {
     }
 
     #[test]
+    fn the_defaults_in_the_table_are_those_in_force() {
+        for (kind, keys) in [
+            ("syslog", &["severity", "queue_max", "address"][..]),
+            ("file\"\npath = \"/a", &["severity", "queue_max", "size_max", "files_max"]),
+            ("exec\"\ncommand = [\"/a\"]\nname = \"exec", &["timeout"]),
+            ("webhook\"\nurl = \"https://a", &["timeout", "ca_file"]),
+        ] {
+            let bare = format!("[[sink]]\nkind = \"{kind}\"\n");
+            let default = |name: &str| {
+                let key = SINK_KEYS.iter().find(|key| key.name == format!("sink.{name}")).unwrap();
+                format!("{name} = {}\n", key.default)
+            };
+            let spelled: String = keys.iter().copied().map(default).collect();
+            assert_eq!(Config::parse(&bare), Config::parse(&(bare.clone() + &spelled)), "{spelled}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_or_missing_is_named_with_its_sink() {
         for (text, key, said) in [
             ("kind = \"mail\"", "sink.kind", "of sink 1: is needed: \"syslog\""),

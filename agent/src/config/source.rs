@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::read::Reader;
 use super::{Config, DEFAULT_PATH, Problem, environment};
 
 /// What is read, at the start and again on SIGHUP.
@@ -67,9 +68,9 @@ impl Source {
     #[must_use]
     pub fn state_folder(&self) -> PathBuf {
         let text = self.find().map(|found| found.text).unwrap_or_default();
-        let named =
-            text.parse::<toml::Table>().ok().and_then(|table| Some(table.get("state")?.as_str()?.into()));
-        self.state.clone().or(named).unwrap_or_else(|| Config::default().state)
+        let mut state = Config::default().state;
+        Reader::new(text.parse().unwrap_or_default(), &environment()).words("state", &mut state, |_| true);
+        self.state.clone().unwrap_or(state)
     }
 
     /// The file's text. That none is at the default path is no error.

@@ -24,15 +24,15 @@ impl JsonLines {
             Some(file) => file,
             None => self.open()?,
         };
-        let size = file.metadata()?.len();
+        let mut size = file.metadata()?.len();
         if size > 0 && size + line.len() as u64 > self.size_max {
             self.rotate()?;
             file = self.open()?;
+            size = file.metadata()?.len();
         }
-        // A line cut by a full disk is ended, so that the next one is whole.
-        let before = file.metadata()?.len();
+        // A line cut by a full disk is taken back, so that the next one is whole.
         if let Err(error) = file.write_all(line.as_bytes()) {
-            let _ = file.set_len(before);
+            let _ = file.set_len(size);
             return Err(error);
         }
         self.file = Some(file);

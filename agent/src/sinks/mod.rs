@@ -14,14 +14,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use models::policy::Severity;
 use models::wire::Alert;
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::jittered;
 use crate::clock;
 use crate::config::{SinkKind, SinkOptions};
-use crate::explanations::alert_id;
+use crate::explanations::{Named, alert_id};
 
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -38,12 +37,16 @@ struct Item {
     json: String,
 }
 
-#[derive(Serialize)]
-struct Told<'a> {
-    id: &'a str,
-    device: &'a str,
-    #[serde(flatten)]
-    alert: &'a Alert,
+impl Item {
+    fn new(device: &str, alert: &Alert) -> Self {
+        let json = serde_json::to_string(&Named::of_device(device, alert));
+        Self {
+            id: alert_id(alert),
+            device: device.to_owned(),
+            alert: alert.clone(),
+            json: json.expect("an alert has a JSON form"),
+        }
+    }
 }
 
 /// Why an alert was not taken.
@@ -132,14 +135,14 @@ impl Sinks {
     }
 
     /// Gives an alert to every sink that wants it; never waits for one.
+    ///
+    /// # Panics
+    /// Never: numbers and texts have a JSON form.
     pub fn tell(&self, device: &str, alert: &Alert) {
         if self.running.is_empty() {
             return;
         }
-        let id = alert_id(alert);
-        let told = Told { id: &id, device, alert };
-        let json = serde_json::to_string(&told).unwrap_or_default();
-        let item = Arc::new(Item { json, id, device: device.to_owned(), alert: alert.clone() });
+        let item = Arc::new(Item::new(device, alert));
         for running in self.running.iter().filter(|running| alert.severity >= running.options.severity) {
             running.queue.add(&item, running.options.queue_max as usize);
         }
@@ -279,19 +282,10 @@ impl Queue {
     }
 }
 
-/// `MEDIUM` is a warning, `HIGH` an error and `CRITICAL` is critical, RFC 5424 section 6.2.1.
-fn syslog_severity(severity: Severity) -> u8 {
-    match severity {
-        Severity::Critical => 2,
-        Severity::High => 3,
-        Severity::Medium => 4,
-        Severity::Low => 5,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use models::policy::Severity;
     use models::program::ProgramId;
 
     pub(super) fn alert(severity: Severity, summary: &str) -> Alert {
@@ -313,10 +307,7 @@ mod tests {
     }
 
     pub(super) fn item(severity: Severity, summary: &str) -> Item {
-        let alert = alert(severity, summary);
-        let id = alert_id(&alert);
-        let json = serde_json::to_string(&Told { id: &id, device: "gw-1", alert: &alert }).unwrap();
-        Item { id, device: "gw-1".into(), alert, json }
+        Item::new("gw-1", &alert(severity, summary))
     }
 
     /// Takes nothing until it is told to, then gives what it took.

@@ -6,7 +6,9 @@ use std::net::{TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use super::{Deliver, Failure, Item, syslog_severity};
+use models::policy::Severity;
+
+use super::{Deliver, Failure, Item};
 use crate::config::SyslogAddress;
 
 /// Security messages, RFC 5424 section 6.2.1.
@@ -68,15 +70,8 @@ impl Link {
 
     /// A stream that its server closed would swallow the next message.
     fn is_open(&self) -> bool {
-        let Self::Tcp(mut stream) = (match self {
-            Self::Tcp(stream) => match stream.try_clone() {
-                Ok(stream) => Self::Tcp(stream),
-                Err(_) => return false,
-            },
-            _ => return true,
-        }) else {
-            return true;
-        };
+        let Self::Tcp(stream) = self else { return true };
+        let mut stream = stream;
         let nothing = stream.set_nonblocking(true).and_then(|()| stream.read(&mut [0; 64]));
         let open = match nothing {
             Ok(n) => n > 0,
@@ -122,7 +117,7 @@ fn shortened(message: &str) -> &str {
 /// `<PRI>1 TIME HOST APP PROCID MSGID [DATA] BOM TEXT`.
 fn message(item: &Item) -> String {
     let alert = &item.alert;
-    let priority = FACILITY * 8 + syslog_severity(alert.severity);
+    let priority = FACILITY * 8 + severity_of(alert.severity);
     let time = i64::try_from(alert.unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     let time = time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"));
     let mut text = format!(
@@ -150,6 +145,16 @@ fn message(item: &Item) -> String {
     text
 }
 
+/// `MEDIUM` is a warning, `HIGH` an error and `CRITICAL` is critical, RFC 5424 section 6.2.1.
+fn severity_of(severity: Severity) -> u8 {
+    match severity {
+        Severity::Critical => 2,
+        Severity::High => 3,
+        Severity::Medium => 4,
+        Severity::Low => 5,
+    }
+}
+
 /// RFC 5424 section 6.3.3.
 fn escaped(value: &str) -> String {
     let mut text = String::new();
@@ -166,7 +171,6 @@ fn escaped(value: &str) -> String {
 mod tests {
     use super::super::tests::item;
     use super::*;
-    use models::policy::Severity;
     use std::io::BufRead as _;
     use std::net::TcpListener;
 
