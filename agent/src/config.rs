@@ -340,7 +340,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// Greedy matching of `*`, without recursion: on a mismatch the last `*` takes one more byte.
-fn glob(pattern: &str, text: &str) -> bool {
+pub(crate) fn glob(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;

@@ -1,33 +1,39 @@
-//! The socket on which `behaveguard status`, `alerts` and `explain` ask the running agent.
+//! The socket on which `behaveguard status`, `alerts`, `explain` and `whitelist` ask the running agent.
 //!
 //! One request, one answer, both a line of JSON: `{"command":"status"}` gives a [`Status`], `{"command":"alerts"}` a
 //! list of alerts, oldest first, `{"command":"explain","alert":"ID"}` or `"pid":N` an [`Explained`] as `Ok`, or as `Err`
-//! why there is none. The socket is `<state>/control.sock`, for its owner only.
+//! why there is none, and the `whitelist_` commands the [`Entry`] that they are about in the same way. The socket is
+//! `<state>/control.sock`, for its owner and root only; who changes something is written down with their user id.
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use models::chain::chain;
 use models::wire::{Alert, Heartbeat};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::explanations::{ALERTS_MAX, Explained, Explanations, alert_id};
 use crate::outbox::Outbox;
 use crate::pipeline::PromiseState;
 use crate::sinks::SinkState;
+use crate::whitelist::{Entry, Wanted, Whitelist};
 
 /// The longest request, in bytes.
-const REQUEST_MAX: u64 = 1024;
+const REQUEST_MAX: u64 = 64 * 1024;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A question to the agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// How it is.
     Status,
@@ -40,6 +46,18 @@ pub enum Request {
         /// Process id.
         pid: Option<u32>,
     },
+    /// What the operator expects.
+    WhitelistList,
+    /// Expects more.
+    WhitelistAdd {
+        /// What.
+        wanted: Wanted,
+    },
+    /// Expects less.
+    WhitelistRemove {
+        /// Which entry.
+        id: u32,
+    },
 }
 
 /// What the answers come from.
@@ -51,6 +69,8 @@ pub struct Sources {
     pub outbox: Arc<dyn Outbox>,
     /// Of what was judged lately.
     pub explanations: Arc<Mutex<Explanations>>,
+    /// What the operator expects.
+    pub whitelist: Arc<Mutex<Whitelist>>,
 }
 
 /// How the agent is.
@@ -112,9 +132,9 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// It has no explanation, and this is why.
+    /// It does not do it, and this is why.
     #[error("{0}")]
-    Unexplained(String),
+    Refused(String),
     /// The answer makes no sense.
     #[error("the running agent is of another version; restart it")]
     Answer(#[source] serde_json::Error),
@@ -149,6 +169,11 @@ pub fn serve(state: &Path, sources: Sources) -> Result<(), ControlError> {
 fn answer(stream: UnixStream, sources: &Sources) -> io::Result<()> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
+    let peer = socket_peercred(&stream)?.uid;
+    if !peer.is_root() && peer != geteuid() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user id {peer:?} asked")));
+    }
+    let peer = peer.as_raw();
     let mut line = String::new();
     BufReader::new((&stream).take(REQUEST_MAX)).read_line(&mut line)?;
     let mut answer = match serde_json::from_str::<Request>(&line) {
@@ -157,10 +182,29 @@ fn answer(stream: UnixStream, sources: &Sources) -> io::Result<()> {
         }
         Ok(Request::Alerts) => serde_json::to_vec(&sources.outbox.recent().map_err(io::Error::other)?),
         Ok(Request::Explain { alert, pid }) => serde_json::to_vec(&explain(sources, alert.as_deref(), pid)),
+        Ok(Request::WhitelistList) => serde_json::to_vec(whitelist(sources).entries()),
+        Ok(Request::WhitelistAdd { wanted }) => {
+            let added = whitelist(sources).add(wanted, peer, clock::now().unix_ms / 1000);
+            if let Ok(entry) = &added {
+                log::warn!("whitelist: user id {peer} added {entry}");
+            }
+            serde_json::to_vec(&added.map_err(|error| chain(&error)))
+        }
+        Ok(Request::WhitelistRemove { id }) => {
+            let removed = whitelist(sources).remove(id);
+            if let Ok(entry) = &removed {
+                log::warn!("whitelist: user id {peer} removed {entry}");
+            }
+            serde_json::to_vec(&removed.map_err(|error| chain(&error)))
+        }
         Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
     }?;
     answer.push(b'\n');
     (&stream).write_all(&answer)
+}
+
+fn whitelist(sources: &Sources) -> MutexGuard<'_, Whitelist> {
+    sources.whitelist.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn explain(sources: &Sources, alert: Option<&str>, pid: Option<u32>) -> Result<Explained, String> {
@@ -210,7 +254,25 @@ pub fn alerts(state: &Path) -> Result<Vec<Alert>, ControlError> {
 pub fn explanation(state: &Path, alert: Option<String>, pid: Option<u32>) -> Result<Explained, ControlError> {
     let answer = ask(state, &Request::Explain { alert, pid })?;
     let answer: Result<Explained, String> = serde_json::from_str(&answer).map_err(ControlError::Answer)?;
-    answer.map_err(ControlError::Unexplained)
+    answer.map_err(ControlError::Refused)
+}
+
+/// What the operator expects, oldest first.
+///
+/// # Errors
+/// When none runs or it may not be asked.
+pub fn whitelisted(state: &Path) -> Result<Vec<Entry>, ControlError> {
+    serde_json::from_str(&ask(state, &Request::WhitelistList)?).map_err(ControlError::Answer)
+}
+
+/// Has the running agent add to its whitelist, or take from it, and gives the entry.
+///
+/// # Errors
+/// When none runs, it may not be asked, or it refuses.
+pub fn change_whitelist(state: &Path, change: &Request) -> Result<Entry, ControlError> {
+    let answer: Result<Entry, String> =
+        serde_json::from_str(&ask(state, change)?).map_err(ControlError::Answer)?;
+    answer.map_err(ControlError::Refused)
 }
 
 fn ask(state: &Path, request: &Request) -> Result<String, ControlError> {

@@ -34,3 +34,4 @@ pub mod train;
 pub mod uplink;
 pub mod vitals;
 pub mod watch;
+pub mod whitelist;

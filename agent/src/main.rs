@@ -1,5 +1,7 @@
 //! `behaveguard`: sets up, enrols, runs and asks the agent.
 
+mod cli;
+mod exceptions;
 mod page;
 mod report;
 mod shelf;
@@ -16,179 +18,14 @@ use agent::enroll::EnrollError;
 use agent::explanations::Named;
 use agent::settings::Origin;
 use agent::{control, doctor, enroll, record, service, settings, simulate, vitals};
-use clap::{Parser, Subcommand};
-use models::bundle::{self, Keyring, PublicKey, Verified};
+use clap::{CommandFactory as _, Parser as _};
+use models::bundle::{self, Keyring, Verified};
 use models::chain::chain;
-use models::policy::Severity;
+
+use cli::{Cli, Command, ConfigCommand};
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).
 const USAGE: u8 = 64;
-
-/// Behavioural anomaly detection for this gateway.
-#[derive(Debug, Parser)]
-#[command(name = "behaveguard", version)]
-struct Cli {
-    /// Configuration file; without it and without the default file, the defaults apply.
-    #[arg(long, global = true)]
-    config: Option<PathBuf>,
-    /// State folder, instead of the configured one.
-    #[arg(long, global = true)]
-    state: Option<PathBuf>,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Write a configuration file with every key and its default.
-    Init {
-        /// Show it instead of writing it.
-        #[arg(long)]
-        print: bool,
-    },
-    /// Join a fleet with a ticket of its server.
-    Enroll {
-        /// File that holds the ticket; `-` or nothing reads it from standard input.
-        #[arg(long, default_value = "-")]
-        ticket: PathBuf,
-        /// This device's name; by default made from the host name.
-        #[arg(long)]
-        device: Option<String>,
-        /// Replace an identity that is there.
-        #[arg(long)]
-        force: bool,
-    },
-    /// Watch this machine until SIGINT or SIGTERM.
-    Run,
-    /// Show what this kernel lets the agent see, and what its maps cost.
-    Doctor {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Write down everything that is judged, into a new file, for `behaveguard replay`: it holds paths and addresses.
-    Record {
-        /// The file.
-        file: PathBuf,
-        /// How long, e.g. 10m; until SIGINT or SIGTERM without it.
-        #[arg(long = "for", value_parser = duration)]
-        time: Option<std::time::Duration>,
-        /// The file's largest size, e.g. 256MiB.
-        #[arg(long, value_parser = size, default_value = "64MiB")]
-        max: u64,
-    },
-    /// Judge a recorded file again, with this device's baselines and those named here.
-    Replay {
-        /// The file.
-        file: PathBuf,
-        /// A bundle that was used then; may be repeated.
-        #[arg(long)]
-        bundle: Vec<PathBuf>,
-        /// Public key that signed it, 64 hexadecimal digits; by default the keys that this device trusts.
-        #[arg(long, value_parser = public_key)]
-        key: Option<PublicKey>,
-        /// As JSON, one alert a line.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Watch for a while and make baselines here, for programs that the fleet has none for.
-    #[cfg(feature = "train")]
-    Train {
-        /// How long, e.g. 60m.
-        #[arg(long, value_parser = duration)]
-        duration: std::time::Duration,
-        /// Only this program: its name, path or unit, * stands for any characters; may be repeated.
-        #[arg(long)]
-        process: Vec<String>,
-        /// Write the bundles here, instead of keeping them for this device's agent.
-        #[arg(long)]
-        out: Option<PathBuf>,
-    },
-    /// Show how the running agent is.
-    Status {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Show what the running agent found lately.
-    Alerts {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-        /// Only those of this severity or above: MEDIUM, HIGH or CRITICAL.
-        #[arg(long, value_parser = severity, default_value = "MEDIUM")]
-        severity: Severity,
-        /// Only those younger than this, e.g. 1h.
-        #[arg(long, value_parser = duration)]
-        last: Option<std::time::Duration>,
-    },
-    /// Look at the baselines of this device, or go back to the one before.
-    #[command(subcommand)]
-    Baseline(BaselineCommand),
-    /// Show why an alert, or a process's last verdict, has its score.
-    Explain {
-        #[command(flatten)]
-        of: Of,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Look at the configuration.
-    #[command(subcommand)]
-    Config(ConfigCommand),
-    /// Enact attacks without harm, to see whether an alarm works.
-    Simulate(simulate::Options),
-}
-
-#[derive(Debug, Subcommand)]
-enum BaselineCommand {
-    /// Show every baseline that the agent uses.
-    List {
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Show what a program's baseline holds.
-    Show {
-        /// The program's executable or unit, as `list` shows it.
-        program: String,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Exchange a program's baseline of the fleet for the one before; the agent must not run.
-    Rollback {
-        /// The program's executable or unit, as `list` shows it.
-        program: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum ConfigCommand {
-    /// Say everything that is wrong with a file; exit code 1 when something is.
-    Check {
-        /// The file; by default the one that the agent reads.
-        file: Option<PathBuf>,
-    },
-    /// Show every key with its value, and where it is from.
-    Show {
-        /// As JSON, with the defaults.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-/// What is explained.
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-struct Of {
-    /// An alert, as `behaveguard alerts` names it.
-    #[arg(long, value_name = "ID")]
-    alert: Option<String>,
-    /// A process.
-    #[arg(long, value_name = "N")]
-    pid: Option<u32>,
-}
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
@@ -231,6 +68,16 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     if let Command::Config(command) = cli.command {
         return configuration(cli.config, command);
     }
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "behaveguard", &mut std::io::stdout());
+        return Ok(());
+    }
+    if let Command::Man { folder } = cli.command {
+        clap_mangen::generate_to(Cli::command(), &folder)
+            .map_err(|error| format!("{}: {error}", folder.display()))?;
+        println!("wrote the manual pages into {}", folder.display());
+        return Ok(());
+    }
     let source = Source { file: cli.config, state: cli.state };
     let config = match source.load() {
         // The agent that runs has the configuration that it started with.
@@ -250,7 +97,12 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     match cli.command {
-        Command::Init { .. } | Command::Doctor { .. } | Command::Config(_) | Command::Simulate(_) => {}
+        Command::Init { .. }
+        | Command::Doctor { .. }
+        | Command::Config(_)
+        | Command::Completions { .. }
+        | Command::Man { .. }
+        | Command::Simulate(_) => {}
         Command::Enroll { ticket, device, force } => {
             let device = device.unwrap_or_else(|| enroll::device_name(&vitals::host_name()));
             let identity = enroll::enroll(&config.state, &read_ticket(&ticket)?, &device, force)?;
@@ -285,6 +137,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Command::Train { duration, process, out } => teach::train(config, duration, &process, out)?,
         Command::Status { json } => report::status(&control::status(&config.state)?, json)?,
         Command::Baseline(command) => shelf::run(&config, command)?,
+        Command::Whitelist(command) => exceptions::run(&config.state, command)?,
         Command::Explain { of, json } => {
             let explained = control::explanation(&config.state, of.alert, of.pid)?;
             if json {
@@ -315,7 +168,10 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
 
 /// It needs nothing of the configuration but where the agent answers.
 fn asks_the_agent(command: &Command) -> bool {
-    matches!(command, Command::Status { .. } | Command::Alerts { .. } | Command::Explain { .. })
+    matches!(
+        command,
+        Command::Status { .. } | Command::Alerts { .. } | Command::Explain { .. } | Command::Whitelist(_)
+    )
 }
 
 fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), Box<dyn Error>> {
@@ -396,24 +252,4 @@ fn own_keys(config: &Config) -> Result<Keyring, Box<dyn Error>> {
         Err(EnrollError::NotEnrolled(_)) => Ok(Keyring::default()),
         Err(error) => Err(error.into()),
     }
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    config::parse_size(text)
-        .filter(|size| *size >= 4096)
-        .ok_or_else(|| "must be like 64MiB, 4KiB or more".into())
-}
-
-fn public_key(text: &str) -> Result<PublicKey, String> {
-    let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
-    let key = bytes.and_then(|bytes| bytes.try_into().ok());
-    key.map(PublicKey).ok_or_else(|| "must be 64 hexadecimal digits".into())
-}
-
-fn severity(text: &str) -> Result<Severity, String> {
-    Severity::from_word(text).ok_or_else(|| "must be MEDIUM, HIGH or CRITICAL".into())
-}
-
-fn duration(text: &str) -> Result<std::time::Duration, String> {
-    config::parse_duration(text).ok_or_else(|| "must be like 30m, 1h or 2d".into())
 }

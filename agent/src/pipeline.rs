@@ -7,6 +7,7 @@
 //! are no longer like those learned ([`promise`]): then first-time acts alone are judged, and its windows go to the
 //! fleet again.
 
+mod close;
 mod counters;
 mod follow;
 mod lives;
@@ -20,28 +21,27 @@ mod training;
 mod units;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use models::budget::{Account, AlertBudget};
 use models::bundle::{Manifest, Verified};
 use models::detect::{DetectError, Detectors};
 use models::drift::Drift;
 use models::event::{Event, EventKind, SyscallWindow, Volume};
-use models::features::{self, Vector};
-use models::policy::{Gate, Severity};
+use models::policy::Gate;
 use models::program::{NO_UNIT, ProgramId};
-use models::schema::SEQUENCE;
 use models::sequence::GramTable;
-use models::verdict::{Raw, Verdict, judge};
+use models::verdict::{Verdict, judge};
 use models::window::Window;
 use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{Now, nanoseconds};
+use crate::clock::Now;
 use crate::config::Config;
 use crate::explanations::Explanations;
-use crate::processes::{Identity, Lookup, Started};
+use crate::processes::{Lookup, Started};
+use crate::whitelist::{Allowance, Whitelist};
 pub use counters::Counters;
 pub use follow::Follow;
 use follow::how;
@@ -50,12 +50,8 @@ use promise::Promise;
 pub use promise::PromiseState;
 use resident::Resident;
 pub use resident::Shelf;
-use training::batches;
 use units::Units;
 
-/// With fewer calls than this a window says nothing about how often and in which order they come: only first-time acts
-/// count. The rest of a process that lived across the end of a window is such a one.
-const CALLS_MIN: u64 = 20;
 /// Traits of one program that wait for a window.
 const LOOSE_MAX: usize = 128;
 
@@ -217,6 +213,8 @@ pub struct Pipeline<L> {
     training: BTreeMap<String, Vec<TrainingWindow>>,
     /// Shared with whoever answers questions.
     explanations: Arc<Mutex<Explanations>>,
+    /// Shared with whoever changes it.
+    whitelist: Arc<Mutex<Whitelist>>,
 }
 
 impl<L: Lookup> Pipeline<L> {
@@ -239,6 +237,7 @@ impl<L: Lookup> Pipeline<L> {
             degraded: Vec::new(),
             training: BTreeMap::new(),
             explanations: Arc::default(),
+            whitelist: Arc::default(),
         }
     }
 
@@ -340,6 +339,15 @@ impl<L: Lookup> Pipeline<L> {
         Arc::clone(&self.explanations)
     }
 
+    /// What the operator expects from now on.
+    pub fn set_whitelist(&mut self, whitelist: Arc<Mutex<Whitelist>>) {
+        self.whitelist = whitelist;
+    }
+
+    fn allowance(&self, program: &ProgramId, now: Now) -> Allowance {
+        self.whitelist.lock().unwrap_or_else(PoisonError::into_inner).of(program, now.unix_ms / 1000)
+    }
+
     /// Processes that are followed.
     #[must_use]
     pub fn followed(&self) -> usize {
@@ -406,7 +414,7 @@ impl<L: Lookup> Pipeline<L> {
     fn judge_so_far(&mut self, now: Now, tgid: u32, matters: Option<u64>, out: &mut Vec<Output>) {
         let Some(process) = self.processes.get(&tgid) else { return };
         let Some(window) = &process.window else { return };
-        if let Some(verdict) = self.by_traits(process, window, matters) {
+        if let Some(verdict) = self.by_traits(now, process, window, matters) {
             self.tell(now, tgid, verdict, out);
         }
     }
@@ -417,7 +425,7 @@ impl<L: Lookup> Pipeline<L> {
         let Some(window) = process.window.take() else { return };
         let Some(process) = self.processes.get(&tgid) else { return };
         let key = process.key.clone();
-        if let Some(verdict) = self.by_traits(process, &window, None) {
+        if let Some(verdict) = self.by_traits(now, process, &window, None) {
             self.tell(now, tgid, verdict, out);
         }
         let alarmed = self.processes.get(&tgid).is_some_and(|process| process.alarmed);
@@ -433,139 +441,22 @@ impl<L: Lookup> Pipeline<L> {
 
     /// What a window's first-time acts say, against the program's baseline, else against its unit; `None` where nothing is
     /// known of either, or the one act that matters is nothing new.
-    fn by_traits(&self, process: &Process, window: &Window, matters: Option<u64>) -> Option<Verdict> {
+    fn by_traits(
+        &self,
+        now: Now,
+        process: &Process,
+        window: &Window,
+        matters: Option<u64>,
+    ) -> Option<Verdict> {
+        let program = &self.programs.get(process.key.as_ref()?)?.id;
+        let expected = self.allowance(program, now).acts;
         if let Some(baseline) = baseline_of(&self.programs, process) {
             let known = &baseline.manifest.traits;
-            let is_new = matters.is_none_or(|id| known.binary_search(&id).is_err());
-            return is_new.then(|| judge(window, None, &[], &baseline.manifest));
+            let is_new =
+                matters.is_none_or(|id| known.binary_search(&id).is_err() && !expected.contains(&id));
+            return is_new.then(|| judge(window, None, &[], &baseline.manifest, &expected));
         }
-        self.units.judge(&self.programs.get(process.key.as_ref()?)?.id, window, matters)
-    }
-
-    fn close(&mut self, now: Now, closed_ns: u64, syscalls: &[SyscallWindow], out: &mut Vec<Output>) {
-        for part in syscalls {
-            if !self.follow(part.tgid, u32::MAX, out) {
-                continue;
-            }
-            let opened_ns = self.opened_ns;
-            if let Some(process) = self.processes.get_mut(&part.tgid) {
-                process.open(part.tgid, opened_ns).add_syscalls(part);
-            }
-        }
-        let open: Vec<u32> =
-            self.processes.iter().filter(|(_, p)| p.window.is_some()).map(|(id, _)| *id).collect();
-        for tgid in open {
-            if self.processes.get(&tgid).is_some_and(|process| process.goes_on(self.opened_ns)) {
-                self.judge_so_far(now, tgid, None, out);
-            } else {
-                self.close_one(now, closed_ns, tgid, out);
-            }
-        }
-        for (key, windows) in std::mem::take(&mut self.training) {
-            let Some(program) = self.programs.get_mut(&key) else { continue };
-            program.windows += windows.len() as u64;
-            self.counters.windows_trained += windows.len() as u64;
-            let messages = batches(windows).into_iter();
-            out.extend(
-                messages
-                    .map(|windows| Output::Train(TrainingWindows { program: program.id.clone(), windows })),
-            );
-        }
-        let left =
-            self.processes.iter().filter(|(_, process)| process.exited_ns.is_some() && process.key.is_some());
-        out.extend(left.map(|(tgid, _)| Output::Unfollow(*tgid)));
-        self.processes.retain(|_, process| process.exited_ns.is_none());
-        if self.processes.len() >= self.config.processes_max as usize {
-            // Exits may have been missed.
-            let lookup = &mut self.lookup;
-            self.processes.retain(|tgid, _| lookup.identity(*tgid, None) != Identity::Gone);
-        }
-        self.opened_ns = closed_ns;
-    }
-
-    fn close_one(&mut self, now: Now, closed_ns: u64, tgid: u32, out: &mut Vec<Output>) {
-        let Some(process) = self.processes.get_mut(&tgid) else { return };
-        let Some(mut window) = process.window.take() else { return };
-        // Without a single call there is nothing to compare; decisive events were judged when they came.
-        if window.syscalls.total() == 0 {
-            return;
-        }
-        // Learned or judged, at once or later: the window of a process that left ends with it.
-        window.closed_ns = process.exited_ns.unwrap_or(closed_ns).max(window.opened_ns);
-        if let (Some(before), Some(after)) = (process.volume, window.syscalls.volume) {
-            window.moved(after.since(before));
-        }
-        process.volume = window.syscalls.volume.or(process.volume);
-        self.counters.window_overflow += window.overflow;
-        let long_enough = window.closed_ns - window.opened_ns >= nanoseconds(self.config.window) / 2;
-        if window.opened_ns > process.born_ns && process.exited_ns.is_some() && !long_enough {
-            process.window = Some(window);
-            self.judge_at_once(now, tgid, out);
-            return;
-        }
-        let vector = features::extract(&window);
-        let Some(key) = process.key.clone() else { return };
-        let enough = window.syscalls.total() >= CALLS_MIN;
-        if enough {
-            self.use_models(&key);
-        }
-        let Some(process) = self.processes.get_mut(&tgid) else { return };
-        let Some(baseline) = baseline_of(&self.programs, process) else {
-            let stranger =
-                self.processes.get(&tgid).and_then(|process| self.by_traits(process, &window, None));
-            if let Some(verdict) = stranger {
-                self.tell(now, tgid, verdict, out);
-            }
-            let Some(process) = self.processes.get_mut(&tgid) else { return };
-            if std::mem::take(&mut process.alarmed) {
-                self.counters.windows_alarmed += 1;
-                return;
-            }
-            let run = process.run;
-            if let Some(program) = self.programs.get(&key) {
-                self.units.remember(&program.id, &window);
-                self.counters.unit_traits_refused = self.units.refused();
-            }
-            self.learn_from(now, key, run, &vector, &mut window);
-            return;
-        };
-        process.history.push_back(features::to_sparse(&vector));
-        if process.history.len() > SEQUENCE {
-            process.history.pop_front();
-        }
-        let history = sequence(&process.history).unwrap_or_default();
-        let history: Vec<&Vector> = history.iter().collect();
-        let models = baseline.detectors.as_ref().filter(|_| enough);
-        let spoken = models.map(|models| models.all(&vector, &history)).unwrap_or_default();
-        let mut raw = Vec::new();
-        for (name, output) in &spoken {
-            match output {
-                Ok(output) => {
-                    raw.push(Raw { name, score: output.score, contributions: &output.contributions });
-                }
-                Err(error) => {
-                    self.counters.detector_errors += 1;
-                    log::warn!("judging process {tgid}: {error}");
-                }
-            }
-        }
-        let grams = window.syscalls.grams.as_ref();
-        let grams = grams.filter(|grams| enough && Some(grams.table) == baseline.table);
-        if let Some(bits) = grams.and_then(|grams| grams.sums.bits()) {
-            raw.push(Raw { name: "surprisal", score: bits, contributions: &[] });
-        }
-        let verdict = judge(&window, Some(&vector), &raw, &baseline.manifest);
-        self.counters.windows_judged += 1;
-        let run = process.run;
-        let verdict = self.hold_to_promise(&key, verdict, out);
-        let normal = self.config.policy.severity(verdict.score) == Severity::Low;
-        self.tell(now, tgid, verdict, out);
-        if normal && self.programs.get(&key).is_some_and(Program::learns) {
-            self.learn_from(now, key, run, &vector, &mut window);
-        }
-        if let Some(account) = &mut self.account {
-            account.judged();
-        }
+        self.units.judge(program, window, matters, &expected)
     }
 }
 
@@ -585,12 +476,4 @@ fn generation(program: &Program) -> u64 {
 
 fn baseline_of<'a>(programs: &'a BTreeMap<String, Program>, process: &Process) -> Option<&'a Baseline> {
     programs.get(process.key.as_ref()?)?.baseline.as_ref()
-}
-
-/// The last windows as dense vectors, when there are enough.
-fn sequence(history: &VecDeque<Vec<(u16, f32)>>) -> Option<Vec<Vector>> {
-    if history.len() < SEQUENCE {
-        return None;
-    }
-    history.iter().map(|sparse| features::from_sparse(sparse)).collect()
 }

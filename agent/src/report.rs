@@ -66,6 +66,9 @@ pub(crate) fn explained(explained: &Explained) -> String {
     if why.evidence_more > 0 {
         line(format!("  and {} more", why.evidence_more));
     }
+    if why.whitelisted > 0 {
+        line(format!("whitelisted, so not counted: {} acts", why.whitelisted));
+    }
     match why.fused_z {
         Some(fused) => line(format!("detectors, fused z {fused:.2}:")),
         None => line("judged before the window's end, by what is new alone".to_owned()),

@@ -33,6 +33,7 @@ use crate::sinks::Sinks;
 use crate::uplink::{News, Uplink};
 use crate::vitals;
 use crate::watch::Watch;
+use crate::whitelist::Whitelist;
 
 /// How often what a restart would forget is written down, beside the end.
 const REMEMBER_EVERY_NS: u64 = 600_000_000_000;
@@ -184,7 +185,10 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     }
     let status = Arc::new(Mutex::new(Status::default()));
     let explanations = watch.pipeline().explanations();
-    let sources = Sources { status: Arc::clone(&status), outbox: Arc::clone(&outbox), explanations };
+    let whitelist = Arc::new(Mutex::new(Whitelist::open(&config.state)));
+    watch.set_whitelist(Arc::clone(&whitelist));
+    let sources =
+        Sources { status: Arc::clone(&status), outbox: Arc::clone(&outbox), explanations, whitelist };
     control::serve(&config.state, sources)?;
     let (news_out, news) = async_channel::bounded(64);
     let device = identity

@@ -1,6 +1,8 @@
 //! Probe and pipeline as one: takes what the kernel tells, has it judged, and does what the pipeline wants of the
 //! kernel. `behaveguard run` keeps what comes out; `behaveguard record` writes down what goes in.
 
+use std::sync::{Arc, Mutex};
+
 use agent_ebpf::records::Class;
 use models::bundle::Verified;
 use models::chain::chain;
@@ -12,6 +14,7 @@ use crate::config::Config;
 use crate::pipeline::{ActivateError, Baseline, Follow, Input, Memory, Output, Pipeline, Shelf};
 use crate::probe::{Probe, ProbeError, TableId};
 use crate::processes::{ProcFs, Tapped};
+use crate::whitelist::Whitelist;
 
 /// What happened how often since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,6 +100,11 @@ impl Watch {
     /// Goes on with it; before any baseline is used.
     pub fn remember(&mut self, memory: Memory) {
         self.pipeline.remember(memory);
+    }
+
+    /// What the operator expects from now on.
+    pub fn set_whitelist(&mut self, whitelist: Arc<Mutex<Whitelist>>) {
+        self.pipeline.set_whitelist(whitelist);
     }
 
     /// Where models come back from that made room; see [`Pipeline::set_shelf`].

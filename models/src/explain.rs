@@ -11,7 +11,7 @@ use crate::attack::techniques;
 use crate::bundle::Manifest;
 use crate::calibration::temper;
 use crate::features::Vector;
-use crate::novelty::Kind;
+use crate::novelty::{Kind, trait_hex};
 use crate::schema::{self, NAMED, NAMED_BASE, Unit};
 use crate::sequence::{GramWindow, MISS, STEPS_PER_BIT};
 use crate::verdict::Raw;
@@ -38,6 +38,8 @@ pub struct Explanation {
     pub evidence: Vec<Evidence>,
     /// Traits not named, because there were more than [`EVIDENCE_MAX`].
     pub evidence_more: usize,
+    /// Traits that the baseline does not hold either, and the operator expects.
+    pub whitelisted: usize,
     /// Of windows like those learned, the share that is at least this odd, as far as the tail can be drawn out; 0 to 1.
     pub p_value: f64,
 }
@@ -83,6 +85,9 @@ pub struct Part {
 pub struct Evidence {
     /// e.g. `first_shell`.
     pub name: Cow<'static, str>,
+    /// Its kind and value, as baselines hold it.
+    #[serde(with = "trait_hex")]
+    pub trait_id: u64,
     /// Plain words.
     pub text: String,
     /// The layer that saw it.
@@ -140,6 +145,7 @@ pub(crate) fn explain(
             .map(|found| evidence(window, &kinds, &worth, *found))
             .collect(),
         evidence_more: fresh.len().saturating_sub(EVIDENCE_MAX),
+        whitelisted: 0,
         p_value: p_fused * 10_f64.powf(-f64::from(evidence_decades)),
     }
 }
@@ -224,6 +230,7 @@ fn evidence(window: &Window, kinds: &[Kind], worth: &[(Kind, f32)], (id, kind): 
     let value = window.text(id).unwrap_or("something");
     Evidence {
         name: kind.name().into(),
+        trait_id: id,
         text: kind.sentence(value),
         layer: kind.layer().as_str().into(),
         technique: techniques(kind, value).first().copied().unwrap_or_default().into(),
@@ -275,7 +282,7 @@ mod tests {
             Raw { name: "vae", score: contributions.iter().sum(), contributions: &contributions },
             Raw { name: "surprisal", score: sums.bits().unwrap(), contributions: &[] },
         ];
-        let verdict = judge(&window, Some(&[0.1; FEATURES]), &raw, &baseline());
+        let verdict = judge(&window, Some(&[0.1; FEATURES]), &raw, &baseline(), &[]);
         let why = verdict.explanation;
         for (detector, raw) in why.detectors.iter().zip(&raw) {
             let sum: f32 = detector.parts.iter().map(|part| part.contribution).sum::<f32>() + detector.rest;
@@ -300,7 +307,7 @@ mod tests {
         let raw = [Raw { name: "vae", score: 1.0, contributions: &contributions }];
         let mut vector = [0.0; FEATURES];
         vector[385] = 0.5;
-        let why = judge(&Window::new(1, 0), Some(&vector), &raw, &baseline()).explanation;
+        let why = judge(&Window::new(1, 0), Some(&vector), &raw, &baseline(), &[]).explanation;
         let part = &why.detectors[0].parts[0];
         assert_eq!((&*part.name, part.observed), ("unique_remote_ips", 25.0));
         assert_eq!((part.usual, part.high), (Some(1.0), Some(5.0)));
@@ -311,7 +318,7 @@ mod tests {
     fn more_evidence_than_is_named_is_counted() {
         let mut window = Window::new(1, 0);
         (0..20).for_each(|n| window.program_started(&format!("/opt/{n}")));
-        let why = judge(&window, None, &[], &baseline()).explanation;
+        let why = judge(&window, None, &[], &baseline(), &[]).explanation;
         assert_eq!((why.evidence.len(), why.evidence_more), (EVIDENCE_MAX, 4));
     }
 }

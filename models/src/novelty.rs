@@ -102,6 +102,17 @@ impl Kind {
         KINDS.into_iter().find(|kind| *kind as u64 == trait_id >> 56)
     }
 
+    /// Every kind.
+    pub fn all() -> impl Iterator<Item = Self> {
+        KINDS.into_iter()
+    }
+
+    /// The kind with this [`Kind::name`].
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        KINDS.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// Points when new.
     #[must_use]
     pub fn points(self) -> f32 {
@@ -275,6 +286,28 @@ pub fn trait_id(kind: Kind, value: &str) -> u64 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     (kind as u64) << 56 | (hash ^ hash >> 56) & (u64::MAX >> 8)
+}
+
+/// A trait in JSON: 16 hexadecimal digits, because a number there keeps 53 bits only.
+pub mod trait_hex {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error};
+
+    /// Writes one.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(id: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{id:016x}"))
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When it is no hexadecimal number of 64 bits.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u64::from_str_radix(&text, 16).map_err(D::Error::custom)
+    }
 }
 
 #[cfg(test)]

@@ -66,19 +66,25 @@ impl Verdict {
     }
 }
 
-/// Judges a window. `vector` and `raw` are empty for a decisive event that cannot wait for the window's end.
+/// Judges a window. `vector` and `raw` are empty for a decisive event that cannot wait for the window's end. The `expected`
+/// traits are no news, as if the baseline held them.
 #[must_use]
-pub fn judge(window: &Window, vector: Option<&Vector>, raw: &[Raw<'_>], baseline: &Manifest) -> Verdict {
-    let mut fresh: Vec<(u64, Kind)> = window
-        .traits()
-        .into_iter()
-        .filter(|id| baseline.traits.binary_search(id).is_err())
-        .filter_map(|id| Kind::of(id).map(|kind| (id, kind)))
-        .collect();
+pub fn judge(
+    window: &Window,
+    vector: Option<&Vector>,
+    raw: &[Raw<'_>],
+    baseline: &Manifest,
+    expected: &[u64],
+) -> Verdict {
+    let news = window.traits().into_iter().filter(|id| baseline.traits.binary_search(id).is_err());
+    let mut fresh: Vec<(u64, Kind)> = news.filter_map(|id| Kind::of(id).map(|kind| (id, kind))).collect();
+    let unlearned = fresh.len();
+    fresh.retain(|(id, _)| !expected.contains(id));
     // Of equal worth, what came first is the cause.
     let first = |id: u64| window.first_ns(id).unwrap_or(u64::MAX);
     fresh.sort_by(|a, b| b.1.points().total_cmp(&a.1.points()).then_with(|| first(a.0).cmp(&first(b.0))));
-    let explanation = explain::explain(window, vector, raw, baseline, &fresh);
+    let mut explanation = explain::explain(window, vector, raw, baseline, &fresh);
+    explanation.whitelisted = unlearned - fresh.len();
     let decades = explanation.evidence_decades;
     let score = score_of(explanation.statistical_decades + decades);
 
@@ -278,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_first_sensitive_file_is_high_and_named() {
-        let verdict = judge(&shadow(), None, &[], &baseline());
+        let verdict = judge(&shadow(), None, &[], &baseline(), &[]);
         assert!(verdict.score >= 70.0, "{}", verdict.score);
         assert_eq!(verdict.techniques, ["T1003.008"]);
         assert!(verdict.summary.contains("/etc/shadow"), "{}", verdict.summary);
@@ -288,7 +294,7 @@ mod tests {
     fn a_first_shell_is_medium_by_itself() {
         let mut window = Window::new(1, 0);
         window.program_started("/bin/sh");
-        let verdict = judge(&window, None, &[], &baseline());
+        let verdict = judge(&window, None, &[], &baseline(), &[]);
         assert!(verdict.score >= 40.0 && verdict.techniques == ["T1059"], "{verdict:?}");
     }
 
@@ -305,7 +311,7 @@ mod tests {
         let mut vector = [0.0; FEATURES];
         vector[schema::index("child_processes_spawned")] = 0.1;
         assert_eq!(
-            judge(&window, Some(&vector), &raw, &baseline()).summary,
+            judge(&window, Some(&vector), &raw, &baseline(), &[]).summary,
             "opened the sensitive file /etc/shadow, started a shell (/bin/sh) and ran the system tool nc, each for \
              the first time; child processes started: 2.0, usually 0.0"
         );
@@ -315,7 +321,7 @@ mod tests {
     fn what_was_learned_is_no_evidence() {
         let mut baseline = baseline();
         baseline.traits = shadow().traits();
-        let verdict = judge(&shadow(), None, &[], &baseline);
+        let verdict = judge(&shadow(), None, &[], &baseline, &[]);
         assert!(verdict.score < 40.0 && verdict.reasons.is_empty(), "{verdict:?}");
     }
 
@@ -330,13 +336,13 @@ mod tests {
         let sums = sequence::Sums { calls: 40, misses: 6, surprisal: 40 * 16 * 9 };
         window.syscalls.grams = Some(GramWindow { table: 1, sums, strange: vec![gram] });
         let raw = [Raw { name: "surprisal", score: 9.0, contributions: &[] }];
-        let verdict = judge(&window, Some(&[0.0; FEATURES]), &raw, &baseline);
+        let verdict = judge(&window, Some(&[0.0; FEATURES]), &raw, &baseline, &[]);
         assert_eq!(
             verdict.summary,
             "6 of 40 calls came in an order never seen while it was learned, e.g. read, write, execve"
         );
         let usual = [Raw { name: "surprisal", score: 1.5, contributions: &[] }];
-        assert!(judge(&window, None, &usual, &baseline).reasons.is_empty());
+        assert!(judge(&window, None, &usual, &baseline, &[]).reasons.is_empty());
     }
 
     #[test]
@@ -348,7 +354,7 @@ mod tests {
         let mut vector = [0.0; FEATURES];
         vector[0] = 0.25;
         vector[schema::index("child_processes_spawned")] = 1.0;
-        let verdict = judge(&Window::new(1, 0), Some(&vector), &raw, &baseline());
+        let verdict = judge(&Window::new(1, 0), Some(&vector), &raw, &baseline(), &[]);
         let texts: Vec<&str> = verdict.reasons.iter().map(|reason| reason.text.as_str()).collect();
         assert_eq!(
             texts,

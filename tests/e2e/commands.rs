@@ -68,3 +68,23 @@ fn a_reader_that_ends_early_is_no_error() {
     let ended = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8(ended.stderr).unwrap(), "", "it ends without a word");
 }
+
+#[test]
+fn every_command_has_a_page_and_is_completed() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(behaveguard(&["man", dir.path().to_str().unwrap()]).status.success());
+    let completions = String::from_utf8(behaveguard(&["completions", "bash"]).stdout).unwrap();
+    let help = String::from_utf8(behaveguard(&["--help"]).stdout).unwrap();
+    let list = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
+    let names = list.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names: Vec<&str> = names.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(names.contains(&"whitelist") && names.len() > 15, "{names:?}");
+    for name in names.into_iter().filter(|name| *name != "help") {
+        let page = std::fs::read_to_string(dir.path().join(format!("behaveguard-{name}.1"))).unwrap();
+        assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}");
+        assert!(completions.contains(&format!("behaveguard,{name})")), "{name}");
+    }
+    let refused = behaveguard(&["man", "/no/such/folder"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("/no/such/folder: No such file"));
+}

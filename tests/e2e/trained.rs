@@ -97,7 +97,51 @@ fn a_program_learned_on_the_gateway_is_judged_by_that_and_an_attack_is_told() {
     })
     .unwrap();
     assert!(status["fleet"].is_null(), "{status}");
+    agent.configure(&config).unwrap();
+    expect_it(&mut agent, &mut gateway, told["id"].as_str().unwrap());
     agent.stop().unwrap();
+}
+
+/// Whitelists what an alert told of: the same is no alert then, also after a restart, until the entry is removed.
+fn expect_it(agent: &mut Agent, gateway: &mut Gateway, id: &str) {
+    let command = |agent: &Agent, arguments: &[&str]| {
+        let output = agent.command(arguments).unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), text)
+    };
+    let (code, text) = command(agent, &["whitelist", "add", "--alert", id, "--reason", "the nightly backup"]);
+    assert!(code == Some(0) && text.contains("entry 1: ") && text.contains("/etc/shadow"), "{text}");
+    assert!(agent.log().contains("whitelist: user id 0 added entry 1"), "{}", agent.log());
+    agent.stop().unwrap();
+    agent.run().unwrap();
+    wait_for("the agent", Duration::from_secs(30), || Ok(agent.status().ok())).unwrap();
+    let (_, list) = command(agent, &["whitelist", "list", "--json"]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!((&list[0]["id"], &list[0]["added_by_uid"]), (&1.into(), &0.into()), "{list}");
+    // Its first window after a restart may be odd for other reasons.
+    std::thread::sleep(Duration::from_secs(3));
+    let before = agent.alerts().unwrap().len();
+    gateway.attack().unwrap();
+    let counted = |agent: &Agent| -> u64 {
+        let status = agent.status().unwrap();
+        let counters = status["heartbeat"]["counters"].as_array().cloned().unwrap_or_default();
+        let of = counters.iter().find(|counter| counter[0] == "acts_whitelisted");
+        of.and_then(|counter| counter[1].as_u64()).unwrap_or_default()
+    };
+    wait_for("the expected act", Duration::from_secs(10), || Ok((counted(agent) > 0).then_some(()))).unwrap();
+    let told = agent.alerts().unwrap().split_off(before);
+    let shadow = |alert: &Value| alert["summary"].to_string().contains("/etc/shadow");
+    assert!(!told.iter().any(shadow), "{told:?}");
+
+    let (code, text) = command(agent, &["whitelist", "remove", "1"]);
+    assert!(code == Some(0) && text.contains("removed entry 1"), "{text}");
+    let (code, text) = command(agent, &["whitelist", "remove", "1"]);
+    assert!(code == Some(1) && text.contains("no entry has the number 1"), "{text}");
+    gateway.attack().unwrap();
+    wait_for("an alert again", Duration::from_secs(20), || {
+        Ok(agent.alerts()?.split_off(before).into_iter().find(shadow))
+    })
+    .unwrap();
 }
 
 /// Adds a sink and changes what needs a restart, then breaks the file: what can be used is, and the rest is said.

@@ -25,6 +25,10 @@ pub struct Counters {
     pub alerts_limited: u64,
     /// Verdicts from MEDIUM on that the alert budget does not send.
     pub alerts_over_budget: u64,
+    /// Verdicts from MEDIUM on about programs of which the operator wants to hear nothing.
+    pub alerts_whitelisted: u64,
+    /// Acts that are no news because the operator expects them.
+    pub acts_whitelisted: u64,
     /// Programs that stopped to behave as they were learned.
     pub programs_drifted: u64,
     /// Processes not followed because the table was full.
@@ -50,7 +54,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 21] {
+    pub fn list(&self) -> [(&'static str, u64); 23] {
         [
             ("windows_judged", self.windows_judged),
             ("windows_trained", self.windows_trained),
@@ -63,6 +67,8 @@ impl Counters {
             ("alerts_duplicate", self.alerts_duplicate),
             ("alerts_limited", self.alerts_limited),
             ("alerts_over_budget", self.alerts_over_budget),
+            ("alerts_whitelisted", self.alerts_whitelisted),
+            ("acts_whitelisted", self.acts_whitelisted),
             ("programs_drifted", self.programs_drifted),
             ("processes_refused", self.processes_refused),
             ("programs_forgotten", self.programs_forgotten),

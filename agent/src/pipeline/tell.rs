@@ -25,12 +25,17 @@ impl<L: Lookup> Pipeline<L> {
         let Some(manifest) = own.or_else(|| self.units.of(&program.id)) else { return };
         let policy = &self.config.policy;
         let severity = policy.severity(verdict.score);
+        let everything = self.allowance(&program.id, now).everything;
+        self.counters.acts_whitelisted += verdict.explanation.whitelisted as u64;
         let about = trait_id(Kind::Exec, key) ^ verdict.cause;
         // How often the statistics are wrong is promised; first-time acts that are worth telling by themselves are told.
         let [medium, ..] = policy.thresholds;
         let affordable = score_of(verdict.explanation.evidence_decades) >= medium
             || self.account.as_ref().is_none_or(|account| verdict.explanation.p_value <= account.p_max());
-        let decision = if affordable || severity == Severity::Low {
+        let decision = if everything && severity != Severity::Low {
+            self.counters.alerts_whitelisted += 1;
+            Decision::Quiet
+        } else if affordable || severity == Severity::Low {
             self.gate.admit(now.boot_ns, about, severity, policy)
         } else {
             self.counters.alerts_over_budget += 1;
@@ -57,7 +62,9 @@ impl<L: Lookup> Pipeline<L> {
             degraded: self.degraded.clone(),
             explanation: verdict.explanation,
         };
+        // What is expected may be learned too.
         if severity != Severity::Low
+            && !everything
             && let Some(process) = self.processes.get_mut(&tgid)
         {
             process.alarmed = true;

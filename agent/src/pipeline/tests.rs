@@ -1,4 +1,5 @@
 mod bench;
+mod whitelisted;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -9,8 +10,11 @@ use models::policy::Severity;
 use models::program::NO_UNIT;
 use models::sequence::WINDOW_GRAMS_MAX;
 
+use models::features;
+
+use super::training::batches;
 use super::*;
-use crate::processes::Found;
+use crate::processes::{Found, Identity};
 use bench::{Bench, GATEWAY, TABLE, alerts, found, program, seal, usual_gram};
 
 #[test]

@@ -64,14 +64,17 @@ impl Units {
         program: &ProgramId,
         window: &Window,
         matters: Option<u64>,
+        expected: &[u64],
     ) -> Option<Verdict> {
         let unit = self.of(program)?;
         let (who, seen) = (who(program), self.seen.get(&program.unit));
         let is_known = |id: u64| seen.is_some_and(|seen| seen.contains(&(who, id)));
-        if matters.is_some_and(|id| is_known(id) || unit.traits.binary_search(&id).is_ok()) {
+        if matters.is_some_and(|id| {
+            is_known(id) || unit.traits.binary_search(&id).is_ok() || expected.contains(&id)
+        }) {
             return None;
         }
-        Some(judge(&window.of_stranger(&program.exe, is_known), None, &[], unit))
+        Some(judge(&window.of_stranger(&program.exe, is_known), None, &[], unit, expected))
     }
 
     /// An unlearned program did this, and it was not worth an alert.

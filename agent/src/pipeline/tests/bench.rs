@@ -8,7 +8,7 @@ use models::train::{self, TrainOptions, Trained};
 
 use super::super::*;
 use crate::config::Pattern;
-use crate::processes::Found;
+use crate::processes::{Found, Identity};
 
 pub(super) const SECOND: u64 = 1_000_000_000;
 pub(super) const GATEWAY: u32 = 100;
