@@ -21,6 +21,7 @@ use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
+use crate::confine::{self, Confinement};
 use crate::explanations::{ALERTS_MAX, Explained, Explanations, alert_id};
 use crate::outbox::Outbox;
 use crate::pipeline::PromiseState;
@@ -88,6 +89,8 @@ pub struct Status {
     pub promises: Vec<PromiseState>,
     /// Who is told of alerts beside the fleet.
     pub sinks: Vec<SinkState>,
+    /// What the agent gave up when it had started.
+    pub confinement: Confinement,
     /// What became of the last SIGHUP; `None` before the first.
     pub reloaded: Option<Reloaded>,
     /// What the fleet is told too.
@@ -154,7 +157,9 @@ pub fn serve(state: &Path, sources: Sources) -> Result<(), ControlError> {
     }
     let listener = UnixListener::bind(&path).map_err(failed)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let writes = state.to_owned();
     let answering = move || {
+        confine::thread_or_not(&[&writes]);
         // One at a time: each is short, and a client that says nothing is cut off.
         for stream in listener.incoming() {
             if let Err(error) = stream.and_then(|stream| answer(stream, &sources)) {

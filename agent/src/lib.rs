@@ -12,6 +12,7 @@ pub mod baselines;
 pub mod capture;
 pub mod clock;
 pub mod config;
+pub mod confine;
 pub mod control;
 pub mod doctor;
 pub mod enroll;

@@ -150,6 +150,17 @@ pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> 
             println!("    {problem}");
         }
     }
+    let confinement = &status.confinement;
+    let kept = confinement.capabilities.join(", ");
+    match (confinement.calls_refused, confinement.files_confined) {
+        (true, true) => println!("confined: calls and files; capabilities {kept}"),
+        (true, false) => println!("confined: calls; capabilities {kept}"),
+        (false, true) => println!("confined: files of threads that talk to others"),
+        (false, false) => println!("not confined"),
+    }
+    for problem in &confinement.problems {
+        println!("    {problem}");
+    }
     if let Some(reloaded) = &status.reloaded {
         if let Some(refused) = &reloaded.refused {
             println!("the configuration stays as it was: {refused}");

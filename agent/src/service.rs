@@ -19,6 +19,7 @@ use smol::{Async, Timer};
 use crate::baselines::{BaselineError, Baselines};
 use crate::clock;
 use crate::config::{Config, OutboxEngine, Source};
+use crate::confine::{self, Confinement};
 use crate::control::{self, ControlError, Reloaded, Sources, Status};
 use crate::enroll::{self, EnrollError, Identity};
 use crate::files;
@@ -109,6 +110,7 @@ struct Service {
     config: Config,
     source: Source,
     reloaded: Option<Reloaded>,
+    confinement: Confinement,
     device: String,
     /// `None` where it belongs to no fleet: then alerts go to sinks only, and the newest are kept in the outbox.
     member: Option<Member>,
@@ -189,6 +191,11 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     watch.set_whitelist(Arc::clone(&whitelist));
     let sources =
         Sources { status: Arc::clone(&status), outbox: Arc::clone(&outbox), explanations, whitelist };
+    let programs = config.sinks.iter().any(|sink| sink.kind.starts_programs());
+    let confinement = confine::process(&config.state, programs);
+    for problem in &confinement.problems {
+        log::warn!("confinement: {problem}");
+    }
     control::serve(&config.state, sources)?;
     let (news_out, news) = async_channel::bounded(64);
     let device = identity
@@ -198,7 +205,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     let _no_news = news_out.clone();
     let join = |identity: Identity| {
         let tls = identity.tls(&config.state).map_err(ServiceError::Identity)?;
-        let uplink = Uplink::start(identity.clone(), tls, Arc::clone(&outbox), news_out)
+        let uplink = Uplink::start(&config.state, identity.clone(), tls, Arc::clone(&outbox), news_out)
             .map_err(ServiceError::Runtime)?;
         Ok::<_, ServiceError>(Member { identity, uplink })
     };
@@ -209,6 +216,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     let mut service = Service {
         source,
         reloaded: None,
+        confinement,
         device,
         member,
         sinks,
@@ -228,7 +236,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         status,
     };
     service.show();
-    let done = smol::block_on(service.turn(&news, &reload)).map_err(ServiceError::Runtime);
+    let done = smol::block_on(service.turn(&news, reload)).map_err(ServiceError::Runtime);
     if let Some(member) = &service.member {
         member.uplink.stop();
     }
@@ -269,13 +277,10 @@ fn patterns(config: &Config) -> String {
 }
 
 impl Service {
-    async fn turn(
-        &mut self,
-        news: &async_channel::Receiver<News>,
-        reload: &Async<UnixStream>,
-    ) -> io::Result<()> {
+    async fn turn(&mut self, news: &async_channel::Receiver<News>, reload: UnixStream) -> io::Result<()> {
         let urgent = Async::new(self.watch.probe().urgent_fd().try_clone_to_owned()?)?;
-        let stop = signalled(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+        let reload = Async::new(reload)?;
+        let stop = Async::new(signalled(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?)?;
         let window_ns = clock::nanoseconds(self.config.window);
         let mut close_ns = self.watch.probe().epoch().1 + window_ns;
         loop {
@@ -339,13 +344,21 @@ impl Service {
                 reloaded.refused = Some(reason);
             }
             Ok(new) => {
-                let config = self.config.reloaded(&new);
+                let mut config = self.config.reloaded(&new);
+                let asks = config.sinks.len();
+                if self.confinement.calls_refused {
+                    config.sinks.retain(|sink| !sink.kind.starts_programs());
+                }
+                let programs = asks - config.sinks.len();
                 if let Err(error) = self.sinks.apply(&config.sinks) {
                     log::error!("starting a sink: {error}");
                 }
                 self.watch.reconfigure(&config);
                 self.config = config;
                 reloaded.needs_restart = self.config.differing(&new);
+                if programs > 0 {
+                    reloaded.needs_restart.push("sinks that start programs, which the agent gave up".into());
+                }
                 log::info!("the configuration was read again");
                 if !reloaded.needs_restart.is_empty() {
                     log::warn!("these changes need a restart: {}", reloaded.needs_restart.join(", "));
@@ -528,10 +541,10 @@ impl Service {
 }
 
 /// Readable when one of these signals came.
-fn signalled(signals: &[i32]) -> io::Result<Async<UnixStream>> {
+fn signalled(signals: &[i32]) -> io::Result<UnixStream> {
     let (read, write) = UnixStream::pair()?;
     for signal in signals {
         signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
     }
-    Async::new(read)
+    Ok(read)
 }

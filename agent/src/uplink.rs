@@ -6,6 +6,7 @@
 
 mod fetch;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use rumqttc::{
 
 use crate::backoff::jittered;
 use crate::clock;
+use crate::confine;
 use crate::enroll::Identity;
 use crate::outbox::Outbox;
 use fetch::{Fetch, Fetched};
@@ -104,11 +106,12 @@ struct Sending {
 }
 
 impl Uplink {
-    /// Starts the thread; it connects, and connects again, until the process ends.
+    /// Starts the thread, which writes below `state` only; it connects, and connects again, until the process ends.
     ///
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(
+        state: &Path,
         identity: Identity,
         tls: rustls::ClientConfig,
         outbox: Arc<dyn Outbox>,
@@ -123,7 +126,12 @@ impl Uplink {
             sending: Mutex::default(),
         });
         let mine = Arc::clone(&shared);
-        thread::Builder::new().name("uplink".into()).spawn(move || mine.run())?;
+        let writes = state.to_owned();
+        let work = move || {
+            confine::thread_or_not(&[&writes]);
+            mine.run();
+        };
+        thread::Builder::new().name("uplink".into()).spawn(work)?;
         Ok(Self(shared))
     }
 

@@ -65,6 +65,7 @@ fn a_program_learned_on_the_gateway_is_judged_by_that_and_an_attack_is_told() {
     })
     .unwrap();
     assert_eq!(program["state"], "ACTIVE", "{program}");
+    is_confined(&agent);
     let syslog = UdpSocket::bind("127.0.0.1:0").unwrap();
     syslog.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     read_again(&agent, &config, &syslog);
@@ -100,6 +101,28 @@ fn a_program_learned_on_the_gateway_is_judged_by_that_and_an_attack_is_told() {
     agent.configure(&config).unwrap();
     expect_it(&mut agent, &mut gateway, told["id"].as_str().unwrap());
     agent.stop().unwrap();
+}
+
+/// It gave up what it does not need, by its own word and by the kernel's.
+fn is_confined(agent: &Agent) {
+    let confinement = agent.status().unwrap()["confinement"].clone();
+    assert_eq!(confinement["calls_refused"], true, "{confinement}");
+    let kept = ["CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE", "CAP_BPF"];
+    assert_eq!(confinement["capabilities"], serde_json::json!(kept), "{confinement}");
+    let threads = std::fs::read_dir(format!("/proc/{}/task", agent.id().unwrap())).unwrap();
+    let mut seen = 0;
+    for thread in threads {
+        let text = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap_or_default();
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.strip_prefix(":")).unwrap_or_default().trim().to_owned()
+        };
+        let expected = format!("{:016x}", 1_u64 << 2 | 1 << 19 | 1 << 39);
+        assert_eq!((field("CapEff"), field("CapBnd")), (expected.clone(), expected), "{text}");
+        assert_eq!((&*field("Seccomp"), &*field("NoNewPrivs")), ("2", "1"), "{text}");
+        seen += 1;
+    }
+    assert!(seen >= 3, "{seen} threads");
 }
 
 /// Whitelists what an alert told of: the same is no alert then, also after a restart, until the entry is removed.

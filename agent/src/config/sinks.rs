@@ -157,6 +157,14 @@ pub enum SinkKind {
     },
 }
 
+impl SinkKind {
+    /// Whether it starts programs.
+    #[must_use]
+    pub fn starts_programs(&self) -> bool {
+        matches!(self, Self::Exec { .. })
+    }
+}
+
 /// Where a syslog server listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyslogAddress {

@@ -22,6 +22,7 @@ impl Service {
             fleet: self.member.as_ref().map(|m| format!("{}:{}", m.identity.host, m.identity.port)),
             online: self.online,
             sinks: self.sinks.states(),
+            confinement: self.confinement.clone(),
             reloaded: self.reloaded.clone(),
             alert_budget: self
                 .watch

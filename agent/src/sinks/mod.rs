@@ -9,6 +9,7 @@ mod syslog;
 mod webhook;
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::backoff::jittered;
 use crate::clock;
 use crate::config::{SinkKind, SinkOptions};
+use crate::confine;
 use crate::explanations::{Named, alert_id};
 
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -174,6 +176,15 @@ fn end(all: Vec<Running>) {
     }
 }
 
+/// Where a sink writes; `None` when its programs write where they like.
+fn confined_to(kind: &SinkKind) -> Option<Vec<PathBuf>> {
+    match kind {
+        SinkKind::Exec { .. } => None,
+        SinkKind::File { path, .. } => Some(path.parent().map(Into::into).into_iter().collect()),
+        SinkKind::Syslog(_) | SinkKind::Webhook { .. } => Some(Vec::new()),
+    }
+}
+
 impl Running {
     fn start(options: &SinkOptions) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
@@ -188,7 +199,13 @@ impl Running {
             }
         };
         let (mine, name) = (Arc::clone(&queue), options.name.clone());
-        let work = move || mine.work(&name, &mut *sink);
+        let confined = confined_to(&options.kind);
+        let work = move || {
+            if let Some(writes) = confined {
+                confine::thread_or_not(&writes.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+            }
+            mine.work(&name, &mut *sink);
+        };
         let thread = thread::Builder::new().name(format!("sink {}", options.name)).spawn(work)?;
         Ok(Self { options: options.clone(), queue, thread })
     }
