@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod dist;
 mod ebpf;
 mod eval;
 mod suite;
@@ -70,6 +71,15 @@ enum Task {
         #[arg(long, conflicts_with_all = ["arch", "kernel"])]
         all: bool,
     },
+    /// Builds what users install: static binaries, archives, Debian packages, bill of materials, checksums.
+    Dist {
+        /// Only this target, e.g. aarch64-unknown-linux-musl; may be given more than once. Without it all four.
+        #[arg(long)]
+        target: Vec<String>,
+        /// Install, start and purge the packages for this processor in a fresh Debian below the target folder.
+        #[arg(long)]
+        check: bool,
+    },
     /// Rebuilds the committed eBPF object.
     Ebpf {
         /// Compare with the committed object instead of replacing it.
@@ -104,6 +114,7 @@ fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
         Task::Eval { file } => eval::run(root, &file)?,
         Task::EvalLive { arguments } => eval::live(root, &arguments)?,
         Task::Bench { bench, arguments } => bench::run(root, bench, &arguments)?,
+        Task::Dist { target, check } => dist::run(root, &target, check)?,
         Task::Ebpf { check } => ebpf::rebuild(root, check)?,
     }
     Ok(ExitCode::SUCCESS)

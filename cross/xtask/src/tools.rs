@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Stdio},
 };
 
 /// Why a tool could not be used.
@@ -90,6 +90,22 @@ pub(crate) fn run(command: &mut Command) -> Result<(), ToolError> {
     if status.success() { Ok(()) } else { Err(ToolError::Failed(text, status)) }
 }
 
+/// Runs a command to its end and gives what it said.
+///
+/// # Errors
+///
+/// When it does not start, or fails.
+pub(crate) fn output(command: &mut Command) -> Result<String, ToolError> {
+    let text = words(command);
+    let started = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = started.map_err(|e| ToolError::Start(text.clone(), e))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(ToolError::Failed(text, output.status))
+    }
+}
+
 /// The command as one would type it.
 pub(crate) fn words(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -131,3 +147,12 @@ pub(crate) fn target(root: &Path) -> PathBuf {
 
 /// What builds, tests and the demo all build with, so that each finds the others' work done.
 pub(crate) const FEATURES: [&str; 2] = ["--features", "agent/sled,models/infer,models/train"];
+
+/// Whether the toolchain in use can build for `triple`, as rustup's can where the target was added.
+pub(crate) fn toolchain_has(triple: &str) -> bool {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
+    sysroot.is_ok_and(|output| {
+        let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Path::new(&sysroot).join("lib/rustlib").join(triple).join("lib").exists()
+    })
+}

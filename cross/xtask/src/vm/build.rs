@@ -78,7 +78,7 @@ pub(super) fn install(archs: &[Arch]) -> Result<(), ToolError> {
     for arch in archs.iter().copied().filter(|arch| !is_native(*arch)) {
         let (cross, library) = cross(arch);
         tools::install(cross.needs)?;
-        if toolchain_has(cross.triple) {
+        if tools::toolchain_has(cross.triple) {
             continue;
         }
         tools::install(COMPILER)?;
@@ -106,7 +106,7 @@ pub(super) fn foreign(root: &Path, arch: Arch) -> Result<Built, VmError> {
     println!("building the agent and its kernel tests for {}", arch.name());
     let (cross, _) = cross(arch);
     let mut cargo;
-    if toolchain_has(cross.triple) {
+    if tools::toolchain_has(cross.triple) {
         cargo = tools::cargo(root);
     } else {
         cargo = tools::cargo_at(Path::new("/usr/bin/cargo"), root);
@@ -158,15 +158,6 @@ fn built(messages: &str, native: bool) -> Result<Built, VmError> {
 
 fn executable_in(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
     messages.lines().find_map(|line| executable(line, kind, name))
-}
-
-/// Whether the toolchain in use can build for `triple`, as rustup's can where the target was added.
-fn toolchain_has(triple: &str) -> bool {
-    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
-    sysroot.is_ok_and(|output| {
-        let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        Path::new(&sysroot).join("lib/rustlib").join(triple).join("lib").exists()
-    })
 }
 
 /// The program that one of cargo's messages tells of, if it is the wanted one and no test harness of it.
