@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use crate::Failed;
 use crate::process::{Process, binary};
@@ -22,12 +23,22 @@ impl Gateway {
     /// # Errors
     /// When it cannot be started.
     pub fn start(dir: &Path) -> Result<Self, Failed> {
+        Self::start_every(dir, Duration::from_millis(100))
+    }
+
+    /// Starts one that works so often.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_every(dir: &Path, tick: Duration) -> Result<Self, Failed> {
         std::fs::create_dir_all(dir).map_err(|error| Failed::new(dir.display(), error))?;
         let executable = Self::executable(dir);
         std::fs::copy(binary("benign-gateway")?, &executable)
             .map_err(|error| Failed::new(executable.display(), error))?;
         let folder = dir.to_string_lossy().into_owned();
-        let process = Process::start(&executable, &[&folder], &dir.join("gateway.log"), Stdio::piped())?;
+        let tick = tick.as_millis().to_string();
+        let process =
+            Process::start(&executable, &[&folder, &tick], &dir.join("gateway.log"), Stdio::piped())?;
         Ok(Self { process })
     }
 

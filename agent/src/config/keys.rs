@@ -162,8 +162,8 @@ pub const KEYS: &[Key] = &[
         default: r#""32MiB""#,
         form: Size(64 * KIB, 4 * GIB),
         applied: Restart,
-        text: "Room on disk for messages that wait for the fleet (some 700 bytes an alert). When it is full, the oldest \
-               goes, and is counted.",
+        text: "Room on disk for messages that wait for the fleet (some 700 bytes an alert). When it is full, the lowest \
+               severity goes first, of that the oldest, and is counted.",
     },
     Key {
         name: "models_max",

@@ -7,7 +7,10 @@
 //! record = length u32 | CRC-32 of what follows u32 | number u64 | message; all little-endian
 //! ```
 //! Opening reads every record once. A record that is cut or damaged at the end of the last segment was never
-//! promised and is cut off; one before that is lost, counted, and seen by the fleet as a gap in the numbers. The cursor
+//! promised and is cut off; one before that is lost, counted, and seen by the fleet as a gap in the numbers. So is
+//! one that made room for others: the lowest severity goes first, and of that the oldest. When such records take a quarter
+//! of the room, the segment with most of them is written anew without them, so the files take at most a quarter more than
+//! the messages may, and a segment. The cursor
 //! is not synced: an older one only means that messages are sent again, and the fleet drops repeats. The last segment
 //! is never removed, so a number is never used twice.
 
@@ -19,10 +22,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use models::wire::{Alert, MESSAGE_MAX, Uplink, UplinkFrame, encode};
+use models::wire::{Alert, MESSAGE_MAX, Uplink, UplinkFrame, decode, encode};
 
 use super::recent::Recent;
-use super::{Kept, Outbox, OutboxError, random};
+use super::{Kept, Outbox, OutboxError, random, rank};
 use crate::files;
 
 /// Length, checksum and number.
@@ -45,6 +48,8 @@ pub struct LogOutbox {
 struct Log {
     waiting: VecDeque<Place>,
     bytes: u64,
+    /// What made room for others and is still in a file.
+    dead_bytes: u64,
     /// First numbers of all segments, ascending; the last one is open.
     segments: VecDeque<u64>,
     open: File,
@@ -62,6 +67,8 @@ struct Place {
     segment: u64,
     at: u64,
     len: u32,
+    /// What matters less makes room first: training windows, then alerts by severity.
+    rank: u8,
 }
 
 impl LogOutbox {
@@ -105,10 +112,12 @@ impl LogOutbox {
         open.set_len(end).and_then(|()| open.sync_all()).map_err(at(&path))?;
         let bytes = waiting.iter().map(Place::bytes).sum();
         let recent = Recent::open(&dir);
-        let log = Log { waiting, bytes, segments, open, end, dirty: false, next, recent };
+        let log = Log { waiting, bytes, dead_bytes: 0, segments, open, end, dirty: false, next, recent };
         let segment_max = (bytes_max / 8).clamp(2048, SEGMENT_MAX);
         let outbox = Self { dir, epoch, bytes_max, segment_max, log: Mutex::new(log), damaged };
         outbox.remove_done(&mut outbox.log())?;
+        // What made room in an earlier run and is still in a file makes room again.
+        outbox.make_room(&mut outbox.log())?;
         Ok(outbox)
     }
 
@@ -158,6 +167,57 @@ impl LogOutbox {
         Ok(())
     }
 
+    /// Drops what matters least, oldest first, until the messages fit. Gives how many that were.
+    fn make_room(&self, log: &mut Log) -> Result<u64, OutboxError> {
+        let mut n = 0;
+        while log.bytes > self.bytes_max {
+            let least = log.waiting.iter().enumerate().min_by_key(|(_, place)| place.rank);
+            let Some((index, place)) = least.map(|(index, place)| (index, *place)) else { break };
+            log.waiting.remove(index);
+            log.bytes -= place.bytes();
+            log.dead_bytes += place.bytes();
+            n += 1;
+        }
+        if n > 0 {
+            self.remove_done(log)?;
+        }
+        if log.dead_bytes > self.bytes_max / 4 {
+            self.compact(log)?;
+        }
+        Ok(n)
+    }
+
+    /// Writes the segment that holds most of what nobody waits for anew, without it; never the open one.
+    fn compact(&self, log: &mut Log) -> Result<(), OutboxError> {
+        let open = log.segments.back().copied().unwrap_or(1);
+        let live = |segment: u64| log.waiting.iter().filter(move |place| place.segment == segment);
+        let dead_in = |segment: u64| {
+            let file = fs::metadata(segment_path(&self.dir, segment)).map_or(0, |file| file.len());
+            file.saturating_sub(live(segment).map(Place::bytes).sum())
+        };
+        let others = log.segments.iter().copied().filter(|segment| *segment != open);
+        let Some(segment) = others.max_by_key(|segment| dead_in(*segment)) else { return Ok(()) };
+        let gained = dead_in(segment);
+        if gained == 0 {
+            return Ok(());
+        }
+        let path = segment_path(&self.dir, segment);
+        let whole = fs::read(&path).map_err(at(&path))?;
+        let (mut kept, mut places) = (Vec::new(), Vec::new());
+        for place in live(segment) {
+            let from = usize::try_from(place.at).unwrap_or(usize::MAX);
+            let until = from.saturating_add(HEAD + place.len as usize);
+            places.push(kept.len() as u64);
+            kept.extend_from_slice(whole.get(from..until).unwrap_or_default());
+        }
+        files::write_private(&path, &kept).map_err(at(&path))?;
+        for (place, at) in log.waiting.iter_mut().filter(|place| place.segment == segment).zip(places) {
+            place.at = at;
+        }
+        log.dead_bytes = log.dead_bytes.saturating_sub(gained);
+        Ok(())
+    }
+
     /// Takes the oldest ones out, up to and including `seq`.
     fn take_until(&self, log: &mut Log, seq: u64) -> Result<u64, OutboxError> {
         let mut n = 0;
@@ -198,22 +258,16 @@ impl Outbox for LogOutbox {
         let segment = log.segments.back().copied().unwrap_or(1);
         let len = u32::try_from(message.len()).expect("a message is at most MESSAGE_MAX");
         let at = log.end - needed;
-        log.waiting.push_back(Place { seq, segment, at, len });
+        log.waiting.push_back(Place { seq, segment, at, len, rank: rank(&frame.body) });
         log.bytes += needed;
         log.next += 1;
         if let Uplink::Alert(alert) = &frame.body {
             log.recent.add(alert);
         }
         // Only now, so that a failed append has dropped nothing.
-        let mut excess = log.bytes.saturating_sub(self.bytes_max);
-        let too_many = log.waiting.iter().take_while(|place| {
-            let goes = excess > 0;
-            excess = excess.saturating_sub(place.bytes());
-            goes
-        });
-        match too_many.last().map(|place| place.seq) {
-            None => Ok(Kept::As(seq)),
-            Some(until) => Ok(Kept::AfterDropping(seq, self.take_until(&mut log, until)?)),
+        match self.make_room(&mut log)? {
+            0 => Ok(Kept::As(seq)),
+            n => Ok(Kept::AfterDropping(seq, n)),
         }
     }
 
@@ -330,7 +384,8 @@ fn scan(bytes: &[u8], segment: u64) -> (Vec<Place>, u64) {
         if len as usize > MESSAGE_MAX || !follows || crc32fast::hash(body) != sum {
             break;
         }
-        places.push(Place { seq, segment, at: at as u64, len });
+        let rank = decode::<UplinkFrame>(&body[8..]).map_or(0, |frame| rank(&frame.body));
+        places.push(Place { seq, segment, at: at as u64, len, rank });
         at += HEAD + len as usize;
     }
     (places, at as u64)
@@ -356,6 +411,8 @@ fn write_cursor(dir: &Path, seq: u64) -> Result<(), OutboxError> {
 
 #[cfg(test)]
 mod tests {
+    use models::policy::Severity;
+
     use super::super::tests::{alert, pids};
     use super::*;
 
@@ -420,6 +477,38 @@ mod tests {
         drop(outbox);
         let outbox = LogOutbox::open(dir.path(), 32_000).unwrap();
         assert_eq!(outbox.put(alert(31)).unwrap(), Kept::As(31), "a number was used twice");
+    }
+
+    #[test]
+    fn when_full_the_lowest_severity_goes_first_and_of_that_the_oldest() {
+        const ROOM: u64 = 40_000;
+        let dir = tempfile::tempdir().unwrap();
+        let of = |severity: Severity, pid: u32| {
+            let Uplink::Alert(alert) = alert(pid) else { unreachable!() };
+            Uplink::Alert(Alert { severity, ..alert })
+        };
+        let outbox = LogOutbox::open(dir.path(), ROOM).unwrap();
+        let mut dropped = 0;
+        for pid in 1..=300 {
+            let severity =
+                [Severity::Medium, Severity::Critical, Severity::Medium, Severity::High][pid as usize % 4];
+            match outbox.put(of(severity, pid)).unwrap() {
+                Kept::As(seq) => assert_eq!(seq, u64::from(pid)),
+                Kept::AfterDropping(_, n) => dropped += n,
+                Kept::Refused => panic!("alerts are not refused"),
+            }
+        }
+        let left = pids(&outbox);
+        assert_eq!(left.len() as u64 + dropped, 300);
+        let newest: Vec<u32> = (1..=300).filter(|pid| pid % 4 == 1).rev().take(left.len()).collect();
+        assert_eq!(left, newest.into_iter().rev().collect::<Vec<_>>(), "the newest CRITICAL ones");
+        let bytes: u64 = segment_files(dir.path()).iter().map(|file| fs::metadata(file).unwrap().len()).sum();
+        assert!(bytes <= ROOM + ROOM / 4 + outbox.segment_max + 2000, "{bytes} bytes on disk");
+        drop(outbox);
+        let outbox = LogOutbox::open(dir.path(), ROOM).unwrap();
+        assert_eq!(pids(&outbox), left, "also after a restart");
+        assert_eq!(outbox.put(of(Severity::Medium, 301)).unwrap(), Kept::AfterDropping(301, 1));
+        assert_eq!(pids(&outbox), left, "what matters least is what came");
     }
 
     #[test]

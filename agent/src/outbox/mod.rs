@@ -97,6 +97,14 @@ pub trait Outbox: Send + Sync {
     fn recent(&self) -> Result<Vec<Alert>, OutboxError>;
 }
 
+/// What matters less makes room first: training windows, then alerts by severity.
+fn rank(body: &Uplink) -> u8 {
+    match body {
+        Uplink::Windows(_) => 0,
+        Uplink::Alert(alert) => 1 + alert.severity as u8,
+    }
+}
+
 fn random() -> u64 {
     let mut bytes = [0; 8];
     SystemRandom::new().fill(&mut bytes).expect("the system gives random bytes");

@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use models::wire::{Alert, Uplink, UplinkFrame, encode};
+use models::wire::{Alert, Uplink, UplinkFrame, decode, encode};
 
-use super::{Kept, Outbox, OutboxError, RECENT_MAX, random};
+use super::{Kept, Outbox, OutboxError, RECENT_MAX, random, rank};
 
 /// An outbox in sled.
 pub struct SledOutbox {
@@ -27,7 +27,8 @@ pub struct SledOutbox {
 struct Numbers {
     next: u64,
     /// Number and bytes of every message.
-    waiting: VecDeque<(u64, u64)>,
+    /// Number, bytes and rank.
+    waiting: VecDeque<(u64, u64, u8)>,
 }
 
 impl SledOutbox {
@@ -60,9 +61,10 @@ impl SledOutbox {
         let mut waiting = VecDeque::new();
         for frame in frames.iter() {
             let (key, value) = frame.map_err(failed)?;
-            waiting.extend(number(&key).map(|seq| (seq, value.len() as u64)));
+            let rank = decode::<UplinkFrame>(&value).map_or(0, |frame| rank(&frame.body));
+            waiting.extend(number(&key).map(|seq| (seq, value.len() as u64, rank)));
         }
-        let next = waiting.back().map_or(0, |(seq, _)| *seq).max(issued) + 1;
+        let next = waiting.back().map_or(0, |(seq, ..)| *seq).max(issued) + 1;
         let file =
             File::open(path.join("db")).map_err(|source| OutboxError::File { path: path.clone(), source })?;
         let outbox = Self {
@@ -114,16 +116,17 @@ impl Outbox for SledOutbox {
         let frame = UplinkFrame { epoch: self.epoch, seq, body };
         let bytes = encode(&frame)?;
         let needed = bytes.len() as u64;
-        let mut taken: u64 = numbers.waiting.iter().map(|(_, bytes)| bytes).sum();
+        let mut taken: u64 = numbers.waiting.iter().map(|(_, bytes, _)| bytes).sum();
         if matches!(frame.body, Uplink::Windows(_)) && taken + needed > self.bytes_max / 2 {
             return Ok(Kept::Refused);
         }
         let mut dropped = 0;
         while taken + needed > self.bytes_max
-            && let Some((oldest, bytes)) = numbers.waiting.front().copied()
+            && let Some((at, (least, bytes, _))) =
+                numbers.waiting.iter().copied().enumerate().min_by_key(|(_, (.., rank))| *rank)
         {
-            self.frames.remove(oldest.to_be_bytes()).map_err(self.store())?;
-            numbers.waiting.pop_front();
+            self.frames.remove(least.to_be_bytes()).map_err(self.store())?;
+            numbers.waiting.remove(at);
             taken -= bytes;
             dropped += 1;
         }
@@ -139,7 +142,7 @@ impl Outbox for SledOutbox {
             let _ = self.frames.remove(seq.to_be_bytes());
             return Err(error);
         }
-        numbers.waiting.push_back((seq, needed));
+        numbers.waiting.push_back((seq, needed, rank(&frame.body)));
         Ok(if dropped == 0 { Kept::As(seq) } else { Kept::AfterDropping(seq, dropped) })
     }
 
@@ -151,7 +154,8 @@ impl Outbox for SledOutbox {
     fn forget(&self, seq: u64) -> Result<u64, OutboxError> {
         let mut numbers = self.numbers();
         let mut forgotten = 0;
-        while let Some((oldest, _)) = numbers.waiting.front().copied().filter(|(oldest, _)| *oldest <= seq) {
+        while let Some((oldest, ..)) = numbers.waiting.front().copied().filter(|(oldest, ..)| *oldest <= seq)
+        {
             self.frames.remove(oldest.to_be_bytes()).map_err(self.store())?;
             numbers.waiting.pop_front();
             forgotten += 1;
@@ -171,7 +175,7 @@ impl Outbox for SledOutbox {
     fn recent(&self) -> Result<Vec<Alert>, OutboxError> {
         let mut alerts = Vec::new();
         for value in self.recent.iter().values() {
-            match models::wire::decode(&value.map_err(self.store())?) {
+            match decode(&value.map_err(self.store())?) {
                 Ok(alert) => alerts.push(alert),
                 // Written by another version; the fleet has it.
                 Err(error) => log::debug!("an old alert cannot be shown: {error}"),

@@ -1,12 +1,14 @@
 //! `cargo xtask bench NAME`: measurements that take machine time and are no tests.
 
 use std::{
+    error::Error,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use clap::ValueEnum;
 
+use crate::dist;
 use crate::tools::{self, FEATURES, Need, ToolError};
 
 /// What can be measured.
@@ -16,6 +18,8 @@ pub(crate) enum Bench {
     Overhead,
     /// Floods at full size: 200,000 processes, a fork bomb, 10,000 threads, and full speed on every CPU for a minute.
     Flood,
+    /// The shipped static agent: its size, memory, idle CPU, time to an alert, and how fast what waited reaches the fleet.
+    Agent,
     /// One window through the detectors of a bundle, beside ONNX Runtime where it can be installed.
     Infer,
 }
@@ -48,19 +52,20 @@ const PYTHON: &[Need] = &[
 /// # Errors
 ///
 /// When something is missing and cannot be installed, or the build or the bench fails.
-pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(), ToolError> {
+pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(), Box<dyn Error>> {
     tools::install(tools::BUILD)?;
     match bench {
         Bench::Overhead => {
             tools::install(OVERHEAD)?;
             tools::run(tools::cargo(root).args(["build", "--workspace", "--locked"]).args(FEATURES))?;
-            tools::run(Command::new(tools::target(root).join("debug/behaveguard-overhead")).args(arguments))
+            tools::run(Command::new(tools::target(root).join("debug/behaveguard-overhead")).args(arguments))?;
         }
         Bench::Flood => {
             let mut test = tools::cargo(root);
             test.args(["test", "--workspace", "--locked", "--test", "kernel"]).args(FEATURES);
-            tools::run(test.args(["--", "floods", "--nocapture"]).args(arguments).env("FLOOD_FULL", "1"))
+            tools::run(test.args(["--", "floods", "--nocapture"]).args(arguments).env("FLOOD_FULL", "1"))?;
         }
+        Bench::Agent => tools::run(agent(root)?.args(arguments))?,
         Bench::Infer => {
             let mut build = tools::cargo(root);
             build.args(["build", "--workspace", "--example", "infer", "--locked"]).args(FEATURES);
@@ -71,9 +76,24 @@ pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(),
                 Ok(python) => _ = infer.arg(python),
                 Err(error) => println!("without ONNX Runtime, which cannot be installed: {error}"),
             }
-            tools::run(infer.args(arguments))
+            tools::run(infer.args(arguments))?;
         }
     }
+    Ok(())
+}
+
+/// The bench beside the binaries that users get.
+fn agent(root: &Path) -> Result<Command, Box<dyn Error>> {
+    let shipped = dist::for_this_machine(root)?;
+    let mut build = tools::cargo(root);
+    tools::run(build.args(["build", "--workspace", "--all-targets", "--locked"]).args(FEATURES))?;
+    let folder = tools::target(root).join("bench-agent");
+    let debug = tools::target(root).join("debug");
+    std::fs::create_dir_all(&folder)?;
+    for program in [debug.join("examples/bench-agent"), debug.join("benign-gateway")].iter().chain(&shipped) {
+        std::fs::copy(program, folder.join(program.file_name().unwrap_or_default()))?;
+    }
+    Ok(Command::new(folder.join("bench-agent")))
 }
 
 /// A Python with ONNX Runtime in a folder of its own, made when it is not there.

@@ -1,6 +1,6 @@
 //! A small service as a gateway has many: reads a sensor, writes its state, reports to a local port, and sleeps.
 //!
-//! `attack <port>` on its standard input makes it do what an intruder would, without harm. It ends with its input.
+//! `benign-gateway FOLDER [TICK_MS]`. `attack <port>` on its standard input makes it do what an intruder would, without harm. It ends with its input.
 #![forbid(unsafe_code)]
 
 use std::io::{BufRead as _, Read as _, Write as _};
@@ -11,11 +11,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 use std::{fs, io, thread};
 
-const TICK: Duration = Duration::from_millis(100);
-
 fn main() -> io::Result<()> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| ".".into());
     let folder = Path::new(&folder);
+    let tick = std::env::args().nth(2).and_then(|ms| ms.parse().ok()).unwrap_or(100);
     let collector = collector()?;
     let (tell, told) = channel();
     thread::spawn(move || {
@@ -25,16 +24,16 @@ fn main() -> io::Result<()> {
             }
         }
     });
-    serve(folder, collector, &told)
+    serve(folder, collector, Duration::from_millis(tick), &told)
 }
 
-fn serve(folder: &Path, collector: SocketAddr, told: &Receiver<String>) -> io::Result<()> {
+fn serve(folder: &Path, collector: SocketAddr, tick: Duration, told: &Receiver<String>) -> io::Result<()> {
     // A fixed start gives every run the same work; the steps make windows differ as those of real services do.
     let mut state: u64 = 0x5eed;
     loop {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         work(folder, collector, (state >> 33) as u32)?;
-        match told.recv_timeout(TICK) {
+        match told.recv_timeout(tick) {
             Ok(line) => {
                 if let Some(port) = line.strip_prefix("attack ").and_then(|port| port.parse().ok()) {
                     attack(port);

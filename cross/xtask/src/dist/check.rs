@@ -53,7 +53,9 @@ fn mirror() -> Option<String> {
     let folders = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
     let text =
         folders.iter().find_map(|file| fs::read_to_string(file).ok().filter(|text| text.contains("://")))?;
-    text.split_whitespace()
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .flat_map(str::split_whitespace)
         .find(|word| word.starts_with("http://") || word.starts_with("https://"))
         .map(str::to_owned)
 }

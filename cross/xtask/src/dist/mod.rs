@@ -110,6 +110,18 @@ pub(crate) fn run(root: &Path, targets: &[String], check: bool) -> Result<(), Di
     Ok(())
 }
 
+/// Builds the static agent and fleet server for this processor, and gives where they are.
+///
+/// # Errors
+///
+/// When they cannot be built.
+pub(crate) fn for_this_machine(root: &Path) -> Result<[PathBuf; 2], DistError> {
+    let native = Triple::all().find(|triple| triple.is_static() && triple.is_native());
+    let native = native.ok_or_else(|| DistError::Target(std::env::consts::ARCH.to_owned()))?;
+    let binaries = build::release(root, native)?;
+    Ok([binaries.agent, binaries.fleet])
+}
+
 /// That of the last commit, or a fixed one where there is no repository.
 fn epoch(root: &Path) -> String {
     let output = Command::new("git").current_dir(root).args(["log", "-1", "--format=%ct"]).output();
