@@ -106,6 +106,13 @@ struct Member {
     uplink: Uplink,
 }
 
+/// A message on its way to the disk.
+struct Unwritten {
+    body: Body,
+    /// Log and sinks have it.
+    told: bool,
+}
+
 struct Service {
     config: Config,
     source: Source,
@@ -119,7 +126,7 @@ struct Service {
     baselines: Baselines,
     outbox: Arc<dyn Outbox>,
     status: Arc<Mutex<Status>>,
-    unwritten: VecDeque<Body>,
+    unwritten: VecDeque<Unwritten>,
     refused: VecDeque<[u8; 32]>,
     outbox_fails: bool,
     online: bool,
@@ -392,21 +399,12 @@ impl Service {
         self.show();
     }
 
-    /// Writes what the pipeline said into the outbox, after what could not be written before.
+    /// Writes what the pipeline said into the outbox, after what could not be written before. An alert is told to the log and
+    /// the sinks once it is on disk, so that the fleet gets whatever anybody was told of; or at once, when the disk fails.
     fn keep(&mut self, outputs: Vec<Output>) {
         for output in outputs {
             let body = match output {
-                Output::Alert(alert) => {
-                    let (score, severity) = (alert.score, alert.severity.as_str());
-                    log::warn!(
-                        "{severity} {score:.0}: {} (process {}): {}",
-                        alert.program,
-                        alert.pid,
-                        alert.summary
-                    );
-                    self.sinks.tell(&self.device, &alert);
-                    Body::Alert(*alert)
-                }
+                Output::Alert(alert) => Body::Alert(*alert),
                 Output::Train(windows) if self.member.is_some() => Body::Windows(windows),
                 // Nobody would train on them.
                 Output::Train(_) => continue,
@@ -417,11 +415,11 @@ impl Service {
                 self.unwritten.pop_front();
                 self.counters.unwritten_dropped += 1;
             }
-            self.unwritten.push_back(body);
+            self.unwritten.push_back(Unwritten { body, told: false });
         }
         let mut written = false;
-        while let Some(body) = self.unwritten.front() {
-            match self.outbox.put(body.clone()) {
+        while let Some(first) = self.unwritten.front() {
+            match self.outbox.put(first.body.clone()) {
                 Ok(Kept::As(_)) => {}
                 Ok(Kept::AfterDropping(_, n)) => self.counters.outbox_dropped += n,
                 Ok(Kept::Refused) => self.counters.windows_refused += 1,
@@ -439,8 +437,13 @@ impl Service {
                     break;
                 }
             }
-            self.unwritten.pop_front();
+            if let Some(mut first) = self.unwritten.pop_front() {
+                tell(&mut first, &self.device, &self.sinks);
+            }
             written = true;
+        }
+        for waiting in &mut self.unwritten {
+            tell(waiting, &self.device, &self.sinks);
         }
         if written {
             if self.outbox_fails {
@@ -538,6 +541,16 @@ impl Service {
             member.uplink.request(request);
         }
     }
+}
+
+/// Tells log and sinks of an alert, once.
+fn tell(waiting: &mut Unwritten, device: &str, sinks: &Sinks) {
+    if let (Body::Alert(alert), false) = (&waiting.body, waiting.told) {
+        let (score, severity) = (alert.score, alert.severity.as_str());
+        log::warn!("{severity} {score:.0}: {} (process {}): {}", alert.program, alert.pid, alert.summary);
+        sinks.tell(device, alert);
+    }
+    waiting.told = true;
 }
 
 /// Readable when one of these signals came.

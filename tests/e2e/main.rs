@@ -6,6 +6,7 @@ mod commands;
 mod dashboard;
 mod device;
 mod faults;
+mod kills;
 mod simulated;
 mod story;
 mod trained;

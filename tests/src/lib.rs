@@ -6,6 +6,8 @@ pub mod browser;
 pub mod fleet;
 pub mod gateway;
 pub mod process;
+pub mod scene;
+pub mod storm;
 pub mod story;
 
 use std::time::{Duration, SystemTime};

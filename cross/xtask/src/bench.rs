@@ -20,6 +20,8 @@ pub(crate) enum Bench {
     Flood,
     /// The shipped static agent: its size, memory, idle CPU, time to an alert, and how fast what waited reaches the fleet.
     Agent,
+    /// An agent that is killed 500 times under load, and one that is left alone for an hour.
+    Soak,
     /// One window through the detectors of a bundle, beside ONNX Runtime where it can be installed.
     Infer,
 }
@@ -65,7 +67,8 @@ pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(),
             test.args(["test", "--workspace", "--locked", "--test", "kernel"]).args(FEATURES);
             tools::run(test.args(["--", "floods", "--nocapture"]).args(arguments).env("FLOOD_FULL", "1"))?;
         }
-        Bench::Agent => tools::run(agent(root)?.args(arguments))?,
+        Bench::Agent => tools::run(shipped(root, "bench-agent")?.args(arguments))?,
+        Bench::Soak => tools::run(shipped(root, "soak")?.args(arguments))?,
         Bench::Infer => {
             let mut build = tools::cargo(root);
             build.args(["build", "--workspace", "--example", "infer", "--locked"]).args(FEATURES);
@@ -82,18 +85,18 @@ pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(),
     Ok(())
 }
 
-/// The bench beside the binaries that users get.
-fn agent(root: &Path) -> Result<Command, Box<dyn Error>> {
+/// A bench beside the binaries that users get.
+fn shipped(root: &Path, bench: &str) -> Result<Command, Box<dyn Error>> {
     let shipped = dist::for_this_machine(root)?;
     let mut build = tools::cargo(root);
     tools::run(build.args(["build", "--workspace", "--all-targets", "--locked"]).args(FEATURES))?;
-    let folder = tools::target(root).join("bench-agent");
+    let folder = tools::target(root).join("shipped");
     let debug = tools::target(root).join("debug");
     std::fs::create_dir_all(&folder)?;
-    for program in [debug.join("examples/bench-agent"), debug.join("benign-gateway")].iter().chain(&shipped) {
+    for program in [debug.join("examples").join(bench), debug.join("benign-gateway")].iter().chain(&shipped) {
         std::fs::copy(program, folder.join(program.file_name().unwrap_or_default()))?;
     }
-    Ok(Command::new(folder.join("bench-agent")))
+    Ok(Command::new(folder.join(bench)))
 }
 
 /// A Python with ONNX Runtime in a folder of its own, made when it is not there.

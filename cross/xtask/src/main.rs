@@ -51,7 +51,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Measures: `cargo xtask bench overhead | flood | agent | infer`.
+    /// Measures: `cargo xtask bench overhead | flood | agent | soak | infer`.
     Bench {
         /// What.
         bench: bench::Bench,

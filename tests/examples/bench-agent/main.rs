@@ -3,7 +3,6 @@
 //! The binaries beside this one are measured. Last line: one JSON object.
 
 mod outbox;
-mod scene;
 
 use std::fs;
 use std::process::ExitCode;
@@ -16,9 +15,8 @@ use tests::agent::Agent;
 use tests::fleet::Fleet;
 use tests::gateway::Gateway;
 use tests::process::binary;
+use tests::scene::{self, Scene};
 use tests::wait_for;
-
-use scene::Scene;
 
 /// What the shipped agent weighs and how fast it is.
 #[derive(Debug, Parser)]

@@ -163,7 +163,9 @@ pub(super) fn release(root: &Path, triple: Triple) -> Result<Binaries, DistError
         flags.push("-Ctarget-feature=+crt-static".to_owned());
         if !by_rustup {
             // What rustup's target brings along comes from Debian: the start files and libc from musl, unwinding from LLVM.
-            cargo.env("RUSTC_BOOTSTRAP", "1").args(["-Zbuild-std=std,panic_abort"]);
+            cargo
+                .env("RUSTC_BOOTSTRAP", "1")
+                .args(["-Zbuild-std=std,panic_abort", "-Zbuild-std-features=optimize_for_size"]);
             cargo.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), &wrapper);
             let unwinder = unwinder(&target, triple)?;
             flags.extend(

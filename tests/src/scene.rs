@@ -9,18 +9,20 @@ use agent::config::{Config, Pattern};
 use agent::files;
 use agent::local::Local;
 
-use agent::train::{collect, file_of, make};
+use agent::train::{collect, file_of};
 use models::program::ProgramId;
-use tests::Failed;
-use tests::agent::Agent;
-use tests::fleet::Fleet;
-use tests::gateway::Gateway;
-use tests::wait_for;
+use models::train::{self, TrainOptions};
+
+use crate::agent::Agent;
+use crate::fleet::Fleet;
+use crate::gateway::Gateway;
+use crate::{Failed, wait_for};
 
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// The services, and a bundle for each.
-pub(crate) struct Scene {
+#[derive(Debug)]
+pub struct Scene {
     dir: PathBuf,
     services: Vec<Gateway>,
     /// In the order of the services.
@@ -32,7 +34,10 @@ pub(crate) struct Scene {
 
 impl Scene {
     /// Starts them, and watches them for long enough to learn each.
-    pub(crate) fn learn(dir: &Path, n: usize) -> Result<Self, Failed> {
+    ///
+    /// # Errors
+    /// When something does not start or does not happen.
+    pub fn learn(dir: &Path, n: usize) -> Result<Self, Failed> {
         let dir = dir.join("services");
         let folder = |at: usize| dir.join(at.to_string());
         let services: Vec<Gateway> = (0..n)
@@ -48,26 +53,35 @@ impl Scene {
         let failed = |error: &dyn std::fmt::Display| Failed::new("making a baseline", error);
         let local = Local::create(&learned).map_err(|error| failed(&error))?;
         let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut programs = Vec::new();
+        let (mut programs, mut all) = (Vec::new(), Vec::new());
         eprintln!("learning them");
         for at in 0..n {
             let exe = Gateway::executable(&folder(at)).to_string_lossy().into_owned();
             let place = found.iter().position(|(program, _)| program.exe == exe);
             let place = place.ok_or_else(|| Failed(format!("{exe} was not seen")))?;
             let (program, windows) = found.swap_remove(place);
-            let raw = make(&program, &windows, 1, now_unix_s, local.key(), &mut |_| {});
-            local.store(&program, &raw.map_err(|error| failed(&error))?).map_err(|error| failed(&error))?;
             programs.push(program);
+            all.extend(windows);
+        }
+        // They are of one kind, so one training does for all: each has its own bundle.
+        let options = TrainOptions { now_unix_s, ..TrainOptions::default() };
+        let trained = train::fit(&all, &options, &mut |_| {}).map_err(|error| failed(&error))?;
+        for program in &programs {
+            let raw = trained.clone().seal(program.clone(), 1, 0..now_unix_s + 86_400, local.key());
+            local.store(program, &raw).map_err(|error| failed(&error))?;
         }
         Ok(Self { dir, services, programs, learned, runs: 0 })
     }
 
     /// An agent with the baselines of the first `n` services.
-    fn agent(&mut self, n: usize, more: &str, fleet: Option<&Fleet>) -> Result<Agent, Failed> {
+    ///
+    /// # Errors
+    /// When something does not start or does not happen.
+    pub fn agent(&mut self, n: usize, fleet: Option<&Fleet>) -> Result<Agent, Failed> {
         self.runs += 1;
         let dir = self.dir.join(format!("agent-{}", self.runs));
         let config = format!(
-            "watch = [{:?}]\nwindow = \"1s\"\nalert_budget = \"unlimited\"\n{more}\
+            "watch = [{:?}]\nwindow = \"1s\"\nalert_budget = \"unlimited\"\n\
              [alerts]\ndedup = \"0s\"\nper_minute = 1000\n",
             format!("{}/*/benign-gateway", self.dir.display()),
         );
@@ -89,8 +103,11 @@ impl Scene {
     }
 
     /// Resident memory with this many baselines in use, in MiB: after half a minute of windows, and the highest.
-    pub(crate) fn memory(&mut self, n: usize) -> Result<(f64, f64), Failed> {
-        let mut agent = self.agent(n, "", None)?;
+    ///
+    /// # Errors
+    /// When something does not start or does not happen.
+    pub fn memory(&mut self, n: usize) -> Result<(f64, f64), Failed> {
+        let mut agent = self.agent(n, None)?;
         agent.run()?;
         wait_until_active(&mut agent, n)?;
         std::thread::sleep(Duration::from_secs(30));
@@ -101,10 +118,22 @@ impl Scene {
         Ok(memory)
     }
 
+    /// Has one of them do what it never did.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn attack(&mut self, at: usize) -> Result<(), Failed> {
+        let n = self.services.len();
+        self.services[at % n].attack()
+    }
+
     /// Seconds from the start of an agent until its first alert is written down, while a service does what it never did all
     /// the time.
-    pub(crate) fn start(&mut self, n: usize) -> Result<f64, Failed> {
-        let mut agent = self.agent(n, "", None)?;
+    ///
+    /// # Errors
+    /// When something does not start or does not happen.
+    pub fn start(&mut self, n: usize) -> Result<f64, Failed> {
+        let mut agent = self.agent(n, None)?;
         let alerts = agent.state().with_file_name("alerts.json");
         let begun = SystemTime::now();
         agent.run()?;
@@ -126,9 +155,12 @@ impl Scene {
     }
 
     /// Seconds from an act to its alert's arrival at the fleet server, ascending.
-    pub(crate) fn alerts(&mut self, attacks: usize) -> Result<Vec<f64>, Failed> {
+    ///
+    /// # Errors
+    /// When something does not start or does not happen.
+    pub fn alerts(&mut self, attacks: usize) -> Result<Vec<f64>, Failed> {
         let fleet = Fleet::start(&self.dir.join("fleet"), 10_000)?;
-        let mut agent = self.agent(50, "", Some(&fleet))?;
+        let mut agent = self.agent(50, Some(&fleet))?;
         agent.run()?;
         wait_until_active(&mut agent, 50)?;
         let mut told_ms = Vec::new();
@@ -156,7 +188,11 @@ impl Scene {
     }
 }
 
-fn wait_until_active(agent: &mut Agent, n: usize) -> Result<(), Failed> {
+/// Waits until the baselines of so many programs are in use.
+///
+/// # Errors
+/// When that does not happen within a minute.
+pub fn wait_until_active(agent: &mut Agent, n: usize) -> Result<(), Failed> {
     wait_for("the use of the baselines", Duration::from_secs(60), || {
         agent.check()?;
         let Ok(status) = agent.status() else { return Ok(None) };
@@ -167,7 +203,10 @@ fn wait_until_active(agent: &mut Agent, n: usize) -> Result<(), Failed> {
 }
 
 /// A line of `/proc/PID/status` in kB, as MiB.
-fn status_mib(id: u32, field: &str) -> Result<f64, Failed> {
+///
+/// # Errors
+/// When the process or the line is not there.
+pub fn status_mib(id: u32, field: &str) -> Result<f64, Failed> {
     let path = format!("/proc/{id}/status");
     let file = fs::File::open(&path).map_err(|error| Failed::new(&path, error))?;
     let line = BufReader::new(file).lines().map_while(Result::ok).find(|line| line.starts_with(field));
@@ -176,7 +215,10 @@ fn status_mib(id: u32, field: &str) -> Result<f64, Failed> {
 }
 
 /// CPU time of all threads so far, in seconds.
-pub(crate) fn cpu_s(id: u32) -> Result<f64, Failed> {
+///
+/// # Errors
+/// When the process is not there.
+pub fn cpu_s(id: u32) -> Result<f64, Failed> {
     let path = format!("/proc/{id}/stat");
     let text = fs::read_to_string(&path).map_err(|error| Failed::new(&path, error))?;
     // The name may hold spaces; fields 14 and 15 are ticks in user mode and in the kernel.
