@@ -65,6 +65,7 @@ fn one(release: &Release<'_>, triple: Triple, stage: &Path, package: &Package) -
         package.files.iter().map(|(from, to, mode)| (stage.join(from), (*to).to_owned(), *mode)).collect();
     files.push((stage.join("LICENSE"), format!("{documents}/copyright"), "644"));
     if package.man {
+        files.push((stage.join("operations.md"), format!("{documents}/operations.md"), "644"));
         files.push((stage.join("LICENSE-GPL-2.0"), format!("{documents}/LICENSE-GPL-2.0"), "644"));
         let man = stage.join("man");
         for page in at(&man, fs::read_dir(&man))? {
