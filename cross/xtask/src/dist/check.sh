@@ -26,9 +26,9 @@ until behaveguard-fleet ticket --state /var/lib/behaveguard-fleet --device packa
 done
 unit=/usr/lib/systemd/system/behaveguard.service
 capabilities=$(sed -n 's/^CapabilityBoundingSet=//p' $unit | tr 'A-Z ' 'a-z,' | sed 's/cap_/+/g')
-limited() { setpriv --bounding-set "-all,$capabilities" --inh-caps=-all --no-new-privs "$@"; }
-limited behaveguard enroll --ticket /root/ticket
-limited behaveguard run &
+limits="--bounding-set=-all,$capabilities --inh-caps=-all --no-new-privs"
+setpriv $limits behaveguard enroll --ticket /root/ticket --device packaged
+setpriv $limits behaveguard run &
 agent=$!
 tries=0
 until behaveguard status --json 2>/dev/null | grep -q '"online": true'; do
