@@ -169,7 +169,8 @@ pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> 
             println!("changed, and used after a restart: {}", reloaded.needs_restart.join(", "));
         }
     }
-    let share = beat.cpu_ms as f64 * 100.0 / beat.uptime_ms.max(1) as f64;
+    // In its first second it has done more than the clock's step can tell.
+    let share = beat.cpu_ms as f64 * 100.0 / beat.uptime_ms.max(1000) as f64;
     println!("{} MiB, {share:.1} % CPU, up {} s", beat.rss_bytes / 1_048_576, beat.uptime_ms / 1000);
     match &status.alert_budget {
         Some(state) => println!(
