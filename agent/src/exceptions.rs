@@ -36,7 +36,7 @@ fn list(state: &Path, json: bool) -> Result<(), Box<dyn Error>> {
 
 fn add(state: &Path, expected: Expected) -> Result<(), Box<dyn Error>> {
     let Expected { alert, program, unit, act, statistics, reason, time, json, .. } = expected;
-    let expires_unix_s = time.map(|time| clock::now().unix_ms / 1000 + time.as_secs());
+    let expires_unix_s = time.map(|time| (clock::now().unix_ms / 1000).saturating_add(time.as_secs()));
     let wanted = match (alert, program) {
         (Some(alert), _) => {
             let explained = control::explanation(state, Some(alert), None)?;
