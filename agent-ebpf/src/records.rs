@@ -49,6 +49,14 @@ pub const DNS_LEN: usize = 288;
 pub const WRITTEN: u32 = NATIVE_CALLS as u32 - 1;
 /// In [`Epoch::modes`]: sent and received bytes are counted from the arguments of calls, for want of better.
 pub const MODE_COUNT_CALLS: u32 = 1;
+/// In [`Epoch::modes`]: ordinary opens are not reported, so that the CPU budget holds; they count as throttled.
+pub const MODE_SHED_OPENS: u32 = 2;
+/// In [`Epoch::modes`]: there is something in the map of control groups whose egress is denied.
+pub const MODE_DENY_EGRESS: u32 = 4;
+/// Control groups whose egress may be denied at a time.
+pub const DENIED_MAX: u32 = 64;
+/// How far below the root a control group is found whose egress is denied.
+pub const CGROUP_DEPTH_MAX: i32 = 8;
 
 /// A volume that nobody knows.
 pub const VOLUME_UNKNOWN: u64 = u64::MAX;
@@ -98,6 +106,8 @@ pub mod names {
     pub const WATCHED: &str = "WATCHED";
     /// LRU hash: [`super::SocketKey`] to [`super::Peer`], sockets connected to port 53.
     pub const DNS_SOCKETS: &str = "DNS_SOCKETS";
+    /// Hash: id of a version 2 control group whose egress is denied, a `u64`, to a `u32` that nobody reads.
+    pub const DENIED: &str = "DENIED";
     /// LRU hash: [`super::PeerKey`] to the epoch in which it was told, a `u32`.
     pub const PEERS: &str = "PEERS";
     /// Global array of `u32`: offsets of struct fields; see [`super::Field`].

@@ -5,7 +5,7 @@ use core::hint;
 use agent_ebpf::{
     acts::{TRUNCATES, WRITES, is_release_agent, memory_of},
     records::{
-        Class, DIRECTORY_LEN, Field, Inject, KIND_INJECT, KIND_OPEN, NR_OPENAT2, Open, PATH_LEN, SLOT_CREAT,
+        Class, DIRECTORY_LEN, Field, Inject, KIND_INJECT, KIND_OPEN, MODE_SHED_OPENS, NR_OPENAT2, Open, PATH_LEN, SLOT_CREAT,
         SLOT_OPEN, SLOT_OPENAT, WRITTEN, Window, counter,
     },
     sensitive::{Head, is_sensitive},
@@ -23,7 +23,7 @@ use crate::{
     call_layer, escape,
     shared::{
         BULK_CAP, CALLS_BTF, CALLS_RAW, CLASSIC_ARGS, CLASSIC_NR, DIRECTORIES, Registers, call_of, caller,
-        count, field, offset, read_kernel, read_path, read_user, send_bulk, send_urgent, slot,
+        count, field, modes, offset, read_kernel, read_path, read_user, send_bulk, send_urgent, slot,
     },
     traces,
 };
@@ -122,7 +122,7 @@ fn open(nr: u64, arg: impl Fn(usize) -> u64) -> bool {
         } else {
             count(Class::Open, counter::THROTTLED);
         }
-    } else if caller.within_cap(BULK_CAP.load(), bulk) {
+    } else if modes() & MODE_SHED_OPENS == 0 && caller.within_cap(BULK_CAP.load(), bulk) {
         // Most opens of a busy process end here or before, so what a record costs is asked for as late as that.
         // SAFETY: as above.
         unsafe { caller.write_header(&raw mut record.header, KIND_OPEN) };

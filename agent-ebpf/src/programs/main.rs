@@ -6,6 +6,7 @@
 
 mod capability;
 mod dns;
+mod egress;
 mod escape;
 mod file;
 mod injection;

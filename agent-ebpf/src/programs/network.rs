@@ -12,7 +12,7 @@ use aya_ebpf::{
 use crate::{
     call_layer, dns,
     shared::{
-        Caller, DNS_SOCKETS, EPOCH, add_u64, caller, count, count_at, field, offset, open_epoch, read_user,
+        Caller, DNS_SOCKETS, add_u64, caller, count, count_at, field, modes, offset, open_epoch, read_user,
         send_urgent, slot,
     },
 };
@@ -114,10 +114,7 @@ fn received_of(window: *mut Window) -> *mut u64 {
 /// Counts what a call wants to send, when nothing better counts it.
 #[inline(always)]
 pub(crate) fn count_sent(caller: Caller, n: u64) {
-    let Some(epoch) = EPOCH.get_ptr(0) else { return };
-    // SAFETY: `epoch` points to the array's only element.
-    let modes = unsafe { core::ptr::read_volatile(&raw const (*epoch).modes) };
-    if modes & MODE_COUNT_CALLS != 0 {
+    if modes() & MODE_COUNT_CALLS != 0 {
         count_bytes(caller, n, sent_of);
     }
 }

@@ -289,6 +289,13 @@ pub(crate) fn open_epoch() -> Option<OpenEpoch> {
     }
 }
 
+/// How the agent wants it done: `MODE_` bits.
+#[inline(always)]
+pub(crate) fn modes() -> u32 {
+    // SAFETY: it points to the array's only element.
+    EPOCH.get_ptr(0).map_or(0, |epoch| unsafe { ptr::read_volatile(&raw const (*epoch).modes) })
+}
+
 /// The schema slot of a native call number.
 #[inline(always)]
 pub(crate) fn slot(nr: u64) -> u16 {

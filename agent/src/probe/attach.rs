@@ -193,7 +193,7 @@ fn classic(programs: &mut Ebpf, layer: &CallLayer, arch: Arch) -> Result<(), Str
 }
 
 /// The error and its causes in one line; of the verifier's log only the last lines.
-fn reason(error: &ProgramError) -> String {
+pub(super) fn reason(error: &ProgramError) -> String {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();

@@ -3,8 +3,10 @@
 mod attach;
 mod batch;
 mod btf;
+mod counters;
 mod decode;
 mod drain;
+mod egress;
 mod layers;
 mod links;
 mod memory;
@@ -14,12 +16,15 @@ mod resolve;
 mod sequences;
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::fd::{AsFd, BorrowedFd},
 };
 
 use agent_ebpf::{
-    records::{Class, Field, MODE_COUNT_CALLS, OFFSET_UNKNOWN, counter, names},
+    records::{
+        Class, Field, MODE_COUNT_CALLS, MODE_DENY_EGRESS, MODE_SHED_OPENS, OFFSET_UNKNOWN, counter, names,
+    },
     watched::WATCHED_MAX,
 };
 use aya::{
@@ -32,10 +37,12 @@ use models::{
     wire::LayerState,
 };
 
+pub use egress::cgroup_root;
 pub use layers::unseen;
 
 use real::RealPaths;
 
+pub use counters::{ClassCounters, Counters, PollStats};
 pub use decode::{DecodeError, decode, window};
 pub use memory::MapMemory;
 pub use sequences::{TableError, TableId};
@@ -74,6 +81,8 @@ pub struct ProbeOptions {
     pub act_cap: u32,
     /// Directories whose files nobody should remove, empty or redate: absolute, at most 8, each below 64 bytes.
     pub watched: Vec<String>,
+    /// Attach what can deny control groups their egress.
+    pub deny_egress: bool,
     /// Backends that are not tried, as `layer:backend`, e.g. `syscall:tp_btf/sys_enter`.
     pub forced_off: Vec<String>,
     /// Act as on a kernel without type information.
@@ -96,6 +105,7 @@ impl ProbeOptions {
             urgent_cap: 512,
             act_cap: 256,
             watched: vec!["/var/log".to_owned(), "/run/log".to_owned()],
+            deny_egress: false,
             forced_off: Vec::new(),
             without_btf: false,
         }
@@ -147,61 +157,6 @@ pub enum ProbeError {
     NothingAttached(Vec<LayerState>),
 }
 
-/// What a poll found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PollStats {
-    /// Records that became events.
-    pub events: u64,
-    /// Records that did not.
-    pub decode_errors: u64,
-}
-
-/// Counters of one class. `seen = submitted + dropped + throttled`; after a poll, `submitted = received`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClassCounters {
-    /// A hook began a record.
-    pub seen: u64,
-    /// It entered a ring.
-    pub submitted: u64,
-    /// A ring or map was full.
-    pub dropped: u64,
-    /// Its process had used up its cap, or it was not its first while the urgent ring was half full. For `flush`: left in the map for the next drain.
-    pub throttled: u64,
-    /// The agent decoded it.
-    pub received: u64,
-}
-
-/// All counters since loading.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Per class, in the order of [`Class::ALL`].
-    pub classes: Vec<(&'static str, ClassCounters)>,
-    /// Threads whose call sequence was cut by another thread's.
-    pub collisions: u64,
-    /// Paths and addresses that were not in memory at the hook.
-    pub unreadable: u64,
-    /// Grams of learning processes that found their map full.
-    pub grams_refused: u64,
-    /// Processes whose grams are not learned because too many are learned at a time.
-    pub learners_refused: u64,
-    /// Records that could not be decoded.
-    pub decode_errors: u64,
-    /// Files touched that turned out to lie in no watched directory.
-    pub elsewhere: u64,
-    /// Files touched by a process that left before the agent could ask which they were.
-    pub unresolved: u64,
-    /// Opens whose paths were not followed through links, because too many came.
-    pub unchecked: u64,
-}
-
-impl Counters {
-    /// The counters of one class.
-    #[must_use]
-    pub fn class(&self, class: Class) -> ClassCounters {
-        self.classes.get(class as usize).map(|c| c.1).unwrap_or_default()
-    }
-}
-
 /// The loaded programs. Dropping it detaches them.
 pub struct Probe {
     _programs: Ebpf,
@@ -218,6 +173,9 @@ pub struct Probe {
     links: links::Links,
     paths: RealPaths,
     watched: Vec<String>,
+    /// `None` when it was not asked for.
+    egress: Option<Result<egress::Egress, String>>,
+    modes: u32,
 }
 
 impl Probe {
@@ -289,9 +247,9 @@ impl Probe {
         if layers.iter().all(|layer| layer.backend.is_empty()) {
             return Err(ProbeError::NothingAttached(layers));
         }
-        if attach::counts_calls(&layers) {
-            drain.set_modes(MODE_COUNT_CALLS).map_err(in_map(names::EPOCH))?;
-        }
+        let egress = options.deny_egress.then(|| egress::Egress::attach(&mut programs));
+        let modes = if attach::counts_calls(&layers) { MODE_COUNT_CALLS } else { 0 };
+        drain.set_modes(modes).map_err(in_map(names::EPOCH))?;
         Ok(Self {
             _programs: programs,
             layers,
@@ -307,7 +265,40 @@ impl Probe {
             links: links::Links::new(std::process::id()),
             paths: RealPaths::new(),
             watched: options.watched.clone(),
+            egress,
+            modes,
         })
+    }
+
+    /// Whether control groups can be denied their egress, or why not; `None` when it was not asked for.
+    #[must_use]
+    pub fn denies_egress(&self) -> Option<Result<(), &str>> {
+        self.egress.as_ref().map(|attached| attached.as_ref().map(drop).map_err(String::as_str))
+    }
+
+    /// Denies egress of these control groups, by the number of their folder's inode, and of no others.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be changed. Without the program nothing is done: see [`Probe::denies_egress`].
+    pub fn deny_egress(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), ProbeError> {
+        let Some(Ok(egress)) = &mut self.egress else { return Ok(()) };
+        egress.set(cgroups)?;
+        self.set_mode(MODE_DENY_EGRESS, !cgroups.is_empty())
+    }
+
+    /// Leaves ordinary opens out from now on, or reports them again.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be changed.
+    pub fn shed_opens(&mut self, shed: bool) -> Result<(), ProbeError> {
+        self.set_mode(MODE_SHED_OPENS, shed)
+    }
+
+    fn set_mode(&mut self, mode: u32, on: bool) -> Result<(), ProbeError> {
+        self.modes = if on { self.modes | mode } else { self.modes & !mode };
+        self.drain.set_modes(self.modes).map_err(in_map(names::EPOCH))
     }
 
     /// Each layer's backend, and why better ones failed.
@@ -475,6 +466,7 @@ impl Probe {
             elsewhere: self.elsewhere,
             unresolved: self.unresolved,
             unchecked: self.links.unchecked(),
+            egress_denied: read(counter::EGRESS_DENIED)?,
         })
     }
 }

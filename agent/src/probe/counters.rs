@@ -1,0 +1,60 @@
+//! What the kernel programs and their reader counted.
+
+use agent_ebpf::records::Class;
+
+/// What a poll found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PollStats {
+    /// Records that became events.
+    pub events: u64,
+    /// Records that did not.
+    pub decode_errors: u64,
+}
+
+/// Counters of one class. `seen = submitted + dropped + throttled`; after a poll, `submitted = received`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassCounters {
+    /// A hook began a record.
+    pub seen: u64,
+    /// It entered a ring.
+    pub submitted: u64,
+    /// A ring or map was full.
+    pub dropped: u64,
+    /// Its process had used up its cap, or it was not its first while the urgent ring was half full. For `flush`: left in the map for the next drain.
+    pub throttled: u64,
+    /// The agent decoded it.
+    pub received: u64,
+}
+
+/// All counters since loading.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Per class, in the order of [`Class::ALL`].
+    pub classes: Vec<(&'static str, ClassCounters)>,
+    /// Threads whose call sequence was cut by another thread's.
+    pub collisions: u64,
+    /// Paths and addresses that were not in memory at the hook.
+    pub unreadable: u64,
+    /// Grams of learning processes that found their map full.
+    pub grams_refused: u64,
+    /// Processes whose grams are not learned because too many are learned at a time.
+    pub learners_refused: u64,
+    /// Records that could not be decoded.
+    pub decode_errors: u64,
+    /// Files touched that turned out to lie in no watched directory.
+    pub elsewhere: u64,
+    /// Files touched by a process that left before the agent could ask which they were.
+    pub unresolved: u64,
+    /// Opens whose paths were not followed through links, because too many came.
+    pub unchecked: u64,
+    /// Packets that left no contained control group.
+    pub egress_denied: u64,
+}
+
+impl Counters {
+    /// The counters of one class.
+    #[must_use]
+    pub fn class(&self, class: Class) -> ClassCounters {
+        self.classes.get(class as usize).map(|c| c.1).unwrap_or_default()
+    }
+}
