@@ -167,12 +167,18 @@ impl Baselines {
         Ok(())
     }
 
-    /// Exchanges the active bundle and the one before it; gives the generation that is active now. The highest generation
+    /// There is one before the active one.
+    #[must_use]
+    pub fn has_previous(&self, program: &ProgramId) -> bool {
+        self.dir.join(program.key()).join("previous.bgb").exists()
+    }
+
+    /// Exchanges the active bundle and the one before it; gives what is active now. The highest generation
     /// stays: what was active is not offered again, and the fleet's next one is taken.
     ///
     /// # Errors
     /// When there is none before it, it can no longer be read, or the exchange fails.
-    pub fn roll_back(&mut self, program: &ProgramId) -> Result<u64, BaselineError> {
+    pub fn roll_back(&mut self, program: &ProgramId) -> Result<Verified, BaselineError> {
         let folder = self.dir.join(program.key());
         let (active, previous) = (folder.join("active.bgb"), folder.join("previous.bgb"));
         let at = |path: &Path| {
@@ -186,12 +192,12 @@ impl Baselines {
             }
             Err(source) => return Err(at(&previous)(source)),
         };
-        let generation = bundle::open(&before, &self.keys)?.manifest().generation;
+        let verified = bundle::open(&before, &self.keys)?;
         let now = fs::read(&active).map_err(at(&active))?;
         // A bundle is written before the other is replaced: a crash between the two leaves the new state, without a way back.
         files::write_private(&active, &before).map_err(at(&active))?;
         files::write_private(&previous, &now).map_err(at(&previous))?;
-        Ok(generation)
+        Ok(verified)
     }
 
     /// The active bundle of a folder. After a crash between the two renames, the one before is active again.
@@ -281,11 +287,13 @@ mod tests {
         let refused = baselines.roll_back(&program()).unwrap_err();
         assert!(refused.to_string().contains("no earlier baseline"), "{refused}");
         activate(&mut baselines, &bundle(2, &key)).unwrap();
-        assert_eq!(baselines.roll_back(&program()).unwrap(), 1);
+        assert!(baselines.has_previous(&program()));
+        let generation = |verified: Verified| verified.manifest().generation;
+        assert_eq!(baselines.roll_back(&program()).map(generation).unwrap(), 1);
         let (mut baselines, active) = open(dir.path(), &key);
         assert_eq!((active, baselines.highest(&program())), (vec![1], 2));
         assert!(activate(&mut baselines, &bundle(2, &key)).is_err(), "it was rolled back");
-        assert_eq!(baselines.roll_back(&program()).unwrap(), 2, "and forth");
+        assert_eq!(baselines.roll_back(&program()).map(generation).unwrap(), 2, "and forth");
         assert!(activate(&mut baselines, &bundle(3, &key)).is_ok());
     }
 

@@ -121,6 +121,9 @@ pub(crate) enum Command {
     /// Say what is right although it is new, so that no alert comes of it.
     #[command(subcommand)]
     Whitelist(WhitelistCommand),
+    /// Show what was done to programs that alarmed, or undo it.
+    #[command(subcommand)]
+    Contain(ContainCommand),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -173,6 +176,21 @@ pub(crate) enum ConfigCommand {
         /// As JSON, with the defaults.
         #[arg(long)]
         json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContainCommand {
+    /// Show every program that is stopped or cut off.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a stopped process go on, or a service send again.
+    Release {
+        /// Its number, as `list` shows it.
+        id: u32,
     },
 }
 

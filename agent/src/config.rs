@@ -1,5 +1,7 @@
 //! The operator's TOML file and environment to a [`Config`], with every problem reported at once.
 
+mod budget;
+mod contain;
 mod keys;
 mod read;
 mod sinks;
@@ -18,6 +20,10 @@ use toml::Table;
 
 use crate::clock::nanoseconds;
 use crate::probe::ProbeOptions;
+pub use budget::BUDGET;
+pub(crate) use budget::FOLLOWING;
+pub(crate) use contain::shown as contain_tables;
+pub use contain::{Action, CONTAIN_KEYS, ContainRule, RULES_MAX};
 pub use keys::{Applied, ENVIRONMENT, Form, KEYS, Key, reference, template};
 use read::Reader;
 pub use read::environment;
@@ -47,6 +53,10 @@ pub struct Config {
     pub outbox_max: u64,
     /// Bytes of models in memory.
     pub models_max: u64,
+    /// Bytes that the agent and its maps may take; sizes that are not given follow from it.
+    pub memory_budget: u64,
+    /// Percent of one core that the agent may take before it gathers less evidence; `None` for any.
+    pub cpu_budget: Option<u32>,
     /// What keeps them.
     pub outbox_engine: OutboxEngine,
     /// When a verdict becomes an alert.
@@ -57,6 +67,8 @@ pub struct Config {
     pub lolbins: Vec<String>,
     /// Sizes of the kernel's maps, caps, and watched directories.
     pub kernel: Kernel,
+    /// What is done to programs that alarm.
+    pub contain: Vec<ContainRule>,
     /// Where alerts go beside the fleet. No part of a capture: it may name secrets.
     #[serde(skip)]
     pub sinks: Vec<SinkOptions>,
@@ -116,11 +128,14 @@ impl Default for Config {
             processes_max: 4096,
             outbox_max: 32 * 1024 * 1024,
             models_max: 20 * 1024 * 1024,
+            memory_budget: BUDGET,
+            cpu_budget: Some(20),
             outbox_engine: OutboxEngine::Log,
             policy: Policy::default(),
             alert_budget: Some(AlertBudget { alerts: 10, per: Period::Day }),
             lolbins: Vec::new(),
             kernel: Kernel::default(),
+            contain: Vec::new(),
             sinks: Vec::new(),
         }
     }
@@ -180,8 +195,10 @@ impl Config {
         let table = text.parse::<Table>().map_err(|error| {
             vec![Problem { key: String::new(), text: format!("not TOML: {}", error.to_string().trim()) }]
         })?;
-        let mut config = Self::default();
         let mut keys = Reader::new(table, environment);
+        let mut budget = BUDGET;
+        keys.size("memory_budget", &mut budget);
+        let mut config = Self::within(budget);
         keys.words("state", &mut config.state, |_| true);
         keys.time("window", &mut config.window);
         let mut watch: Vec<String> = config.watch.iter().map(|pattern| pattern.0.clone()).collect();
@@ -194,6 +211,7 @@ impl Config {
         keys.number("processes_max", &mut config.processes_max);
         keys.size("models_max", &mut config.models_max);
         keys.size("outbox_max", &mut config.outbox_max);
+        keys.share("cpu_budget", &mut config.cpu_budget);
         keys.engine("outbox_engine", &mut config.outbox_engine);
         keys.budget("alert_budget", &mut config.alert_budget);
         keys.words("lolbins", &mut config.lolbins, |list| {
@@ -201,7 +219,7 @@ impl Config {
         });
         let mut alerts = keys.inner("alerts");
         let mut kernel = keys.inner("kernel");
-        let sinks = keys.raw("sink");
+        let (contain, sinks) = (keys.raw("contain"), keys.raw("sink"));
         let mut problems = keys.end();
 
         alerts.words("thresholds", &mut config.policy.thresholds, |[medium, high, critical]| {
@@ -227,6 +245,7 @@ impl Config {
             list.len() <= WATCHED_MAX && list.iter().all(|folder| Prefix::new(folder).is_some())
         });
         problems.extend(kernel.end());
+        config.contain = contain::read(contain, &mut problems);
         config.sinks = sinks::read(sinks, &mut problems);
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
@@ -240,6 +259,8 @@ impl Config {
             policy: new.policy.clone(),
             alert_budget: new.alert_budget,
             lolbins: new.lolbins.clone(),
+            cpu_budget: new.cpu_budget,
+            contain: new.contain.clone(),
             sinks: new.sinks.clone(),
             ..self.clone()
         }
@@ -258,6 +279,8 @@ impl Config {
             "processes_max" => self.processes_max != other.processes_max,
             "outbox_max" => self.outbox_max != other.outbox_max,
             "models_max" => self.models_max != other.models_max,
+            "memory_budget" => self.memory_budget != other.memory_budget,
+            "cpu_budget" => self.cpu_budget != other.cpu_budget,
             "outbox_engine" => self.outbox_engine != other.outbox_engine,
             "alert_budget" => self.alert_budget != other.alert_budget,
             "lolbins" => self.lolbins != other.lolbins,
@@ -297,6 +320,7 @@ impl Config {
             urgent_cap: kernel.connects_max,
             act_cap: kernel.acts_max,
             watched: kernel.traces.clone(),
+            deny_egress: self.contain.iter().any(|rule| rule.action == Action::DenyEgress),
             ..ProbeOptions::new(own_tgid)
         }
     }
@@ -385,7 +409,8 @@ mod tests {
         let keys: String = template.lines().filter(|line| !line.starts_with("# ")).map(uncomment).collect();
         let read = Config::parse(&keys).unwrap();
         assert_eq!(read.sinks.len(), 4, "an example of each kind");
-        assert_eq!(Config { sinks: vec![], ..read }, Config::default(), "{keys}");
+        assert_eq!(read.contain.len(), 1);
+        assert_eq!(Config { sinks: vec![], contain: vec![], ..read }, Config::default(), "{keys}");
         assert!(template.lines().all(|line| line.len() <= 120));
     }
 
@@ -414,7 +439,7 @@ mod tests {
                 Form::Size(min, _) | Form::Ring(min, _) => format!("\"{}KiB\"", min / 1024),
                 Form::Words(_) => match key.name {
                     "state" => "\"/srv/other\"",
-                    "alert_budget" => "\"unlimited\"",
+                    "alert_budget" | "cpu_budget" => "\"unlimited\"",
                     "alerts.thresholds" => "[1, 2, 3]",
                     "outbox_engine" if cfg!(feature = "sled") => "\"sled\"",
                     "outbox_engine" => continue,
@@ -427,6 +452,10 @@ mod tests {
                 None => format!("{} = {other}\n", key.name),
             };
             let new = Config::parse(&text).unwrap();
+            if key.name == "memory_budget" {
+                assert!(Config::default().differing(&new).len() > 1, "others follow from it");
+                continue;
+            }
             assert_eq!(Config::default().differing(&new), [key.name], "{text}");
             let applied =
                 if Config::default().reloaded(&new) == new { Applied::Reload } else { Applied::Restart };

@@ -3,7 +3,7 @@
 //!
 //! | given up | by whom | by |
 //! |---|---|---|
-//! | every capability but [`KEPT`] | all threads started from now on | capset(2) and the bounding set |
+//! | every capability but [`KEPT`], and CAP_KILL where programs may be stopped | all threads started from now on | capset(2) and the bounding set |
 //! | starting programs, loading eBPF programs, mounts, namespaces, modules, tracing others, the clock, users and groups | the process | seccomp(2), EPERM |
 //! | writing or running files outside of what they need | the threads that talk to others | Landlock, kernel 5.13 |
 //!
@@ -115,11 +115,15 @@ pub struct Confinement {
 }
 
 /// Gives up what the process does not need any more; before any thread is started that should not have it either. With
-/// `programs`, a sink will start some, and nothing is given up that they inherit.
+/// `programs`, a sink will start some, and nothing is given up that they inherit; with `signals`, processes may have to be
+/// stopped or killed.
 #[must_use]
-pub fn process(state: &Path, programs: bool) -> Confinement {
+pub fn process(state: &Path, programs: bool, signals: bool) -> Confinement {
     let mut confinement = Confinement::default();
     let mut keep = KEPT;
+    if signals {
+        keep |= CapabilitySet::KILL;
+    }
     // Whose folder it is writes there without a capability; root in another's folder does not.
     let owner = std::fs::metadata(state).map(|folder| folder.uid());
     if owner.is_ok_and(|owner| owner != rustix::process::geteuid().as_raw()) {

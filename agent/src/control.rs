@@ -2,7 +2,8 @@
 //!
 //! One request, one answer, both a line of JSON: `{"command":"status"}` gives a [`Status`], `{"command":"alerts"}` a
 //! list of alerts, oldest first, `{"command":"explain","alert":"ID"}` or `"pid":N` an [`Explained`] as `Ok`, or as `Err`
-//! why there is none, and the `whitelist_` commands the [`Entry`] that they are about in the same way. The socket is
+//! why there is none, the `whitelist_` commands the [`Entry`] that they are about in the same way, and
+//! `{"command":"release","id":N}` a [`Contained`]. The socket is
 //! `<state>/control.sock`, for its owner and root only; who changes something is written down with their user id.
 
 use std::fs;
@@ -10,7 +11,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -22,10 +23,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 use crate::confine::{self, Confinement};
+use crate::contain::Contained;
 use crate::explanations::{ALERTS_MAX, Explained, Explanations, alert_id};
 use crate::outbox::Outbox;
 use crate::pipeline::PromiseState;
 use crate::sinks::SinkState;
+use crate::uplink::News;
 use crate::whitelist::{Entry, Wanted, Whitelist};
 
 /// The longest request, in bytes.
@@ -59,6 +62,11 @@ pub enum Request {
         /// Which entry.
         id: u32,
     },
+    /// Undoes a containment.
+    Release {
+        /// Which.
+        id: u32,
+    },
 }
 
 /// What the answers come from.
@@ -72,6 +80,8 @@ pub struct Sources {
     pub explanations: Arc<Mutex<Explanations>>,
     /// What the operator expects.
     pub whitelist: Arc<Mutex<Whitelist>>,
+    /// Where the service is told what to do.
+    pub news: async_channel::Sender<News>,
 }
 
 /// How the agent is.
@@ -91,6 +101,12 @@ pub struct Status {
     pub sinks: Vec<SinkState>,
     /// What the agent gave up when it had started.
     pub confinement: Confinement,
+    /// Programs that are contained, oldest first.
+    #[serde(default)]
+    pub contained: Vec<Contained>,
+    /// What is left out so that the CPU budget holds; `None` when nothing is.
+    #[serde(default)]
+    pub shed: Option<String>,
     /// What became of the last SIGHUP; `None` before the first.
     pub reloaded: Option<Reloaded>,
     /// What the fleet is told too.
@@ -202,6 +218,7 @@ fn answer(stream: UnixStream, sources: &Sources) -> io::Result<()> {
             }
             serde_json::to_vec(&removed.map_err(|error| chain(&error)))
         }
+        Ok(Request::Release { id }) => serde_json::to_vec(&release_as(sources, id, peer)),
         Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
     }?;
     answer.push(b'\n');
@@ -210,6 +227,16 @@ fn answer(stream: UnixStream, sources: &Sources) -> io::Result<()> {
 
 fn whitelist(sources: &Sources) -> MutexGuard<'_, Whitelist> {
     sources.whitelist.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The service does it, between its windows.
+fn release_as(sources: &Sources, id: u32, peer: u32) -> Result<Contained, String> {
+    let (answer, released) = mpsc::sync_channel(1);
+    let by = format!("user id {peer}");
+    let asked = sources.news.try_send(News::Release { containment: id, by, answer: Some(answer) });
+    asked.map_err(|_| "the agent is busy or ends: try again".to_owned())?;
+    let late = "the agent did not answer in time: see `behaveguard contain list`";
+    released.recv_timeout(TIMEOUT).map_err(|_| late.to_owned())?
 }
 
 fn explain(sources: &Sources, alert: Option<&str>, pid: Option<u32>) -> Result<Explained, String> {
@@ -277,6 +304,16 @@ pub fn whitelisted(state: &Path) -> Result<Vec<Entry>, ControlError> {
 pub fn change_whitelist(state: &Path, change: &Request) -> Result<Entry, ControlError> {
     let answer: Result<Entry, String> =
         serde_json::from_str(&ask(state, change)?).map_err(ControlError::Answer)?;
+    answer.map_err(ControlError::Refused)
+}
+
+/// Has the running agent undo a containment, and gives it.
+///
+/// # Errors
+/// When none runs, it may not be asked, or it refuses.
+pub fn release(state: &Path, id: u32) -> Result<Contained, ControlError> {
+    let answer: Result<Contained, String> =
+        serde_json::from_str(&ask(state, &Request::Release { id })?).map_err(ControlError::Answer)?;
     answer.map_err(ControlError::Refused)
 }
 

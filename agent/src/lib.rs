@@ -13,6 +13,7 @@ pub mod capture;
 pub mod clock;
 pub mod config;
 pub mod confine;
+pub mod contain;
 pub mod control;
 pub mod doctor;
 pub mod enroll;
@@ -26,8 +27,10 @@ pub mod probe;
 pub mod processes;
 pub mod record;
 pub mod replay;
+pub mod run_mark;
 pub mod service;
 pub mod settings;
+pub mod shedding;
 pub mod simulate;
 pub mod sinks;
 #[cfg(feature = "train")]

@@ -22,7 +22,7 @@ use clap::{CommandFactory as _, Parser as _};
 use models::bundle::{self, Keyring, Verified};
 use models::chain::chain;
 
-use cli::{Cli, Command, ConfigCommand};
+use cli::{Cli, Command, ConfigCommand, ContainCommand};
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).
 const USAGE: u8 = 64;
@@ -138,6 +138,10 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Command::Status { json } => report::status(&control::status(&config.state)?, json)?,
         Command::Baseline(command) => shelf::run(&config, command)?,
         Command::Whitelist(command) => exceptions::run(&config.state, command)?,
+        Command::Contain(ContainCommand::List { json }) => report::contained(&config.state, json)?,
+        Command::Contain(ContainCommand::Release { id }) => {
+            println!("released {}", control::release(&config.state, id)?);
+        }
         Command::Explain { of, json } => {
             let explained = control::explanation(&config.state, of.alert, of.pid)?;
             if json {
@@ -197,14 +201,17 @@ fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), B
                     Origin::Default => "default".to_owned(),
                     Origin::File => place.clone(),
                     Origin::Environment => setting.variable.clone(),
+                    Origin::Budget => "follows from memory_budget".to_owned(),
                 };
                 // What the keys hold is written alike in both languages.
                 println!("{} = {}  # {from}", setting.key, serde_json::to_string(&setting.value)?);
             }
-            for sink in &settings.sinks {
-                println!("\n[[sink]]");
-                for (key, value) in sink {
-                    println!("{key} = {}", serde_json::to_string(value)?);
+            for (name, tables) in [("contain", &settings.contain), ("sink", &settings.sinks)] {
+                for table in tables {
+                    println!("\n[[{name}]]");
+                    for (key, value) in table {
+                        println!("{key} = {}", serde_json::to_string(value)?);
+                    }
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use agent::control::Status;
+use agent::control::{self, Status};
 use agent::explanations::{Explained, alert_id};
 use agent::pipeline::Output;
 use agent::replay::replay;
@@ -129,6 +129,20 @@ pub(crate) fn replayed(file: &Path, baselines: &[Verified], json: bool) -> Resul
     Ok(())
 }
 
+/// What is stopped or cut off.
+pub(crate) fn contained(state: &Path, json: bool) -> Result<(), Box<dyn Error>> {
+    let contained = control::status(state)?.contained;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&contained)?);
+        return Ok(());
+    }
+    for entry in &contained {
+        println!("{entry}");
+    }
+    println!("{} contained", contained.len());
+    Ok(())
+}
+
 /// How the agent is, for people or as JSON.
 pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> {
     if json {
@@ -160,6 +174,12 @@ pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> 
     }
     for problem in &confinement.problems {
         println!("    {problem}");
+    }
+    for entry in &status.contained {
+        println!("contained: {entry}");
+    }
+    if let Some(shed) = &status.shed {
+        println!("over its CPU budget: {shed}");
     }
     if let Some(reloaded) = &status.reloaded {
         if let Some(refused) = &reloaded.refused {

@@ -1,8 +1,12 @@
 //! `behaveguard run`: probe, pipeline, outbox, uplink and control socket tied together on one thread.
 
+mod bundles;
+mod containment;
+mod outgoing;
+mod run;
 mod state;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
@@ -10,16 +14,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use models::bundle::{BUNDLE_MAX, BundleError};
 use models::chain::chain;
-use models::wire::{BundleReport, Offer, Request, Uplink as Body};
+use models::wire::Request;
 use smol::future::FutureExt as _;
 use smol::{Async, Timer};
 
 use crate::baselines::{BaselineError, Baselines};
 use crate::clock;
-use crate::config::{Config, OutboxEngine, Source};
+use crate::config::{Action, Config, OutboxEngine, Source};
 use crate::confine::{self, Confinement};
+use crate::contain::Containment;
 use crate::control::{self, ControlError, Reloaded, Sources, Status};
 use crate::enroll::{self, EnrollError, Identity};
 use crate::files;
@@ -27,14 +31,16 @@ use crate::local::Local;
 use crate::memory::MemoryFile;
 #[cfg(feature = "sled")]
 use crate::outbox::SledOutbox;
-use crate::outbox::{Kept, LogOutbox, Outbox, OutboxError};
-use crate::pipeline::{Baseline, Output};
-use crate::probe::{Probe, ProbeError};
+use crate::outbox::{LogOutbox, Outbox, OutboxError};
+use crate::probe::{Probe, ProbeError, cgroup_root};
+use crate::run_mark::{self, RunMark};
+use crate::shedding::Shedding;
 use crate::sinks::Sinks;
 use crate::uplink::{News, Uplink};
 use crate::vitals;
 use crate::watch::Watch;
 use crate::whitelist::Whitelist;
+use outgoing::Unwritten;
 
 /// How often what a restart would forget is written down, beside the end.
 const REMEMBER_EVERY_NS: u64 = 600_000_000_000;
@@ -43,12 +49,6 @@ const BULK_EVERY: Duration = Duration::from_millis(250);
 
 /// Urgent records that come together are taken together.
 const GATHER: Duration = Duration::from_millis(10);
-
-/// Messages that could not be written to disk, kept in memory; one more drops the oldest.
-const UNWRITTEN_MAX: usize = 256;
-
-/// Bundles remembered as refused, so that they are not fetched at every connection.
-const REFUSED_MAX: usize = 64;
 
 /// Why the agent did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -106,13 +106,6 @@ struct Member {
     uplink: Uplink,
 }
 
-/// A message on its way to the disk.
-struct Unwritten {
-    body: Body,
-    /// Log and sinks have it.
-    told: bool,
-}
-
 struct Service {
     config: Config,
     source: Source,
@@ -127,6 +120,13 @@ struct Service {
     outbox: Arc<dyn Outbox>,
     status: Arc<Mutex<Status>>,
     unwritten: VecDeque<Unwritten>,
+    mark: RunMark,
+    shedding: Shedding,
+    containment: Containment,
+    /// What may be done to programs: the agent gave up the rest at its start.
+    prepared: BTreeSet<Action>,
+    /// Wall clock minus the clock of intervals, milliseconds.
+    clock_offset: i64,
     refused: VecDeque<[u8; 32]>,
     outbox_fails: bool,
     online: bool,
@@ -148,7 +148,11 @@ struct OwnCounters {
     memory_failed: u64,
     bundles_activated: u64,
     bundles_refused: u64,
+    bundles_rolled_back: u64,
     reloads_refused: u64,
+    contained: u64,
+    not_contained: u64,
+    released: u64,
 }
 
 /// Runs the agent until SIGINT or SIGTERM; SIGHUP reads the source of its configuration again.
@@ -192,19 +196,30 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
             log::info!("layer {}: not {backend}: {reason}", layer.layer);
         }
     }
+    if let Some(Err(reason)) = watch.probe().denies_egress() {
+        log::error!("[[contain]] cannot deny egress here: {reason}");
+    }
     let status = Arc::new(Mutex::new(Status::default()));
     let explanations = watch.pipeline().explanations();
     let whitelist = Arc::new(Mutex::new(Whitelist::open(&config.state)));
     watch.set_whitelist(Arc::clone(&whitelist));
-    let sources =
-        Sources { status: Arc::clone(&status), outbox: Arc::clone(&outbox), explanations, whitelist };
+    let (news_out, news) = async_channel::bounded(64);
+    let sources = Sources {
+        status: Arc::clone(&status),
+        outbox: Arc::clone(&outbox),
+        explanations,
+        whitelist,
+        news: news_out.clone(),
+    };
+    let (mark, last_run) = RunMark::begin(&config.state, &config);
+    let prepared: BTreeSet<Action> = config.contain.iter().map(|rule| rule.action).collect();
     let programs = config.sinks.iter().any(|sink| sink.kind.starts_programs());
-    let confinement = confine::process(&config.state, programs);
+    let signals = prepared.iter().any(|action| *action != Action::DenyEgress);
+    let confinement = confine::process(&config.state, programs, signals);
     for problem in &confinement.problems {
         log::warn!("confinement: {problem}");
     }
     control::serve(&config.state, sources)?;
-    let (news_out, news) = async_channel::bounded(64);
     let device = identity
         .as_ref()
         .map_or_else(|| enroll::device_name(&vitals::host_name()), |identity| identity.device.clone());
@@ -229,6 +244,11 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         sinks,
         outbox_fails: false,
         unwritten: VecDeque::new(),
+        mark,
+        shedding: Shedding::new(vitals::cpu_ms(), clock::boot_ns()),
+        containment: Containment::open(&config.state, cgroup_root()),
+        prepared,
+        clock_offset: run::clock_offset(),
         refused: VecDeque::new(),
         online: false,
         started_ns: clock::boot_ns(),
@@ -242,13 +262,16 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         outbox,
         status,
     };
+    service.began(last_run);
     service.show();
     let done = smol::block_on(service.turn(&news, reload)).map_err(ServiceError::Runtime);
+    service.ends();
     if let Some(member) = &service.member {
         member.uplink.stop();
     }
     service.sinks.stop();
     log::info!("stopped; {} messages wait in the outbox", service.outbox.waiting());
+    service.mark.end(&service.config);
     drop(lock);
     done
 }
@@ -352,6 +375,9 @@ impl Service {
             }
             Ok(new) => {
                 let mut config = self.config.reloaded(&new);
+                if let Some((kind, text)) = run_mark::change(&self.config, &new) {
+                    self.event(kind, None, None, text);
+                }
                 let asks = config.sinks.len();
                 if self.confinement.calls_refused {
                     config.sinks.retain(|sink| !sink.kind.starts_programs());
@@ -363,6 +389,12 @@ impl Service {
                 self.watch.reconfigure(&config);
                 self.config = config;
                 reloaded.needs_restart = self.config.differing(&new);
+                let given_up = self.config.contain.iter().map(|rule| rule.action);
+                let given_up: BTreeSet<_> =
+                    given_up.filter(|action| !self.prepared.contains(action)).collect();
+                let given_up =
+                    given_up.iter().map(|action| format!("contain ({action}, which the agent gave up)"));
+                reloaded.needs_restart.extend(given_up);
                 if programs > 0 {
                     reloaded.needs_restart.push("sinks that start programs, which the agent gave up".into());
                 }
@@ -379,6 +411,7 @@ impl Service {
     /// Keeps what a restart would forget.
     fn remember(&mut self) {
         self.remembered_ns = clock::boot_ns();
+        self.mark.alive(&self.config);
         if let Err(error) = self.memory.write(&self.watch.memory()) {
             self.counters.memory_failed += 1;
             log::error!("what is known beside the baselines cannot be kept over a restart: {error}");
@@ -396,64 +429,8 @@ impl Service {
         let mut out = Vec::new();
         self.watch.close(&mut out);
         self.keep(out);
+        self.window_ended();
         self.show();
-    }
-
-    /// Writes what the pipeline said into the outbox, after what could not be written before. An alert is told to the log and
-    /// the sinks once it is on disk, so that the fleet gets whatever anybody was told of; or at once, when the disk fails.
-    fn keep(&mut self, outputs: Vec<Output>) {
-        for output in outputs {
-            let body = match output {
-                Output::Alert(alert) => Body::Alert(*alert),
-                Output::Train(windows) if self.member.is_some() => Body::Windows(windows),
-                // Nobody would train on them.
-                Output::Train(_) => continue,
-                // Done already.
-                Output::Follow(_) | Output::Unfollow(_) => continue,
-            };
-            if self.unwritten.len() >= UNWRITTEN_MAX {
-                self.unwritten.pop_front();
-                self.counters.unwritten_dropped += 1;
-            }
-            self.unwritten.push_back(Unwritten { body, told: false });
-        }
-        let mut written = false;
-        while let Some(first) = self.unwritten.front() {
-            match self.outbox.put(first.body.clone()) {
-                Ok(Kept::As(_)) => {}
-                Ok(Kept::AfterDropping(_, n)) => self.counters.outbox_dropped += n,
-                Ok(Kept::Refused) => self.counters.windows_refused += 1,
-                Err(OutboxError::Message(error)) => {
-                    self.counters.messages_too_long += 1;
-                    log::error!("a message was dropped: {error}");
-                }
-                Err(error) => {
-                    // Said when it begins and when it is over, not at every try.
-                    if !self.outbox_fails {
-                        log::error!("{}; messages are kept in memory and tried again", chain(&error));
-                    }
-                    self.outbox_fails = true;
-                    self.counters.outbox_failed += 1;
-                    break;
-                }
-            }
-            if let Some(mut first) = self.unwritten.pop_front() {
-                tell(&mut first, &self.device, &self.sinks);
-            }
-            written = true;
-        }
-        for waiting in &mut self.unwritten {
-            tell(waiting, &self.device, &self.sinks);
-        }
-        if written {
-            if self.outbox_fails {
-                log::info!("the outbox can be written again");
-                self.outbox_fails = false;
-            }
-            if let Some(member) = &self.member {
-                member.uplink.wake();
-            }
-        }
     }
 
     fn news(&mut self, news: News) {
@@ -466,67 +443,15 @@ impl Service {
             }
             News::Offer(offer) => self.offered(offer),
             News::Bundle(offer, raw) => self.arrived(&offer, &raw),
+            News::Release { containment, by, answer } => {
+                let released = self.release(containment, &by);
+                if let Some(answer) = answer {
+                    // Who asked may have given up.
+                    let _ = answer.send(released);
+                }
+            }
         }
         self.show();
-    }
-
-    fn offered(&mut self, offer: Offer) {
-        let highest = self.baselines.highest(&offer.program);
-        // The newest one is offered at every connection.
-        if offer.generation == highest || self.refused.contains(&offer.sha256) {
-            return;
-        }
-        if offer.generation < highest {
-            let older = BundleError::Older { offered: offer.generation, active: highest };
-            self.refuse(&offer, older.to_string());
-            return;
-        }
-        if offer.size as usize > BUNDLE_MAX {
-            self.refuse(
-                &offer,
-                format!("a bundle of {} bytes is over the limit of {BUNDLE_MAX}", offer.size),
-            );
-            return;
-        }
-        log::info!("fetching generation {} for {} ({} bytes)", offer.generation, offer.program, offer.size);
-        if let Some(member) = &self.member {
-            member.uplink.fetch(offer);
-        }
-    }
-
-    fn arrived(&mut self, offer: &Offer, raw: &[u8]) {
-        let unix_s = clock::now().unix_ms / 1000;
-        if let Err(reason) = self.activate(offer, raw, unix_s) {
-            return self.refuse(offer, reason);
-        }
-        self.counters.bundles_activated += 1;
-        log::info!("generation {} for {} is active", offer.generation, offer.program);
-        self.report(offer, None);
-        self.beat();
-    }
-
-    /// Checks everything that can fail before anything changes.
-    fn activate(&mut self, offer: &Offer, raw: &[u8], unix_s: u64) -> Result<(), String> {
-        let verified = self.baselines.check(&offer.program, raw, unix_s).map_err(|error| chain(&error))?;
-        let baseline = Baseline::load(&verified).map_err(|error| chain(&error))?;
-        self.watch.make_room(&offer.program).map_err(|error| chain(&error))?;
-        self.baselines.store(&verified, raw).map_err(|error| chain(&error))?;
-        self.watch.switch(&verified, baseline).map_err(|error| chain(&error))
-    }
-
-    fn refuse(&mut self, offer: &Offer, reason: String) {
-        log::error!("generation {} for {} was refused: {reason}", offer.generation, offer.program);
-        self.counters.bundles_refused += 1;
-        if self.refused.len() >= REFUSED_MAX {
-            self.refused.pop_front();
-        }
-        self.refused.push_back(offer.sha256);
-        self.report(offer, Some(reason));
-    }
-
-    fn report(&self, offer: &Offer, refused: Option<String>) {
-        let (program, generation) = (offer.program.clone(), offer.generation);
-        self.request(&Request::Bundle(BundleReport { program, generation, refused }));
     }
 
     fn beat(&mut self) {
@@ -541,16 +466,6 @@ impl Service {
             member.uplink.request(request);
         }
     }
-}
-
-/// Tells log and sinks of an alert, once.
-fn tell(waiting: &mut Unwritten, device: &str, sinks: &Sinks) {
-    if let (Body::Alert(alert), false) = (&waiting.body, waiting.told) {
-        let (score, severity) = (alert.score, alert.severity.as_str());
-        log::warn!("{severity} {score:.0}: {} (process {}): {}", alert.program, alert.pid, alert.summary);
-        sinks.tell(device, alert);
-    }
-    waiting.told = true;
 }
 
 /// Readable when one of these signals came.

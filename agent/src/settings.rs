@@ -3,13 +3,15 @@
 use serde::Serialize;
 use toml::{Table, Value};
 
-use crate::config::{self, Config, KEYS, Problem};
+use crate::config::{self, Config, FOLLOWING, KEYS, Problem};
 
 /// What is in force.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Settings {
     /// Every key, in the template's order.
     pub keys: Vec<Setting>,
+    /// The file's `[[contain]]` tables, as they stand there.
+    pub contain: Vec<Table>,
     /// The file's `[[sink]]` tables, as they stand there.
     pub sinks: Vec<Table>,
 }
@@ -39,6 +41,8 @@ pub enum Origin {
     File,
     /// An environment variable.
     Environment,
+    /// It follows from the memory budget.
+    Budget,
 }
 
 /// What a configuration's text and the environment come to.
@@ -46,9 +50,11 @@ pub enum Origin {
 /// # Errors
 /// As [`Config::read`].
 pub fn effective(text: &str, environment: &[(String, String)]) -> Result<Settings, Vec<Problem>> {
-    Config::read(text, environment)?;
+    let budget = Config::read(text, environment)?.memory_budget;
+    let following = Config::within(budget);
     let mut file: Table = text.parse().unwrap_or_default();
     let sinks = file.remove("sink").and_then(|sinks| sinks.try_into().ok()).unwrap_or_default();
+    let contain = config::contain_tables(&mut file);
     let keys = KEYS.iter().map(|key| {
         let variable = key.variable();
         let default = config::value_of(key.default);
@@ -56,11 +62,15 @@ pub fn effective(text: &str, environment: &[(String, String)]) -> Result<Setting
         let (value, from) = match (overriding, within(&file, key.name)) {
             (Some((_, text)), _) => (config::value_of(text), Origin::Environment),
             (None, Some(value)) => (value.clone(), Origin::File),
+            (None, None) if budget != config::BUDGET && FOLLOWING.contains(&key.name) => {
+                let value = following.following(key.name).map(|text| config::value_of(&text));
+                (value.unwrap_or_else(|| default.clone()), Origin::Budget)
+            }
             (None, None) => (default.clone(), Origin::Default),
         };
         Setting { key: key.name.to_owned(), value, default, from, variable }
     });
-    Ok(Settings { keys: keys.collect(), sinks })
+    Ok(Settings { keys: keys.collect(), contain, sinks })
 }
 
 /// A key's value, also of one in a table.
@@ -92,6 +102,14 @@ mod tests {
         assert_eq!((heartbeat.value.as_str(), heartbeat.from), (Some("9s"), Origin::Environment));
         assert_eq!(all.keys.iter().filter(|setting| setting.from == Origin::Default).count(), KEYS.len() - 3);
         assert_eq!(all.keys[0].key, "state", "in the template's order");
+        let all = effective("memory_budget = \"32MiB\"\nprograms_max = 7\n", &[]).unwrap();
+        let one = |key: &str| all.keys.iter().find(|setting| setting.key == key).unwrap();
+        assert_eq!(
+            (one("programs_max").value.as_integer(), one("programs_max").from),
+            (Some(7), Origin::File)
+        );
+        let models = one("models_max");
+        assert_eq!((models.value.as_str(), models.from), (Some("10240KiB"), Origin::Budget));
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn roll_back(config: &Config, name: &str) -> Result<(), Box<dyn Error>> {
         )
         .into());
     };
-    let generation = baselines.roll_back(program)?;
+    let generation = baselines.roll_back(program)?.manifest().generation;
     println!("{program}: generation {generation} is used from the agent's next start on");
     Ok(())
 }

@@ -8,6 +8,7 @@ mod fetch;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{io, thread};
@@ -21,6 +22,7 @@ use rumqttc::{
 use crate::backoff::jittered;
 use crate::clock;
 use crate::confine;
+use crate::contain::Contained;
 use crate::enroll::Identity;
 use crate::outbox::Outbox;
 use fetch::{Fetch, Fetched};
@@ -47,6 +49,15 @@ pub enum News {
     Offer(Offer),
     /// A bundle is here, complete and with the right hash.
     Bundle(Offer, Vec<u8>),
+    /// A containment is to be undone.
+    Release {
+        /// Its number.
+        containment: u32,
+        /// Who wants it.
+        by: String,
+        /// What became of it; the fleet is told by an event instead.
+        answer: Option<SyncSender<Result<Contained, String>>>,
+    },
 }
 
 /// What happened how often since the start.
@@ -285,6 +296,9 @@ impl Shared {
             // Of an outbox that this device had before.
             Ok(Downlink::Ack { .. }) => {}
             Ok(Downlink::Offer(offer)) => self.tell(News::Offer(offer)),
+            Ok(Downlink::Release { containment }) => {
+                self.tell(News::Release { containment, by: "the fleet".into(), answer: None });
+            }
             Ok(Downlink::Chunk { sha256, offset, data }) => {
                 let mut sending = self.sending();
                 let fetched = sending.fetch.take(sha256, offset, &data);

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::pipeline::{ActivateError, Baseline, Follow, Input, Memory, Output, Pipeline, Shelf};
 use crate::probe::{Probe, ProbeError, TableId};
 use crate::processes::{ProcFs, Tapped};
+use crate::shedding::Shed;
 use crate::whitelist::Whitelist;
 
 /// What happened how often since the start.
@@ -34,6 +35,7 @@ pub struct Watch {
     /// Tables that an open window may still be looked up in.
     retired: Vec<TableId>,
     dropped_before: u64,
+    shed: Shed,
     counters: Counters,
     tap: Option<Writer>,
 }
@@ -48,6 +50,7 @@ impl Watch {
             pipeline,
             retired: Vec::new(),
             dropped_before: 0,
+            shed: Shed::Nothing,
             counters: Counters::default(),
             tap: None,
         };
@@ -89,6 +92,20 @@ impl Watch {
     /// Judges by another configuration from now on; see [`Config::reloaded`].
     pub fn reconfigure(&mut self, config: &Config) {
         self.pipeline.reconfigure(config.clone());
+    }
+
+    /// Leaves evidence out from now on, or gathers it again.
+    ///
+    /// # Errors
+    /// When the kernel cannot be told.
+    pub fn shed(&mut self, shed: Shed) -> Result<(), ProbeError> {
+        self.shed = shed;
+        self.probe.shed_opens(shed >= Shed::Opens)
+    }
+
+    /// The kernel's side, to deny egress.
+    pub fn probe_mut(&mut self) -> &mut Probe {
+        &mut self.probe
     }
 
     /// What is worth keeping over a restart.
@@ -213,6 +230,7 @@ impl Watch {
                 self.dropped_before = dropped;
             }
         }
+        degraded.extend(self.shed.layers().iter().map(|layer| (*layer).to_owned()));
         degraded.sort();
         degraded.dedup();
         self.write(|tap| tap.degraded(&degraded));

@@ -24,6 +24,10 @@ pub struct Config {
     pub programs_max: u32,
     /// Alerts kept; more drops the oldest.
     pub alerts_max: u32,
+    /// Events kept; more drops the oldest.
+    pub events_max: u32,
+    /// A device whose last heartbeat is older is silent, in seconds.
+    pub silent_after_s: u32,
     /// Devices connected at once.
     pub mqtt_connections_max: u32,
     /// Web connections at once.
@@ -43,6 +47,8 @@ impl Default for Config {
             windows_max: 4096,
             programs_max: 512,
             alerts_max: 1_000_000,
+            events_max: 100_000,
+            silent_after_s: 180,
             mqtt_connections_max: 2048,
             web_connections_max: 256,
             bundle_days: 365,
@@ -86,6 +92,8 @@ impl Config {
         reader.number("windows_max", 20, 100_000, &mut config.windows_max);
         reader.number("programs_max", 1, 10_000, &mut config.programs_max);
         reader.number("alerts_max", 100, 100_000_000, &mut config.alerts_max);
+        reader.number("events_max", 100, 10_000_000, &mut config.events_max);
+        reader.number("silent_after_s", 3, 604_800, &mut config.silent_after_s);
         reader.number("mqtt_connections_max", 1, 1_000_000, &mut config.mqtt_connections_max);
         reader.number("web_connections_max", 1, 100_000, &mut config.web_connections_max);
         reader.number("bundle_days", 1, 3650, &mut config.bundle_days);

@@ -54,6 +54,8 @@ counters! {
     RejectedDropped = "rejected_dropped",
     /// Alerts dropped from the table to make room.
     AlertsDropped = "alerts_dropped",
+    /// Events dropped from the table to make room.
+    EventsDropped = "events_dropped",
     /// Training windows dropped, oldest first, to make room.
     WindowsDropped = "windows_dropped",
     /// Training windows of a program over the per-device limit.

@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::counters::{Counter, Counters};
 use crate::device::DeviceId;
-use crate::store::StoredAlert;
+use crate::store::{StoredAlert, StoredEvent};
 
 /// Messages that may wait for one device; one more closes its connection, and it gets everything again.
 pub const OUTGOING_MAX: usize = 256;
@@ -22,6 +22,8 @@ const EVENTS_MAX: usize = 1024;
 pub enum Event {
     /// A new alert.
     Alert(Arc<StoredAlert>),
+    /// Something happened to an agent.
+    Agent(Arc<StoredEvent>),
     /// A device connected, went away, or spoke.
     Device(DeviceId),
     /// A training began, ended or has new windows.

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::device::DeviceId;
 use crate::hub::Event;
 use crate::server::Shared;
-use crate::store::{self, FrameOutcome, Limits, Pending, Rejected, StoreError, StoredAlert};
+use crate::store::{self, FrameOutcome, Limits, Pending, Rejected, StoreError, StoredAlert, StoredEvent};
 
 /// Epochs remembered per connection, to know which frame is the first of its epoch.
 const EPOCHS_SEEN_MAX: usize = 8;
@@ -50,7 +50,9 @@ pub enum Stored {
         /// After the commit.
         pending: Pending<Option<u64>>,
     },
-    /// A heartbeat or report.
+    /// A heartbeat, with the event that a silent device is heard again.
+    Heartbeat(Pending<Option<StoredEvent>>),
+    /// A report.
     Note(Pending<()>),
 }
 
@@ -88,7 +90,7 @@ pub async fn up(
     let epoch = frame.epoch;
     let alert = match &frame.body {
         Uplink::Alert(alert) => Some(Box::new(alert.clone())),
-        Uplink::Windows(_) => None,
+        Uplink::Windows(_) | Uplink::Event(_) => None,
     };
     let (counters, owner, limits) = (Arc::clone(&shared.counters), device.clone(), limits(shared));
     let pending = shared
@@ -131,7 +133,13 @@ pub async fn request(
             shared.store.submit(move |c| store::put_report(c, &owner, &report)).await?
         }
         Ok(Request::Heartbeat(_)) => {
-            shared.store.submit(move |c| store::put_heartbeat(c, &owner, &raw, clock::unix_ms())).await?
+            let (counters, events_max) = (Arc::clone(&shared.counters), shared.config.events_max);
+            let job = move |c: &_| {
+                let now_ms = clock::unix_ms();
+                store::put_heartbeat(c, &owner, &raw, now_ms)?;
+                store::put_heard(c, &counters, &owner, now_ms, events_max)
+            };
+            return Ok(Asked::Stored(Stored::Heartbeat(shared.store.submit(job).await?)));
         }
         Err(error) => {
             return reject(shared, device, connection, "req", error.to_string(), raw)
@@ -166,6 +174,9 @@ pub async fn stored(
                 let alert = StoredAlert { id, device, received_ms, alert: *alert };
                 shared.hub.tell(Event::Alert(Arc::new(alert)));
             }
+            if let Some(event) = outcome.event {
+                tell_event(shared, event);
+            }
             if let Some(windows) = outcome.windows {
                 shared.trainer.consider(device, &windows.program.key(), windows.total, windows.generation);
                 shared.hub.tell(Event::Training(device.clone()));
@@ -173,12 +184,25 @@ pub async fn stored(
             Ok(Some((epoch, outcome.acked)))
         }
         Stored::Rejected { epoch, pending } => Ok(pending.done().await?.map(|seq| (epoch, seq))),
+        Stored::Heartbeat(pending) => {
+            if let Some(event) = pending.done().await? {
+                tell_event(shared, event);
+            }
+            shared.hub.tell(Event::Device(device.clone()));
+            Ok(None)
+        }
         Stored::Note(pending) => {
             pending.done().await?;
             shared.hub.tell(Event::Device(device.clone()));
             Ok(None)
         }
     }
+}
+
+/// Tells people what happened to an agent.
+pub fn tell_event(shared: &Shared, event: StoredEvent) {
+    log::warn!("device {}: {}: {}", event.device, event.kind, event.text);
+    shared.hub.tell(Event::Agent(Arc::new(event)));
 }
 
 async fn reject(
@@ -204,7 +228,12 @@ async fn reject(
 
 fn limits(shared: &Shared) -> Limits {
     let config = &shared.config;
-    Limits { windows: config.windows_max, programs: config.programs_max, alerts: config.alerts_max }
+    Limits {
+        windows: config.windows_max,
+        programs: config.programs_max,
+        alerts: config.alerts_max,
+        events: config.events_max,
+    }
 }
 
 /// A frame's first two fields, if they are there and usable.
@@ -225,6 +254,8 @@ fn decode_frame(raw: &[u8]) -> Result<UplinkFrame, String> {
     match &frame.body {
         Uplink::Alert(alert) => check_alert(alert)?,
         Uplink::Windows(windows) => check_windows(windows)?,
+        // Any text, any number.
+        Uplink::Event(_) => {}
     }
     Ok(frame)
 }

@@ -4,7 +4,7 @@
 //! ```text
 //! device ── mTLS ──► mqtt ──► ingest ──► store (SQLite, group commit) ──► hub ──► web (API, stream, dashboard)
 //!    ▲                 │                   │
-//!    └── Ack, Offer, Chunk ◄───────── trainer (fit, seal) ◄── windows
+//!    └── Ack, Offer, Chunk, Release ◄───────── trainer (fit, seal) ◄── windows
 //! ```
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub mod ingest;
 pub mod mqtt;
 pub mod pki;
 pub mod server;
+mod silence;
 pub mod store;
 pub mod ticket;
 pub mod trainer;

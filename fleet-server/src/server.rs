@@ -22,6 +22,7 @@ use crate::files;
 use crate::hub::Hub;
 use crate::mqtt;
 use crate::pki::{Pki, PkiError};
+use crate::silence;
 use crate::store::{self, Store, StoreError, Threads};
 use crate::trainer::{self, Fit, Trainer};
 use crate::web;
@@ -139,6 +140,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let mut tasks = JoinSet::new();
     tasks.spawn(mqtt::serve(Arc::clone(&shared), mqtt_listener, device_tls, stopped.clone()));
     tasks.spawn(web::serve(Arc::clone(&shared), web_listener, web_tls, stopped.clone()));
+    tasks.spawn(silence::watch(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(save_counters(shared.store.clone(), stopped));
     let path = dir.join("addresses.json");
     let json = serde_json::to_vec(&shared.addresses).expect("addresses have a JSON form");

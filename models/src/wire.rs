@@ -74,6 +74,89 @@ pub enum Uplink {
     Alert(Alert),
     /// Normal windows of a program that is being learned.
     Windows(TrainingWindows),
+    /// What happened to the agent itself, or was done by it.
+    Event(DeviceEvent),
+}
+
+/// What happened to a device's agent, or was done by it: evidence of tampering, and the audit of its own acts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceEvent {
+    /// Wall clock when it was noticed, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// Of which kind.
+    pub kind: EventKind,
+    /// Which program it is about.
+    pub program: Option<ProgramId>,
+    /// Which containment it is about, as numbered on the device.
+    pub containment: Option<u32>,
+    /// One plain sentence.
+    pub text: String,
+}
+
+/// Kinds of [`DeviceEvent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EventKind {
+    /// The agent began to watch.
+    Started,
+    /// The agent was asked to stop, and stopped.
+    Stopped,
+    /// The agent's last run ended without being asked to, while the machine went on: it was killed, or crashed.
+    Killed,
+    /// The agent's last run ended together with the machine's: power loss, or a reset.
+    MachineEnded,
+    /// The configuration is another than before.
+    ConfigurationChanged,
+    /// The agent's program file is another than in its last run.
+    AgentReplaced,
+    /// A baseline alarmed far above its promise, and the one before it is active again.
+    BaselineRolledBack,
+    /// A program was contained.
+    Contained,
+    /// A containment was undone, or ended by itself.
+    Released,
+    /// A program would have been contained, and was not.
+    NotContained,
+    /// Less evidence is gathered, so that the CPU budget holds, or all of it again.
+    Shedding,
+    /// The wall clock was set.
+    ClockSet,
+}
+
+impl EventKind {
+    /// Every kind.
+    pub const ALL: [Self; 12] = [
+        Self::Started,
+        Self::Stopped,
+        Self::Killed,
+        Self::MachineEnded,
+        Self::ConfigurationChanged,
+        Self::AgentReplaced,
+        Self::BaselineRolledBack,
+        Self::Contained,
+        Self::Released,
+        Self::NotContained,
+        Self::Shedding,
+        Self::ClockSet,
+    ];
+
+    /// The name in logs and in the fleet's API.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Stopped => "stopped",
+            Self::Killed => "killed",
+            Self::MachineEnded => "machine_ended",
+            Self::ConfigurationChanged => "configuration_changed",
+            Self::AgentReplaced => "agent_replaced",
+            Self::BaselineRolledBack => "baseline_rolled_back",
+            Self::Contained => "contained",
+            Self::Released => "released",
+            Self::NotContained => "not_contained",
+            Self::Shedding => "shedding",
+            Self::ClockSet => "clock_set",
+        }
+    }
 }
 
 /// A verdict on one window or one decisive event.
@@ -254,6 +337,11 @@ pub enum Downlink {
         /// The bytes; shorter than asked at the bundle's end.
         data: Vec<u8>,
     },
+    /// A containment is to be undone; answered with [`EventKind::Released`].
+    Release {
+        /// As the device numbered it.
+        containment: u32,
+    },
 }
 
 /// A bundle that may be fetched.
@@ -358,6 +446,23 @@ mod tests {
     #[test]
     fn the_bytes_of_an_acknowledgement_never_change() {
         assert_eq!(encode(&Downlink::Ack { epoch: 1, seq: 128 }).unwrap(), b"\x00\x01\x80\x01");
+    }
+
+    #[test]
+    fn the_bytes_of_an_event_and_a_release_never_change() {
+        let event = DeviceEvent {
+            unix_ms: 1,
+            kind: EventKind::Contained,
+            program: Some(program()),
+            containment: Some(3),
+            text: "t".into(),
+        };
+        let frame = UplinkFrame { epoch: 7, seq: 1, body: Uplink::Event(event) };
+        assert_eq!(
+            encode(&frame).unwrap(),
+            b"\x07\x01\x02\x01\x07\x01\x0agw.service\x0b/usr/bin/gw\x00\x01\x03\x01t"
+        );
+        assert_eq!(encode(&Downlink::Release { containment: 128 }).unwrap(), b"\x03\x80\x01");
     }
 
     #[test]

@@ -55,6 +55,49 @@ pub(crate) fn bad_ones_are_refused_and_the_next_good_one_is_used(story: &mut Sto
     .unwrap();
 }
 
+/// A new one whose calibration promises far too much alarms with every window: the one before comes back by itself, and the
+/// fleet is told.
+pub(crate) fn one_far_above_its_promise_is_taken_back(story: &mut Story) {
+    let active = story.agent.status().unwrap()["heartbeat"]["programs"][0]["generation"].as_u64().unwrap();
+    let newest = "SELECT generation, body FROM bundles ORDER BY generation DESC LIMIT 1";
+    let newest = database(story).query_row(newest, [], |row| Ok((row.get(0)?, row.get(1)?)));
+    let (last, good): (u32, Vec<u8>) = newest.unwrap();
+    let bad = last + 1;
+    let pkcs8 = std::fs::read(story.fleet.state().join("bundle.key")).unwrap();
+    let key = SigningKey::from_pkcs8(&pkcs8).unwrap();
+    let bundle = bundle::open(&good, &Keyring([key.public()].into_iter().collect())).unwrap();
+    let mut manifest = Manifest { generation: bad.into(), ..bundle.manifest().clone() };
+    manifest.calibration.fused.fill(-1000.0);
+    let parts =
+        manifest.parts.iter().map(|part| (part.name.clone(), bundle.part(&part.name).unwrap().to_vec()));
+    let bytes = bundle::seal(manifest.clone(), parts.collect(), &key);
+    story.fleet.kill().unwrap();
+    let size = u32::try_from(bytes.len()).unwrap();
+    let database = database(story);
+    let row = params![bad, bundle::sha256(&bytes), size, bytes, last];
+    let insert =
+        "INSERT INTO bundles SELECT device, key, ?, ?, ?, created_ms, ? FROM bundles WHERE generation = ?";
+    assert_eq!(database.execute(insert, row).unwrap(), 1);
+    database.execute("UPDATE programs SET generation = ?, refused = NULL", [bad]).unwrap();
+    drop(database);
+    story.fleet.restart().unwrap();
+    let back = wait_for("the way back", Duration::from_secs(120), || {
+        story.agent.check()?;
+        let events = story.fleet.events(tests::story::DEVICE).unwrap_or_default();
+        Ok(events.into_iter().find(|event| event["kind"] == "baseline_rolled_back"))
+    });
+    let back = back.unwrap_or_else(|error| panic!("{error}\n{}", story.agent.log()));
+    let text = back["text"].as_str().unwrap();
+    assert!(text.contains(&format!("generation {bad} was taken back, {active} is active")), "{text}");
+    let program = story.agent.status().unwrap()["heartbeat"]["programs"][0].clone();
+    assert_eq!((&program["state"], &program["generation"]), (&json!("ACTIVE"), &json!(active)));
+    wait_for("the fleet's reason", Duration::from_secs(20), || {
+        let row = story.fleet.get("training")?["training"][0].clone();
+        Ok(row["refused"].as_str().filter(|why| why.contains("far above its promise")).map(drop))
+    })
+    .unwrap();
+}
+
 fn database(story: &Story) -> Connection {
     Connection::open(story.fleet.state().join("fleet.db")).unwrap()
 }

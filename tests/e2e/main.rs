@@ -3,6 +3,7 @@
 mod broker;
 mod bundles;
 mod commands;
+mod contained;
 mod dashboard;
 mod device;
 mod faults;

@@ -121,5 +121,6 @@ fn an_attack_is_told_once_although_the_fleet_server_was_killed_and_bad_bundles_c
 
     bundles::bad_ones_are_refused_and_the_next_good_one_is_used(&mut story);
     rolled_back(&mut story);
+    bundles::one_far_above_its_promise_is_taken_back(&mut story);
     story.stop().unwrap();
 }

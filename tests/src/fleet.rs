@@ -27,6 +27,17 @@ impl Fleet {
     /// # Errors
     /// When it does not start.
     pub fn start(state: &Path, learn_windows: u32) -> Result<Self, Failed> {
+        Self::start_with(state, learn_windows, "")
+    }
+
+    /// The same with a configuration file of this text.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_with(state: &Path, learn_windows: u32, config: &str) -> Result<Self, Failed> {
+        let failed = |error| Failed::new("writing the configuration", error);
+        fs::create_dir_all(state).map_err(failed)?;
+        fs::write(state.join("fleet.toml"), config).map_err(failed)?;
         let mut fleet = Self { state: state.to_owned(), learn_windows, process: None };
         fleet.run("127.0.0.1:0", "127.0.0.1:0")?;
         Ok(fleet)
@@ -170,11 +181,21 @@ impl Fleet {
         Ok(answer["alerts"].as_array().cloned().unwrap_or_default())
     }
 
+    /// All events of a device's agent, oldest first.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub fn events(&self, device: &str) -> Result<Vec<Value>, Failed> {
+        let answer = self.get(&format!("events?limit=1000&after=0&device={device}"))?;
+        Ok(answer["events"].as_array().cloned().unwrap_or_default())
+    }
+
     fn run(&mut self, mqtt: &str, web: &str) -> Result<(), Failed> {
-        fs::create_dir_all(&self.state).map_err(|error| Failed::new(self.state.display(), error))?;
         let state = self.state.to_string_lossy().into_owned();
         let windows = self.learn_windows.to_string();
-        let arguments = ["run", "--state", &state, "--mqtt", mqtt, "--web", web, "--learn-windows", &windows];
+        let config = self.state.join("fleet.toml").to_string_lossy().into_owned();
+        let mut arguments = vec!["run", "--state", &state, "--config", &config];
+        arguments.extend(["--mqtt", mqtt, "--web", web, "--learn-windows", &windows]);
         let log = self.state.join("fleet.log");
         let mut process = Process::start(&binary("behaveguard-fleet")?, &arguments, &log, Stdio::null())?;
         let id = process.id();

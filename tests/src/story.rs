@@ -45,9 +45,18 @@ impl Story {
     /// # Errors
     /// When a part does not start.
     pub fn start(dir: &Path, learn_windows: u32) -> Result<Self, Failed> {
-        let fleet = Fleet::start(&dir.join("fleet"), learn_windows)?;
-        let mut agent =
-            Agent::enroll(&dir.join("agent"), &Gateway::executable(&dir.join("gateway")), &fleet, DEVICE)?;
+        Self::start_with(dir, learn_windows, "", "")
+    }
+
+    /// The same with more in the configurations of agent and fleet server.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn start_with(dir: &Path, learn_windows: u32, agent: &str, fleet: &str) -> Result<Self, Failed> {
+        let fleet = Fleet::start_with(&dir.join("fleet"), learn_windows, fleet)?;
+        let watch = Gateway::executable(&dir.join("gateway"));
+        let config = format!("watch = [{watch:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n{agent}");
+        let mut agent = Agent::enroll_with(&dir.join("agent"), &config, &fleet, DEVICE)?;
         agent.run()?;
         let gateway = Gateway::start(&dir.join("gateway"))?;
         Ok(Self { fleet, agent, gateway })

@@ -127,12 +127,16 @@ fn the_configuration_reference_is_the_one_in_the_code() {
              to 60 s, doubled each\ntime and spread; what waits when the agent ends has two seconds. Environment variables do not reach \
              into them.\n\n";
     text += &agent::config::reference(agent::config::SINK_KEYS);
+
     text += "\n- Every sink but syslog gets one JSON object: `id`, `device` and the alert as in [wire-format.md](wire-format.md).\n\
              - syslog: facility 10 (authpriv), severity 2 for CRITICAL, 3 for HIGH, 4 for MEDIUM, `[behaveguard@32473 id score program pid \
              techniques]`\n  and the sentence. Datagrams are cut at 2048 bytes (RFC 5424 section 6.1).\n\
              - exec: `ALERT_ID`, `ALERT_SEVERITY`, `ALERT_SCORE`, `ALERT_PROGRAM`, `ALERT_PID` and `ALERT_SUMMARY` are in its environment. Exit \
              code 75 asks to\n  be started again, any other but 0 counts the alert as failed.\n\
-             - webhook: 2xx is taken; 408, 429 and 5xx are tried again; anything else, redirects too, counts as failed.\n";
+             - webhook: 2xx is taken; 408, 429 and 5xx are tried again; anything else, redirects too, counts as failed.\n\n\
+             ## Containment\n\nEach `[[contain]]` table, up to 32, is a rule; without one the agent only watches. See \
+             [operations.md](operations.md).\n\n";
+    text += &agent::config::reference(agent::config::CONTAIN_KEYS);
     let path = root().join("docs/configuration.md");
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, &text).unwrap();

@@ -5,10 +5,19 @@ use std::fmt::{self, Write as _};
 
 use agent_ebpf::watched::WATCHED_MAX;
 
+use super::contain::CONTAIN_KEYS;
 use super::sinks::SINK_KEYS;
 
 /// What an environment variable that overrides a key begins with.
 pub const ENVIRONMENT: &str = "BEHAVEGUARD_";
+
+/// How a rule of containment is shown in the template.
+const CONTAIN: &str = r#"
+# What is done to programs that alarm, nothing by default; docs/operations.md says what to think of first.
+#[[contain]]
+#program = "nginx.service"
+#action = "deny_egress"
+"#;
 
 /// How a sink is shown in the template: which keys it has depends on its kind, so each kind has its example.
 const SINKS: &str = r#"
@@ -174,6 +183,24 @@ pub const KEYS: &[Key] = &[
                again when their program is judged.",
     },
     Key {
+        name: "memory_budget",
+        default: r#""64MiB""#,
+        form: Size(32 * MIB, 16 * GIB),
+        applied: Restart,
+        text: "Memory that the agent and its kernel maps may take: set the service's MemoryMax no lower. Sizes that are not \
+               given follow from it in proportion: `programs_max`, `processes_max`, `models_max`, and of `kernel` \
+               `processes_max`, `grams_max`, `learned_max`, `dns_sockets_max` and the rings. Their defaults are for 64MiB.",
+    },
+    Key {
+        name: "cpu_budget",
+        default: r#""20%""#,
+        form: Words("\"unlimited\", or \"N%\" of one core, N a whole number from 1 to 1000"),
+        applied: Reload,
+        text: "CPU time that the agent may take, over a window. Beyond it, the evidence that costs most and tells least is \
+               left out first: what the models say, then ordinary opens of files. `status`, the fleet and each alert are \
+               told so, and such windows are not learned from.",
+    },
+    Key {
         name: "outbox_engine",
         default: r#""log""#,
         form: Words(r#""log", or "sled" in builds with the feature of that name"#),
@@ -303,7 +330,7 @@ const _: () = assert!(WATCHED_MAX == 8, "the form of `kernel.traces` names it");
 /// When there is none.
 #[must_use]
 pub(super) fn key(name: &str) -> &'static Key {
-    let known = KEYS.iter().chain(SINK_KEYS).find(|key| key.name == name);
+    let known = KEYS.iter().chain(SINK_KEYS).chain(CONTAIN_KEYS).find(|key| key.name == name);
     known.expect("only known keys are asked for")
 }
 
@@ -325,6 +352,7 @@ pub fn template() -> String {
         });
         let _ = writeln!(text, "#{name} = {}", key.default);
     }
+    text.push_str(CONTAIN);
     text.push_str(SINKS);
     text
 }

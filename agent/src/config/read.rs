@@ -59,12 +59,20 @@ impl Reader {
     }
 
     /// Its problems are known already.
-    pub(super) fn has_problem(&self, name: &str) -> bool {
+    fn has_problem(&self, name: &str) -> bool {
         self.problems.iter().any(|problem| problem.key == format!("{}{name}", self.prefix))
     }
 
+    /// Says what a needed key must hold, unless what it holds was found wrong already.
+    pub(super) fn missing(&mut self, name: &str) {
+        if !self.has_problem(name) {
+            let form = self.form(name);
+            self.problem(name, format!("is needed: {form}"));
+        }
+    }
+
     /// What a key may hold.
-    pub(super) fn form(&self, name: &str) -> Form {
+    fn form(&self, name: &str) -> Form {
         self.known(name).form
     }
 
@@ -151,6 +159,18 @@ impl Reader {
         }
     }
 
+    /// A share of one core; `None` when it may be any.
+    pub(super) fn share(&mut self, name: &str, into: &mut Option<u32>) {
+        let form = self.form(name);
+        self.put(name, form, into, |value| match value.as_str()? {
+            "unlimited" => Some(None),
+            text => {
+                let percent = text.strip_suffix('%')?.trim_end().parse().ok()?;
+                (1..=1000).contains(&percent).then_some(Some(percent))
+            }
+        });
+    }
+
     /// What was wrong; keys that nobody took are.
     pub(super) fn end(mut self) -> Vec<Problem> {
         let unknown: Vec<String> = self.table.keys().cloned().collect();
@@ -163,6 +183,37 @@ impl Reader {
     fn known(&self, name: &str) -> &'static Key {
         key(&format!("{}{name}", self.prefix))
     }
+}
+
+/// Reads tables of one name, each begun with `[[name]]`; problems name which of several it is.
+pub(super) fn tables<T>(
+    name: &str,
+    value: Option<Value>,
+    max: usize,
+    problems: &mut Vec<Problem>,
+    one: impl Fn(&mut Reader) -> Option<T>,
+) -> Vec<T> {
+    let tables: Vec<Table> = match value.map(Value::try_into) {
+        None => return Vec::new(),
+        Some(Ok(tables)) => tables,
+        Some(Err(_)) => {
+            let text = format!("must be tables, each begun with [[{name}]]");
+            problems.push(Problem { key: name.into(), text });
+            return Vec::new();
+        }
+    };
+    if tables.len() > max {
+        problems.push(Problem { key: name.into(), text: format!("must be at most {max} tables") });
+    }
+    let mut read = Vec::new();
+    for (n, table) in (1..).zip(tables) {
+        let mut reader = Reader::of(table, format!("{name}."));
+        read.extend(one(&mut reader));
+        let named =
+            |problem: Problem| Problem { text: format!("of {name} {n}: {}", problem.text), ..problem };
+        problems.extend(reader.end().into_iter().map(named));
+    }
+    read
 }
 
 /// Which variables are meant for the configuration.

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use models::policy::Severity;
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Value;
 
 use super::Problem;
 use super::keys::{Applied, Form, Key};
-use super::read::Reader;
+use super::read::{Reader, tables};
 
 /// Sinks of one agent.
 pub const SINKS_MAX: usize = 8;
@@ -194,30 +194,7 @@ impl SyslogAddress {
 
 /// Reads what stands under `sink`.
 pub(super) fn read(value: Option<Value>, problems: &mut Vec<Problem>) -> Vec<SinkOptions> {
-    let tables: Vec<Table> = match value.map(Value::try_into) {
-        None => return Vec::new(),
-        Some(Ok(tables)) => tables,
-        Some(Err(_)) => {
-            problems.push(Problem {
-                key: "sink".into(),
-                text: "must be tables, each begun with [[sink]]".into(),
-            });
-            return Vec::new();
-        }
-    };
-    if tables.len() > SINKS_MAX {
-        problems.push(Problem { key: "sink".into(), text: format!("must be at most {SINKS_MAX} tables") });
-    }
-    let mut sinks = Vec::new();
-    for (n, table) in (1..).zip(tables) {
-        // Problems name which of several it is.
-        let mut reader = Reader::of(table, "sink.".into());
-        let sink = one(&mut reader);
-        let found = reader.end();
-        let named = |problem: Problem| Problem { text: format!("of sink {n}: {}", problem.text), ..problem };
-        problems.extend(found.into_iter().map(named));
-        sinks.extend(sink);
-    }
+    let sinks = tables("sink", value, SINKS_MAX, problems, one);
     let mut names = BTreeSet::new();
     for sink in &sinks {
         if !names.insert(&sink.name) {
@@ -263,7 +240,7 @@ fn one(keys: &mut Reader) -> Option<SinkOptions> {
                 list.first().is_some_and(|path| path.starts_with('/'))
             });
             if command.is_empty() {
-                missing(keys, "command");
+                keys.missing("command");
             }
             Some(SinkKind::Exec { command, timeout })
         }
@@ -271,7 +248,7 @@ fn one(keys: &mut Reader) -> Option<SinkOptions> {
             let mut url = String::new();
             keys.words("url", &mut url, |url| url.starts_with("https://") || url.starts_with("http://"));
             if url.is_empty() {
-                missing(keys, "url");
+                keys.missing("url");
             }
             let token_file = path(keys, "token_file");
             let ca_file =
@@ -279,7 +256,7 @@ fn one(keys: &mut Reader) -> Option<SinkOptions> {
             Some(SinkKind::Webhook { url, token_file, ca_file, timeout })
         }
         _ => {
-            missing(keys, "kind");
+            keys.missing("kind");
             keys.ignore_rest();
             None
         }
@@ -296,17 +273,9 @@ fn path(keys: &mut Reader, name: &str) -> Option<PathBuf> {
 fn needed_path(keys: &mut Reader, name: &str) -> Option<PathBuf> {
     let path = path(keys, name);
     if path.is_none() {
-        missing(keys, name);
+        keys.missing(name);
     }
     path
-}
-
-/// Says what a needed key must hold, unless what it holds was found wrong already.
-fn missing(keys: &mut Reader, name: &str) {
-    if !keys.has_problem(name) {
-        let form = keys.form(name);
-        keys.problem(name, format!("is needed: {form}"));
-    }
 }
 
 #[cfg(test)]

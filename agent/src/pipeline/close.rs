@@ -13,6 +13,7 @@ use super::training::batches;
 use super::{Output, Pipeline, Program, baseline_of};
 use crate::clock::{Now, nanoseconds};
 use crate::processes::{Identity, Lookup};
+use crate::shedding::MODELS;
 
 /// With fewer calls than this a window says nothing about how often and in which order they come: only first-time acts
 /// count. The rest of a process that lived across the end of a window is such a one.
@@ -89,7 +90,8 @@ impl<L: Lookup> Pipeline<L> {
         let vector = features::extract(&window);
         let Some(key) = process.key.clone() else { return };
         let enough = window.syscalls.total() >= CALLS_MIN;
-        if enough {
+        let asked = enough && !self.degraded.iter().any(|layer| layer == MODELS);
+        if asked {
             self.use_models(&key);
         }
         let allowance =
@@ -120,7 +122,7 @@ impl<L: Lookup> Pipeline<L> {
         }
         let history = sequence(&process.history).unwrap_or_default();
         let history: Vec<&Vector> = history.iter().collect();
-        let models = baseline.detectors.as_ref().filter(|_| enough);
+        let models = baseline.detectors.as_ref().filter(|_| asked);
         let spoken = models.map(|models| models.all(&vector, &history)).unwrap_or_default();
         let mut raw = Vec::new();
         for (name, output) in &spoken {
@@ -135,7 +137,7 @@ impl<L: Lookup> Pipeline<L> {
             }
         }
         let grams = window.syscalls.grams.as_ref();
-        let grams = grams.filter(|grams| enough && Some(grams.table) == baseline.table);
+        let grams = grams.filter(|grams| asked && Some(grams.table) == baseline.table);
         if let Some(bits) = grams.and_then(|grams| grams.sums.bits()) {
             raw.push(Raw { name: "surprisal", score: bits, contributions: &[] });
         }

@@ -352,8 +352,12 @@ fn a_program_whose_load_shifts_is_stale_told_by_acts_alone_and_learned_again() {
     assert!(bench.close_with(&[GATEWAY], shifted).is_empty());
     bench.pipeline.set_degraded(vec![]);
 
-    // A new generation begins anew.
+    // A new generation begins anew; while its models are shed, nothing that they would say is told or held against it.
     bench.activate_again();
+    bench.pipeline.set_degraded(vec!["models".into()]);
+    assert!((0..40).all(|_| bench.close_with(&[GATEWAY], shifted).is_empty()));
+    assert_eq!(alerts(bench.open(GATEWAY, "/etc/shadow", true)).len(), 1);
+    bench.pipeline.set_degraded(vec![]);
     assert_eq!(bench.pipeline.programs(0)[0].state, "ACTIVE");
     assert_eq!(bench.pipeline.promises()[0].windows, 0);
 }

@@ -7,6 +7,7 @@ use models::wire::Heartbeat;
 use super::Service;
 use crate::clock;
 use crate::control::{BudgetState, Status};
+use crate::shedding::Shed;
 use crate::vitals;
 
 /// Programs named in a heartbeat.
@@ -23,6 +24,8 @@ impl Service {
             online: self.online,
             sinks: self.sinks.states(),
             confinement: self.confinement.clone(),
+            contained: self.containment.entries().to_vec(),
+            shed: (self.shedding.shed() != Shed::Nothing).then(|| self.shedding.shed().text().to_owned()),
             reloaded: self.reloaded.clone(),
             alert_budget: self
                 .watch
@@ -76,6 +79,7 @@ impl Service {
                 all.push(("kernel_elsewhere".into(), counters.elsewhere));
                 all.push(("kernel_unresolved".into(), counters.unresolved));
                 all.push(("opens_unchecked".into(), counters.unchecked));
+                all.push(("kernel_egress_denied".into(), counters.egress_denied));
             }
             Err(error) => log::warn!("reading the kernel's counters: {error}"),
         }
@@ -90,6 +94,10 @@ impl Service {
             ("memory_failed", own.memory_failed),
             ("bundles_activated", own.bundles_activated),
             ("bundles_refused", own.bundles_refused),
+            ("bundles_rolled_back", own.bundles_rolled_back),
+            ("contained", own.contained),
+            ("not_contained", own.not_contained),
+            ("contained_released", own.released),
             ("reloads_refused", own.reloads_refused),
             ("drains_failed", watch.drains_failed),
             ("tables_refused", watch.tables_refused),

@@ -287,13 +287,18 @@ impl Reader {
         // From here on the hub sends new messages itself, so nothing falls between the query and them.
         self.session.set_subscribed(true);
         let owner = self.device.clone();
-        let query = move |c: &_| Ok((store::acks(c, &owner)?, store::newest_offers(c, &owner)?));
-        let (acks, offers) = self.shared.store.read(query).await?;
+        let query = move |c: &_| {
+            Ok((store::acks(c, &owner)?, store::newest_offers(c, &owner)?, store::releases(c, &owner)?))
+        };
+        let (acks, offers, releases) = self.shared.store.read(query).await?;
         for (epoch, seq) in acks {
             self.send_down(&Downlink::Ack { epoch, seq }).await?;
         }
         for offer in offers {
             self.send_down(&Downlink::Offer(offer)).await?;
+        }
+        for containment in releases {
+            self.send_down(&Downlink::Release { containment }).await?;
         }
         let owner = self.device.clone();
         let pending = self.shared.store.submit(move |c| store::seen(c, &owner, clock::unix_ms())).await?;

@@ -8,6 +8,7 @@ use models::program::ProgramId;
 use models::wire::{Alert, TrainingWindow, Uplink, UplinkFrame};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::events::{StoredEvent, event_of, put_event};
 use super::{StoreError, bits, int, uint};
 use crate::counters::{Counter, Counters};
 use crate::device::DeviceId;
@@ -30,6 +31,8 @@ pub struct Limits {
     pub programs: u32,
     /// Alerts of all devices.
     pub alerts: u32,
+    /// Events of all devices.
+    pub events: u32,
 }
 
 /// What became of a frame.
@@ -41,6 +44,8 @@ pub struct FrameOutcome {
     pub acked: u64,
     /// The row of a fresh alert.
     pub alert_id: Option<u64>,
+    /// A fresh event.
+    pub event: Option<StoredEvent>,
     /// What is there to train with after fresh windows.
     pub windows: Option<WindowsOutcome>,
 }
@@ -83,12 +88,17 @@ pub fn put_frame(
     limits: Limits,
 ) -> Result<FrameOutcome, StoreError> {
     let (fresh, acked) = number(c, counters, device, (frame.epoch, frame.seq), first, now_ms)?;
-    let mut outcome = FrameOutcome { fresh, acked, alert_id: None, windows: None };
+    let mut outcome = FrameOutcome { fresh, acked, alert_id: None, event: None, windows: None };
     match &frame.body {
         // Also when the number is known: a frame that was given up as missing may still come.
         Uplink::Alert(alert) => {
             outcome.alert_id = put_alert(c, counters, device, frame, alert, now_ms, limits)?;
             outcome.fresh = outcome.alert_id.is_some();
+        }
+        Uplink::Event(event) => {
+            let id = put_event(c, counters, device, frame, event, now_ms, limits.events)?;
+            outcome.event = id.map(|id| event_of(c, id)).transpose()?.flatten();
+            outcome.fresh = id.is_some();
         }
         Uplink::Windows(windows) if fresh => {
             outcome.windows = put_windows(c, counters, device, &windows.program, &windows.windows, limits)?;

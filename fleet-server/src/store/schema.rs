@@ -8,7 +8,7 @@ use super::{StoreError, int, uint};
 use crate::counters::{Counter, Counters};
 
 /// The `user_version` this server writes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// `acks` holds the highest number without a gap below it; `ahead` what was stored beyond it.
 const V1: &str = "
@@ -52,21 +52,36 @@ CREATE TABLE rejected(
 CREATE TABLE counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
+/// What happens to agents. Those that a device told have its number; those that the server noticed have none.
+const V2: &str = "
+CREATE TABLE events(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, epoch INTEGER, seq INTEGER, received_ms INTEGER NOT NULL,
+    unix_ms INTEGER NOT NULL, kind TEXT NOT NULL, program BLOB, containment INTEGER, text TEXT NOT NULL,
+    UNIQUE(device, epoch, seq)
+);
+CREATE INDEX events_by_device ON events(device, id);
+CREATE TABLE releases(
+    device TEXT NOT NULL, containment INTEGER NOT NULL, asked_ms INTEGER NOT NULL, PRIMARY KEY(device, containment)
+) WITHOUT ROWID;
+ALTER TABLE devices ADD COLUMN silent_ms INTEGER NOT NULL DEFAULT 0;
+";
+
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let opened = |source| StoreError::Open { path: path.into(), source };
     connection.execute_batch("BEGIN IMMEDIATE").map_err(opened)?;
     let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(opened)?;
-    let result = match found {
-        0 => connection
-            .execute_batch(V1)
-            .and_then(|()| connection.pragma_update(None, "user_version", VERSION)),
-        VERSION => Ok(()),
+    let steps: &[&str] = match found {
+        0 => &[V1, V2],
+        1 => &[V2],
+        VERSION => &[],
         _ => {
             let _ = connection.execute_batch("ROLLBACK");
             return Err(StoreError::Newer { path: path.into(), found, known: VERSION });
         }
     };
+    let result = steps.iter().try_for_each(|step| connection.execute_batch(step));
+    let result = result.and_then(|()| connection.pragma_update(None, "user_version", VERSION));
     result.and_then(|()| connection.execute_batch("COMMIT")).map_err(opened)
 }
 

@@ -8,11 +8,12 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use models::program::hex;
+use models::wire::Downlink;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
-use super::views::{AlertView, DeviceView, TrainingView};
+use super::views::{AlertView, DeviceView, EventView, TrainingView};
 use crate::clock;
 use crate::counters::Counter;
 use crate::device::DeviceId;
@@ -66,6 +67,50 @@ pub(super) async fn alert(State(shared): State<Arc<Shared>>, Path(id): Path<Stri
     let alert = shared.store.read(move |c| store::alert(c, id)).await?;
     let alert = alert.ok_or_else(|| ApiError::not_found("alert"))?;
     Ok(Json(json!(AlertView::from(&alert))))
+}
+
+pub(super) async fn events(
+    State(shared): State<Arc<Shared>>,
+    query: Result<Query<AlertsQuery>, QueryRejection>,
+) -> Answer {
+    let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let limit = query.limit.unwrap_or(100).clamp(1, ALERTS_MAX);
+    let events =
+        shared.store.read(move |c| store::events(c, query.after, limit, query.device.as_deref())).await?;
+    let next = events.last().map(|event| event.id).or(query.after).unwrap_or(0);
+    let views: Vec<_> = events.iter().map(EventView::from).collect();
+    Ok(Json(json!({ "events": views, "next_after": next })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReleaseRequest {
+    containment: u32,
+}
+
+pub(super) async fn release(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    body: Result<Json<ReleaseRequest>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let Json(ReleaseRequest { containment }) =
+        body.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let device = DeviceId::parse(&id).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let wanted = device.clone();
+    if shared.store.read(move |c| store::device(c, wanted.as_str())).await?.is_none() {
+        return Err(ApiError::not_found("device"));
+    }
+    let owner = device.clone();
+    let kept =
+        shared.store.write(move |c| store::put_release(c, &owner, containment, clock::unix_ms())).await?;
+    if !kept {
+        let hint = "wait until the device has answered some";
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "too many releases wait", hint));
+    }
+    // Whoever is away gets it when it connects.
+    shared.hub.send(&device, &Downlink::Release { containment });
+    log::warn!("device {device} is asked to release containment {containment}");
+    Ok((StatusCode::ACCEPTED, Json(json!({ "state": "asked" }))).into_response())
 }
 
 pub(super) async fn devices(State(shared): State<Arc<Shared>>) -> Answer {

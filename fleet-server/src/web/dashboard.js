@@ -3,7 +3,10 @@
 
 const RANK = { LOW: 0, MEDIUM: 1, HIGH: 2, CRITICAL: 3 };
 const SHOWN_MAX = 500;
-const state = { token: sessionStorage.getItem("token") || "", alerts: new Map(), devices: new Map(), stop: null };
+const EVENTS_SHOWN_MAX = 100;
+const state = {
+  token: sessionStorage.getItem("token") || "", alerts: new Map(), devices: new Map(), events: new Map(), stop: null,
+};
 const at = (id) => document.getElementById(id);
 
 function element(name, className, text) {
@@ -13,20 +16,25 @@ function element(name, className, text) {
   return made;
 }
 
-async function ask(path, signal) {
-  const answer = await fetch("/api/v1" + path, { headers: { Authorization: "Bearer " + state.token }, signal });
+async function ask(path, signal, sent) {
+  const headers = { Authorization: "Bearer " + state.token };
+  if (sent) headers["Content-Type"] = "application/json";
+  const how = sent ? { method: "POST", body: JSON.stringify(sent) } : {};
+  const answer = await fetch("/api/v1" + path, { headers, signal, ...how });
   if (answer.status === 401) throw Object.assign(new Error("this token is not accepted"), { refused: true });
   if (!answer.ok) throw new Error("the server answered " + answer.status);
   return answer;
 }
 
 async function load(signal) {
-  const [alerts, devices] = await Promise.all(
-    ["/alerts?limit=" + SHOWN_MAX, "/devices"].map(async (path) => (await ask(path, signal)).json()));
+  const [alerts, devices, events] = await Promise.all(
+    ["/alerts?limit=" + SHOWN_MAX, "/devices", "/events?limit=" + EVENTS_SHOWN_MAX].map(async (path) => (await ask(path, signal)).json()));
   alerts.alerts.forEach((alert) => state.alerts.set(alert.id, alert));
   devices.devices.forEach((device) => state.devices.set(device.id, device));
+  events.events.forEach((event) => state.events.set(event.id, event));
   showAlerts();
   showDevices();
+  showEvents();
   await loadTraining(signal);
 }
 
@@ -116,6 +124,44 @@ function deviceItem(device) {
   return item;
 }
 
+function showEvents() {
+  while (state.events.size > EVENTS_SHOWN_MAX) state.events.delete(Math.min(...state.events.keys()));
+  const events = [...state.events.values()].sort((a, b) => b.id - a.id);
+  const undone = new Set(events.filter((event) => event.kind === "released").map(containmentOf));
+  at("no-events").hidden = events.length > 0;
+  at("events").replaceChildren(...events.map((event) => eventItem(event, undone)));
+}
+
+function containmentOf(event) {
+  return event.device + " " + event.containment;
+}
+
+function eventItem(event, undone) {
+  const item = element("li");
+  item.dataset.kind = event.kind;
+  const head = element("p", "summary", event.device + ": " + event.kind.replaceAll("_", " ") + " ");
+  const time = element("time", "quiet", new Date(event.unix_ms).toLocaleString());
+  time.dateTime = new Date(event.unix_ms).toISOString();
+  head.append(time);
+  item.append(head, element("p", "quiet", event.text));
+  if (event.kind === "contained" && event.containment !== null && !undone.has(containmentOf(event))) {
+    const release = element("button", "", "Release");
+    release.type = "button";
+    release.addEventListener("click", async () => {
+      release.disabled = true;
+      release.textContent = "Asked for";
+      try {
+        await ask("/devices/" + event.device + "/release", undefined, { containment: event.containment });
+      } catch (error) {
+        release.disabled = false;
+        release.textContent = "Release (" + error.message + ")";
+      }
+    });
+    item.append(release);
+  }
+  return item;
+}
+
 // EventSource cannot send the token, so the stream is read by hand. It is opened before the lists are asked for, so
 // that nothing falls between the two.
 async function follow(signal, loaded) {
@@ -148,6 +194,10 @@ async function take(text, signal) {
     const device = JSON.parse(data);
     state.devices.set(device.id, device);
     showDevices();
+  } else if (name === "event") {
+    const event = JSON.parse(data);
+    state.events.set(event.id, event);
+    showEvents();
   } else if (name === "training") {
     await loadTraining(signal);
   } else if (name === "lagged") {
@@ -192,6 +242,7 @@ function signOut() {
   sessionStorage.removeItem("token");
   state.alerts.clear();
   state.devices.clear();
+  state.events.clear();
   at("sign-in").hidden = false;
   at("main").hidden = at("sign-out").hidden = true;
   status("off", "signed out");

@@ -3,6 +3,7 @@
 //! | event | data |
 //! |---|---|
 //! | `alert` | as in `GET /api/v1/alerts/{id}` |
+//! | `event` | as one of `GET /api/v1/events` |
 //! | `device` | as one of `GET /api/v1/devices` |
 //! | `training` | `{"device": "..."}`: ask `GET /api/v1/training` again |
 //! | `lagged` | `{"lost": n}`: the reader was too slow; ask the lists again |
@@ -17,7 +18,7 @@ use futures_util::stream::{self, Stream};
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::views::{AlertView, DeviceView};
+use super::views::{AlertView, DeviceView, EventView};
 use crate::clock;
 use crate::counters::Counter;
 use crate::device::DeviceId;
@@ -37,6 +38,7 @@ pub(super) async fn stream(
             };
             let event = match next {
                 Ok(Event::Alert(alert)) => sse("alert", json!(AlertView::from(alert.as_ref()))),
+                Ok(Event::Agent(event)) => sse("event", json!(EventView::from(event.as_ref()))),
                 Ok(Event::Training(device)) => sse("training", json!({ "device": device.as_str() })),
                 Ok(Event::Device(device)) => match of_device(&shared, device).await {
                     Some(event) => event,

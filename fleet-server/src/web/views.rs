@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::device::DeviceId;
 use crate::server::Shared;
-use crate::store::{DeviceRow, StoredAlert, TrainingRow};
+use crate::store::{DeviceRow, StoredAlert, StoredEvent, TrainingRow};
 use crate::trainer::State;
 
 /// A device is late when its heartbeat is older than this, in milliseconds.
@@ -94,6 +94,34 @@ impl<'a> From<&'a StoredAlert> for AlertView<'a> {
             detectors: alert.detectors.iter().map(|d| DetectorView { name: &d.name, z: d.z }).collect(),
             suppressed_before: alert.suppressed_before,
             degraded: &alert.degraded,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct EventView<'a> {
+    id: u64,
+    device: &'a str,
+    received_unix_ms: u64,
+    unix_ms: u64,
+    /// `silent` and `heard` are the server's, every other the device's.
+    kind: &'a str,
+    program: Option<ProgramView<'a>>,
+    containment: Option<u32>,
+    text: &'a str,
+}
+
+impl<'a> From<&'a StoredEvent> for EventView<'a> {
+    fn from(event: &'a StoredEvent) -> Self {
+        Self {
+            id: event.id,
+            device: &event.device,
+            received_unix_ms: event.received_ms,
+            unix_ms: event.unix_ms,
+            kind: &event.kind,
+            program: event.program.as_ref().map(ProgramView::new),
+            containment: event.containment,
+            text: &event.text,
         }
     }
 }

@@ -1,0 +1,251 @@
+//! What happens to agents: told by them, or noticed here when they fall silent; and what they are asked to undo.
+
+use models::program::ProgramId;
+use models::wire::{DeviceEvent, EventKind, UplinkFrame};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::{StoreError, bits, int, uint};
+use crate::counters::{Counter, Counters};
+use crate::device::DeviceId;
+
+/// Releases that wait for one device; one more is refused.
+const RELEASES_MAX: i64 = 256;
+
+/// The kind of an event that a device fell silent.
+pub(super) const SILENT: &str = "silent";
+/// The kind of an event that a silent device was heard again.
+pub(super) const HEARD: &str = "heard";
+
+/// An event as it is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredEvent {
+    /// Counts up over all devices.
+    pub id: u64,
+    /// Whose agent.
+    pub device: String,
+    /// When it was stored, milliseconds since 1970.
+    pub received_ms: u64,
+    /// When it was noticed, by the clock of who noticed it.
+    pub unix_ms: u64,
+    /// [`EventKind::name`], [`SILENT`] or [`HEARD`].
+    pub kind: String,
+    /// Which program it is about.
+    pub program: Option<ProgramId>,
+    /// Which containment it is about, as numbered on the device.
+    pub containment: Option<u32>,
+    /// One plain sentence.
+    pub text: String,
+}
+
+const EVENT: &str = "SELECT id, device, received_ms, unix_ms, kind, program, containment, text FROM events";
+
+/// Stores what a device told, unless it is there; gives its id when it is new.
+pub(super) fn put_event(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    frame: &UplinkFrame,
+    event: &DeviceEvent,
+    now_ms: u64,
+    events_max: u32,
+) -> Result<Option<u64>, StoreError> {
+    let number = Some((bits(frame.epoch), int(frame.seq)));
+    let id = insert(c, counters, device, number, event.kind.name(), event, now_ms, events_max)?;
+    if let (EventKind::Released, Some(containment)) = (event.kind, event.containment) {
+        c.prepare_cached("DELETE FROM releases WHERE device = ? AND containment = ?")?
+            .execute(params![device.as_str(), containment])?;
+    }
+    Ok(id)
+}
+
+#[allow(clippy::too_many_arguments, reason = "one row")]
+fn insert(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    number: Option<(i64, i64)>,
+    kind: &str,
+    event: &DeviceEvent,
+    now_ms: u64,
+    events_max: u32,
+) -> Result<Option<u64>, StoreError> {
+    let program = event.program.as_ref().map(postcard::to_stdvec).transpose().map_err(StoreError::Damaged)?;
+    let mut insert = c.prepare_cached(
+        "INSERT OR IGNORE INTO events(device, epoch, seq, received_ms, unix_ms, kind, program, containment, text)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )?;
+    let stored = insert.execute(params![
+        device.as_str(),
+        number.map(|number| number.0),
+        number.map(|number| number.1),
+        int(now_ms),
+        int(event.unix_ms),
+        kind,
+        program,
+        event.containment,
+        event.text,
+    ])?;
+    if stored == 0 {
+        return Ok(None);
+    }
+    let id = c.last_insert_rowid();
+    let mut drop = c.prepare_cached("DELETE FROM events WHERE id <= ?")?;
+    counters.add(Counter::EventsDropped, drop.execute([id - i64::from(events_max)])? as u64);
+    Ok(Some(uint(id)))
+}
+
+/// Notes which devices were last heard before `heard_before_ms` and were not known to be silent; gives the events.
+///
+/// # Errors
+/// When the database fails.
+pub fn put_silent(
+    c: &Connection,
+    counters: &Counters,
+    heard_before_ms: u64,
+    now_ms: u64,
+    events_max: u32,
+) -> Result<Vec<StoredEvent>, StoreError> {
+    let mut query = c.prepare_cached(
+        "SELECT id, heartbeat_ms FROM devices WHERE silent_ms = 0 AND heartbeat_ms > 0 AND heartbeat_ms < ?
+         AND seen_ms < ?1 LIMIT 1000",
+    )?;
+    let rows =
+        query.query_map([int(heard_before_ms)], |row| Ok((row.get::<_, String>(0)?, uint(row.get(1)?))))?;
+    let silent = rows.collect::<Result<Vec<_>, _>>()?;
+    let mut events = Vec::new();
+    for (id, heartbeat_ms) in silent {
+        let Ok(device) = DeviceId::parse(&id) else { continue };
+        let minutes = now_ms.saturating_sub(heartbeat_ms) / 60_000;
+        let text = format!("no heartbeat for {minutes} minutes: the agent, the device or its link is down");
+        c.prepare_cached("UPDATE devices SET silent_ms = ? WHERE id = ?")?
+            .execute(params![int(now_ms), id])?;
+        events.extend(noticed(c, counters, &device, SILENT, text, now_ms, events_max)?);
+    }
+    Ok(events)
+}
+
+/// Notes that a device was heard; gives the event when it was silent before.
+///
+/// # Errors
+/// When the database fails.
+pub fn put_heard(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    now_ms: u64,
+    events_max: u32,
+) -> Result<Option<StoredEvent>, StoreError> {
+    let silent: Option<i64> = c
+        .prepare_cached("SELECT silent_ms FROM devices WHERE id = ? AND silent_ms > 0")?
+        .query_row([device.as_str()], |row| row.get(0))
+        .optional()?;
+    let Some(silent_ms) = silent else { return Ok(None) };
+    c.prepare_cached("UPDATE devices SET silent_ms = 0 WHERE id = ?")?.execute([device.as_str()])?;
+    let minutes = now_ms.saturating_sub(uint(silent_ms)) / 60_000;
+    let text = format!("it is heard again, {minutes} minutes after it was noticed to be silent");
+    noticed(c, counters, device, HEARD, text, now_ms, events_max)
+}
+
+fn noticed(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    kind: &str,
+    text: String,
+    now_ms: u64,
+    events_max: u32,
+) -> Result<Option<StoredEvent>, StoreError> {
+    // The kind in it is not stored: the server's own have names that no device may tell.
+    let event =
+        DeviceEvent { unix_ms: now_ms, kind: EventKind::Stopped, program: None, containment: None, text };
+    let id = insert(c, counters, device, None, kind, &event, now_ms, events_max)?;
+    Ok(id.map(|id| StoredEvent {
+        id,
+        device: device.to_string(),
+        received_ms: now_ms,
+        unix_ms: now_ms,
+        kind: kind.to_owned(),
+        program: None,
+        containment: None,
+        text: event.text,
+    }))
+}
+
+/// Events in ascending order: the first `limit` after `after`, or without it the last `limit`.
+///
+/// # Errors
+/// When the database fails or holds damaged rows.
+pub fn events(
+    c: &Connection,
+    after: Option<u64>,
+    limit: u32,
+    device: Option<&str>,
+) -> Result<Vec<StoredEvent>, StoreError> {
+    let order = if after.is_some() { "ASC" } else { "DESC" };
+    let filter = if device.is_some() { "device = ?1" } else { "?1 IS NULL" };
+    let sql = format!("{EVENT} WHERE {filter} AND id > ?2 ORDER BY id {order} LIMIT ?3");
+    let mut query = c.prepare_cached(&sql)?;
+    let mut rows = query.query(params![device, int(after.unwrap_or(0)), limit])?;
+    let mut events = Vec::new();
+    while let Some(row) = rows.next()? {
+        events.push(event(row)?);
+    }
+    events.sort_by_key(|event| event.id);
+    Ok(events)
+}
+
+/// One event.
+pub(super) fn event_of(c: &Connection, id: u64) -> Result<Option<StoredEvent>, StoreError> {
+    let mut query = c.prepare_cached(&format!("{EVENT} WHERE id = ?"))?;
+    let mut rows = query.query([int(id)])?;
+    rows.next()?.map(event).transpose()
+}
+
+fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {
+    let program: Option<Vec<u8>> = row.get(5)?;
+    let program = program.map(|raw| postcard::from_bytes(&raw)).transpose().map_err(StoreError::Damaged)?;
+    Ok(StoredEvent {
+        id: uint(row.get(0)?),
+        device: row.get(1)?,
+        received_ms: uint(row.get(2)?),
+        unix_ms: uint(row.get(3)?),
+        kind: row.get(4)?,
+        program,
+        containment: row.get(6)?,
+        text: row.get(7)?,
+    })
+}
+
+/// Remembers that a containment is to be undone, until the device says that it was; `false` when too many wait.
+///
+/// # Errors
+/// When the database fails.
+pub fn put_release(
+    c: &Connection,
+    device: &DeviceId,
+    containment: u32,
+    now_ms: u64,
+) -> Result<bool, StoreError> {
+    let waiting: i64 =
+        c.query_row("SELECT count(*) FROM releases WHERE device = ?", [device.as_str()], |row| row.get(0))?;
+    if waiting >= RELEASES_MAX {
+        return Ok(false);
+    }
+    c.prepare_cached("INSERT OR IGNORE INTO releases VALUES (?, ?, ?)")?.execute(params![
+        device.as_str(),
+        containment,
+        int(now_ms)
+    ])?;
+    Ok(true)
+}
+
+/// What a device is asked to undo.
+///
+/// # Errors
+/// When the database fails.
+pub fn releases(c: &Connection, device: &DeviceId) -> Result<Vec<u32>, StoreError> {
+    let mut query =
+        c.prepare_cached("SELECT containment FROM releases WHERE device = ? ORDER BY containment")?;
+    let rows = query.query_map([device.as_str()], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
