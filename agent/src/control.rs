@@ -25,10 +25,10 @@ use crate::clock;
 use crate::confine::{self, Confinement};
 use crate::contain::Contained;
 use crate::explanations::{ALERTS_MAX, Explained, Explanations, alert_id};
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, OutboxError};
 use crate::pipeline::PromiseState;
 use crate::sinks::SinkState;
-use crate::uplink::News;
+use crate::uplink::{LANES, News};
 use crate::whitelist::{Entry, Wanted, Whitelist};
 
 /// The longest request, in bytes.
@@ -75,7 +75,7 @@ pub struct Sources {
     /// What the service last wrote into it.
     pub status: Arc<Mutex<Status>>,
     /// The newest alerts.
-    pub outbox: Arc<dyn Outbox>,
+    pub outboxes: [Arc<dyn Outbox>; LANES],
     /// Of what was judged lately.
     pub explanations: Arc<Mutex<Explanations>>,
     /// What the operator expects.
@@ -201,7 +201,7 @@ fn answer(stream: UnixStream, sources: &Sources) -> io::Result<()> {
         Ok(Request::Status) => {
             serde_json::to_vec(&*sources.status.lock().unwrap_or_else(PoisonError::into_inner))
         }
-        Ok(Request::Alerts) => serde_json::to_vec(&sources.outbox.recent().map_err(io::Error::other)?),
+        Ok(Request::Alerts) => serde_json::to_vec(&recent(sources).map_err(io::Error::other)?),
         Ok(Request::Explain { alert, pid }) => serde_json::to_vec(&explain(sources, alert.as_deref(), pid)),
         Ok(Request::WhitelistList) => serde_json::to_vec(whitelist(sources).entries()),
         Ok(Request::WhitelistAdd { wanted }) => {
@@ -229,6 +229,16 @@ fn whitelist(sources: &Sources) -> MutexGuard<'_, Whitelist> {
     sources.whitelist.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The newest alerts of both outboxes.
+fn recent(sources: &Sources) -> Result<Vec<Alert>, OutboxError> {
+    let mut alerts = Vec::new();
+    for outbox in &sources.outboxes {
+        alerts.extend(outbox.recent()?);
+    }
+    alerts.sort_by_key(|alert| alert.unix_ms);
+    Ok(alerts)
+}
+
 /// The service does it, between its windows.
 fn release_as(sources: &Sources, id: u32, peer: u32) -> Result<Contained, String> {
     let (answer, released) = mpsc::sync_channel(1);
@@ -243,7 +253,7 @@ fn explain(sources: &Sources, alert: Option<&str>, pid: Option<u32>) -> Result<E
     let kept = sources.explanations.lock().unwrap_or_else(PoisonError::into_inner);
     match (alert, pid) {
         (Some(id), _) => kept.alert(id).cloned().ok_or_else(|| {
-            let recent = sources.outbox.recent().unwrap_or_default();
+            let recent = recent(sources).unwrap_or_default();
             if recent.iter().any(|alert| alert_id(alert) == id) {
                 format!(
                     "alert {id} is not explained any more: the last {ALERTS_MAX} since the agent started are; \

@@ -31,7 +31,7 @@ use crate::local::Local;
 use crate::memory::MemoryFile;
 #[cfg(feature = "sled")]
 use crate::outbox::SledOutbox;
-use crate::outbox::{LogOutbox, Outbox, OutboxError};
+use crate::outbox::{LogOutbox, MemoryOutbox, Outbox, OutboxError};
 use crate::probe::{Probe, ProbeError, cgroup_root};
 use crate::run_mark::{self, RunMark};
 use crate::shedding::Shedding;
@@ -49,6 +49,9 @@ const BULK_EVERY: Duration = Duration::from_millis(250);
 
 /// Urgent records that come together are taken together.
 const GATHER: Duration = Duration::from_millis(10);
+
+/// Bytes of messages that a failing disk does not take; one more drops the lowest severity first.
+const MEMORY_OUTBOX_MAX: usize = 1 << 20;
 
 /// Why the agent did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +121,8 @@ struct Service {
     watch: Watch,
     baselines: Baselines,
     outbox: Arc<dyn Outbox>,
+    /// For what the disk does not take.
+    memory_outbox: Arc<dyn Outbox>,
     status: Arc<Mutex<Status>>,
     unwritten: VecDeque<Unwritten>,
     mark: RunMark,
@@ -128,7 +133,8 @@ struct Service {
     /// Wall clock minus the clock of intervals, milliseconds.
     clock_offset: i64,
     refused: VecDeque<[u8; 32]>,
-    outbox_fails: bool,
+    /// Since when the disk takes nothing.
+    outbox_fails_ns: Option<u64>,
     online: bool,
     started_ns: u64,
     heartbeat_ns: u64,
@@ -143,6 +149,7 @@ struct OwnCounters {
     outbox_dropped: u64,
     outbox_failed: u64,
     unwritten_dropped: u64,
+    outbox_bypassed: u64,
     messages_too_long: u64,
     windows_refused: u64,
     memory_failed: u64,
@@ -204,9 +211,11 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     let whitelist = Arc::new(Mutex::new(Whitelist::open(&config.state)));
     watch.set_whitelist(Arc::clone(&whitelist));
     let (news_out, news) = async_channel::bounded(64);
+    let memory_outbox: Arc<dyn Outbox> = Arc::new(MemoryOutbox::new(MEMORY_OUTBOX_MAX));
+    let lanes = [Arc::clone(&outbox), Arc::clone(&memory_outbox)];
     let sources = Sources {
         status: Arc::clone(&status),
-        outbox: Arc::clone(&outbox),
+        outboxes: lanes.clone(),
         explanations,
         whitelist,
         news: news_out.clone(),
@@ -227,7 +236,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     let _no_news = news_out.clone();
     let join = |identity: Identity| {
         let tls = identity.tls(&config.state).map_err(ServiceError::Identity)?;
-        let uplink = Uplink::start(&config.state, identity.clone(), tls, Arc::clone(&outbox), news_out)
+        let uplink = Uplink::start(&config.state, identity.clone(), tls, lanes, news_out)
             .map_err(ServiceError::Runtime)?;
         Ok::<_, ServiceError>(Member { identity, uplink })
     };
@@ -242,7 +251,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         device,
         member,
         sinks,
-        outbox_fails: false,
+        outbox_fails_ns: None,
         unwritten: VecDeque::new(),
         mark,
         shedding: Shedding::new(vitals::cpu_ms(), clock::boot_ns()),
@@ -260,6 +269,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         watch,
         baselines,
         outbox,
+        memory_outbox,
         status,
     };
     service.began(last_run);

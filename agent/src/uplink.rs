@@ -1,4 +1,4 @@
-//! The link to the fleet: outbox to MQTT, acknowledgements and bundles back, on a thread of its own.
+//! The link to the fleet: outboxes to MQTT, acknowledgements and bundles back, on a thread of its own.
 //!
 //! rumqttc keeps no promise across connections, so nothing is left to it: each connection is a new client with a
 //! clean session, at most [`WINDOW`] numbered messages are on their way, and after each connection sending starts
@@ -6,6 +6,7 @@
 
 mod fetch;
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{io, thread};
 
+use models::chain::chain;
 use models::wire::{self, Downlink, Leaf, MESSAGE_MAX, Offer, Request};
 use rumqttc::{
     Client, ConnectReturnCode, ConnectionError, Event, MqttOptions, NetworkOptions, Packet, QoS,
@@ -29,6 +31,9 @@ use fetch::{Fetch, Fetched};
 
 /// Numbered messages sent and not yet acknowledged by the fleet.
 pub const WINDOW: usize = 32;
+
+/// Outboxes: on disk, and in memory for what a failing disk does not take.
+pub const LANES: usize = 2;
 
 /// Messages handed to the client that it has not yet sent.
 const QUEUE: usize = 128;
@@ -97,7 +102,8 @@ pub struct Uplink(Arc<Shared>);
 struct Shared {
     identity: Identity,
     tls: Arc<rustls::ClientConfig>,
-    outbox: Arc<dyn Outbox>,
+    /// Each with an epoch of its own.
+    outboxes: [Arc<dyn Outbox>; LANES],
     news: async_channel::Sender<News>,
     counters: Counters,
     sending: Mutex<Sending>,
@@ -107,13 +113,26 @@ struct Shared {
 struct Sending {
     /// While the fleet listens.
     client: Option<Client>,
-    /// Numbers on their way, ascending.
-    on_way: std::collections::VecDeque<u64>,
+    lanes: [Lane; LANES],
+    fetch: Fetch,
+}
+
+/// What of one outbox is on its way.
+#[derive(Default)]
+struct Lane {
+    /// Numbers, ascending.
+    on_way: VecDeque<u64>,
     /// The last number given to the client in this connection.
     cursor: u64,
     /// When something was sent into an empty window, or acknowledged.
     moved_ns: u64,
-    fetch: Fetch,
+}
+
+impl Lane {
+    /// For how long nothing was acknowledged that is on its way.
+    fn still_ns(&self) -> u64 {
+        if self.on_way.is_empty() { 0 } else { clock::boot_ns().saturating_sub(self.moved_ns) }
+    }
 }
 
 impl Uplink {
@@ -125,13 +144,13 @@ impl Uplink {
         state: &Path,
         identity: Identity,
         tls: rustls::ClientConfig,
-        outbox: Arc<dyn Outbox>,
+        outboxes: [Arc<dyn Outbox>; LANES],
         news: async_channel::Sender<News>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             identity,
             tls: Arc::new(tls),
-            outbox,
+            outboxes,
             news,
             counters: Counters::default(),
             sending: Mutex::default(),
@@ -246,9 +265,7 @@ impl Shared {
                     log::info!("linked to {}:{}", self.identity.host, self.identity.port);
                     let mut sending = self.sending();
                     sending.client = Some(client.clone());
-                    sending.on_way.clear();
-                    sending.cursor = 0;
-                    sending.moved_ns = clock::boot_ns();
+                    sending.lanes = Default::default();
                     self.pump(&mut sending);
                     sending.fetch.restart();
                     self.ask(&mut sending);
@@ -262,8 +279,8 @@ impl Shared {
                     if sending.fetch.is_stalled(clock::boot_ns()) {
                         self.ask(&mut sending);
                     }
-                    let still = clock::boot_ns().saturating_sub(sending.moved_ns);
-                    if !sending.on_way.is_empty() && still > STALL_NS {
+                    let still = sending.lanes.iter().map(Lane::still_ns).max().unwrap_or(0);
+                    if still > STALL_NS {
                         self.counters.stalled.fetch_add(1, Relaxed);
                         log::warn!(
                             "the fleet acknowledged nothing for {} s: connecting anew",
@@ -279,22 +296,7 @@ impl Shared {
 
     fn downlink(&self, payload: &[u8]) {
         match wire::decode::<Downlink>(payload) {
-            Ok(Downlink::Ack { epoch, seq }) if epoch == self.outbox.epoch() => {
-                match self.outbox.forget(seq) {
-                    Ok(n) => {
-                        self.counters.acked.fetch_add(n, Relaxed);
-                    }
-                    Err(error) => log::warn!("forgetting what the fleet has: {error}"),
-                }
-                let mut sending = self.sending();
-                while sending.on_way.front().is_some_and(|oldest| *oldest <= seq) {
-                    sending.on_way.pop_front();
-                    sending.moved_ns = clock::boot_ns();
-                }
-                self.pump(&mut sending);
-            }
-            // Of an outbox that this device had before.
-            Ok(Downlink::Ack { .. }) => {}
+            Ok(Downlink::Ack { epoch, seq }) => self.acknowledged(epoch, seq),
             Ok(Downlink::Offer(offer)) => self.tell(News::Offer(offer)),
             Ok(Downlink::Release { containment }) => {
                 self.tell(News::Release { containment, by: "the fleet".into(), answer: None });
@@ -319,11 +321,36 @@ impl Shared {
         }
     }
 
-    /// Hands messages to the client while the window has room.
+    fn acknowledged(&self, epoch: u64, seq: u64) {
+        let of = self.outboxes.iter().position(|outbox| outbox.epoch() == epoch);
+        // Else of an outbox that this device had before.
+        let Some(at) = of else { return };
+        match self.outboxes[at].forget(seq) {
+            Ok(n) => {
+                self.counters.acked.fetch_add(n, Relaxed);
+            }
+            Err(error) => log::warn!("forgetting what the fleet has: {error}"),
+        }
+        let mut sending = self.sending();
+        let lane = &mut sending.lanes[at];
+        while lane.on_way.front().is_some_and(|oldest| *oldest <= seq) {
+            lane.on_way.pop_front();
+            lane.moved_ns = clock::boot_ns();
+        }
+        self.pump(&mut sending);
+    }
+
+    /// Hands messages to the client while the windows have room.
     fn pump(&self, sending: &mut Sending) {
         let Some(client) = sending.client.clone() else { return };
-        while sending.on_way.len() < WINDOW {
-            let (seq, bytes) = match self.outbox.after(sending.cursor) {
+        for (outbox, lane) in self.outboxes.iter().zip(&mut sending.lanes) {
+            self.pump_one(&client, outbox.as_ref(), lane);
+        }
+    }
+
+    fn pump_one(&self, client: &Client, outbox: &dyn Outbox, lane: &mut Lane) {
+        while lane.on_way.len() < WINDOW {
+            let (seq, bytes) = match outbox.after(lane.cursor) {
                 Ok(Some(next)) => next,
                 Ok(None) => return,
                 Err(error) => {
@@ -335,11 +362,11 @@ impl Shared {
             if client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_err() {
                 return;
             }
-            if sending.on_way.is_empty() {
-                sending.moved_ns = clock::boot_ns();
+            if lane.on_way.is_empty() {
+                lane.moved_ns = clock::boot_ns();
             }
-            sending.cursor = seq;
-            sending.on_way.push_back(seq);
+            lane.cursor = seq;
+            lane.on_way.push_back(seq);
             self.counters.sent.fetch_add(1, Relaxed);
         }
     }
@@ -382,6 +409,29 @@ fn why(error: &ConnectionError) -> String {
             "the fleet does not know this device's certificate: enrol it again with a new ticket".into()
         }
         ConnectionError::ConnectionRefused(code) => format!("the fleet refused the connection ({code:?})"),
-        error => error.to_string(),
+        error => {
+            let text = chain(error);
+            match hint(&text) {
+                Some(hint) => format!("{text}: {hint}"),
+                None => text,
+            }
+        }
+    }
+}
+
+/// What to do about a certificate, by what rustls 0.23 says is wrong with it: ours by the alert of TLS that the fleet sent, the
+/// fleet's by the name of the error.
+fn hint(text: &str) -> Option<String> {
+    let any = |names: &[&str]| names.iter().any(|name| text.contains(name));
+    if any(&["fatal alert: CertificateExpired", "fatal alert: certificate_expired"]) {
+        Some(
+            "this device's certificate has expired: enrol it again with a new ticket; what waits is kept"
+                .into(),
+        )
+    } else if any(&["Expired", "NotValidYet", "certificate expired", "certificate not valid yet"]) {
+        let unix_s = clock::now().unix_ms / 1000;
+        Some(format!("is this device's clock right? It is {unix_s} s after 1970 by it"))
+    } else {
+        None
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use models::wire::{self, Downlink};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::clock;
 use crate::counters::{Counter, Counters};
 use crate::device::DeviceId;
 use crate::store::{StoredAlert, StoredEvent};
@@ -16,6 +17,11 @@ pub const OUTGOING_MAX: usize = 256;
 
 /// Events a live stream may be behind; a slower one is told how many it lost.
 const EVENTS_MAX: usize = 1024;
+
+/// So many takeovers of one device's connections within this time are told as two agents with one identity.
+const TWINS_FROM: u32 = 5;
+const TWINS_WITHIN_MS: u64 = 60_000;
+const TWINS_TOLD_EVERY_MS: u64 = 3_600_000;
 
 /// Something new for people to see.
 #[derive(Clone, Debug)]
@@ -46,6 +52,31 @@ pub struct Session {
     queue: mpsc::Sender<Outgoing>,
     stop: watch::Sender<bool>,
     subscribed: Arc<AtomicBool>,
+    takeovers: Takeovers,
+}
+
+/// How often a device's connections took over one another lately. One does after a broken link; two agents with one
+/// identity do it all the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Takeovers {
+    since_ms: u64,
+    count: u32,
+    told_ms: u64,
+}
+
+impl Takeovers {
+    /// One more; whether that is worth telling.
+    fn next(mut self, now_ms: u64) -> (Self, bool) {
+        if now_ms.abs_diff(self.since_ms) > TWINS_WITHIN_MS {
+            (self.since_ms, self.count) = (now_ms, 0);
+        }
+        self.count += 1;
+        let tell = self.count == TWINS_FROM && now_ms.abs_diff(self.told_ms) > TWINS_TOLD_EVERY_MS;
+        if tell {
+            self.told_ms = now_ms;
+        }
+        (self, tell)
+    }
 }
 
 impl Session {
@@ -83,21 +114,27 @@ impl Hub {
         Self { sessions: Mutex::default(), next: AtomicU64::new(1), events, counters }
     }
 
-    /// Adds a connection; an older one of the same device is closed.
+    /// Adds a connection; an older one of the same device is closed. Also whether two agents seem to use its identity.
     pub fn attach(
         &self,
         device: &DeviceId,
         queue: mpsc::Sender<Outgoing>,
         stop: watch::Sender<bool>,
-    ) -> Session {
+    ) -> (Session, bool) {
         let number = self.next.fetch_add(1, Relaxed);
-        let session = Session { number, queue, stop, subscribed: Arc::default() };
-        if let Some(older) = self.sessions().insert(device.clone(), session.clone()) {
+        let takeovers = Takeovers::default();
+        let mut session = Session { number, queue, stop, subscribed: Arc::default(), takeovers };
+        let mut twins = false;
+        let mut sessions = self.sessions();
+        if let Some(older) = sessions.remove(device) {
+            (session.takeovers, twins) = older.takeovers.next(clock::unix_ms());
             self.counters.bump(Counter::MqttTakenOver);
             older.close();
         }
+        sessions.insert(device.clone(), session.clone());
+        drop(sessions);
         self.tell(Event::Device(device.clone()));
-        session
+        (session, twins)
     }
 
     /// Removes a connection, unless the device has a newer one.
@@ -152,5 +189,28 @@ impl Hub {
     fn sessions(&self) -> MutexGuard<'_, HashMap<DeviceId, Session>> {
         // Every change is a single insert or remove, so a panic elsewhere leaves the map whole.
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takeovers_in_a_row_are_told_once_an_hour_and_single_ones_never() {
+        let told = |every_ms: u64, n: u64| {
+            let mut takeovers = Takeovers::default();
+            let start_ms = 10_000_000;
+            let one = |k: u64| {
+                let (next, tell) = takeovers.next(start_ms + k * every_ms);
+                takeovers = next;
+                tell
+            };
+            (0..n).map(one).filter(|tell| *tell).count()
+        };
+        assert_eq!(told(1000, 4), 0);
+        assert_eq!(told(1000, 3000), 1);
+        assert_eq!(told(1000, 4000), 2);
+        assert_eq!(told(20_000, 1000), 0, "a bad link");
     }
 }

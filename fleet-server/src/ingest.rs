@@ -199,6 +199,22 @@ pub async fn stored(
     }
 }
 
+/// Notes that two agents seem to use one identity, and tells people.
+pub async fn tell_twins(shared: &Arc<Shared>, device: &DeviceId) {
+    let (owner, counters, events_max) =
+        (device.clone(), Arc::clone(&shared.counters), shared.config.events_max);
+    let noted = shared.store.write(move |c| {
+        let text = "two agents use this identity and push each other out: was the device copied? Enrol one of them \
+                    anew under a name of its own";
+        store::put_noticed(c, &counters, &owner, store::TWINS, text.to_owned(), clock::unix_ms(), events_max)
+    });
+    match noted.await {
+        Ok(Some(event)) => tell_event(shared, event),
+        Ok(None) => {}
+        Err(error) => log::error!("noting that two agents use the identity of {device}: {error}"),
+    }
+}
+
 /// Tells people what happened to an agent.
 pub fn tell_event(shared: &Shared, event: StoredEvent) {
     log::warn!("device {}: {}: {}", event.device, event.kind, event.text);

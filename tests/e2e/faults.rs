@@ -77,6 +77,73 @@ fn a_full_disk_delays_messages_and_loses_none() {
     agent.stop().unwrap();
 }
 
+/// A file system in a file, which becomes read-only as one does whose disk fails; unmounted at the end.
+struct FailingDisk(PathBuf);
+
+impl FailingDisk {
+    fn mount(image: &Path, at: PathBuf) -> Self {
+        let run = |program: &str, arguments: &[&str]| {
+            let output = Command::new(program).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        fs::create_dir_all(&at).unwrap();
+        fs::write(image, vec![0; 32 << 20]).unwrap();
+        let (image, folder) = (image.to_string_lossy().into_owned(), at.to_string_lossy().into_owned());
+        run("/usr/sbin/mkfs.ext4", &["-q", "-F", &image]);
+        run("mount", &["-o", "loop", &image, &folder]);
+        Self(at)
+    }
+
+    fn fail(&self) {
+        let failed = Command::new("mount").args(["-o", "remount,abort"]).arg(&self.0).status().unwrap();
+        assert!(failed.success());
+        assert!(fs::write(self.0.join("x"), b"x").is_err(), "it can still be written");
+    }
+}
+
+impl Drop for FailingDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_that_becomes_read_only_keeps_nothing_from_the_fleet() {
+    crate::needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
+    let watch = Gateway::executable(&dir.path().join("gateway"));
+    let folder = dir.path().join("agent");
+    let disk = FailingDisk::mount(&dir.path().join("image"), folder.join("state"));
+    let mut agent = Agent::enroll(&folder, &watch, &fleet, "gw-ro").unwrap();
+    agent.run().unwrap();
+    let gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
+    let collected = || {
+        let answer = fleet.get("training").ok()?;
+        answer["training"][0]["windows_collected"].as_u64()
+    };
+    wait_for("windows", Duration::from_secs(40), || Ok(collected().filter(|n| *n >= 3))).unwrap();
+    disk.fail();
+    let bypassed = |status: &Value| counter(status, "outbox_bypassed");
+    wait_for("messages past the disk", Duration::from_secs(60), || {
+        Ok(agent.status().ok().filter(|status| bypassed(status) >= 5))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
+    drop(gateway);
+    let all = wait_for("delivery of everything", Duration::from_secs(60), || {
+        let Ok(status) = agent.status() else { return Ok(None) };
+        let there = collected() >= Some(counter(&status, "windows_trained"));
+        Ok((status["heartbeat"]["outbox_waiting"] == 0 && there).then_some(status))
+    });
+    let all = all.unwrap_or_else(|error: Failed| panic!("{error}\n{}", agent.log()));
+    for lost in ["unwritten_dropped", "outbox_dropped", "training_refused"] {
+        assert_eq!(counter(&all, lost), 0, "{lost}");
+    }
+    let log = agent.log();
+    assert_eq!(log.matches("is the disk full or read-only?").count(), 1, "{log}");
+    agent.stop().unwrap();
+}
+
 #[test]
 fn each_mistake_is_named_with_what_to_do_about_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -2,15 +2,19 @@
 
 mod broker;
 mod bundles;
+mod clock;
 mod commands;
 mod contained;
 mod dashboard;
+mod deaf;
 mod device;
 mod faults;
 mod kills;
+mod power;
 mod simulated;
 mod story;
 mod trained;
+mod twins;
 
 /// Fails the test when it cannot load kernel programs.
 fn needs_root() {

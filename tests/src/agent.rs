@@ -14,6 +14,8 @@ use crate::process::{Process, binary};
 #[derive(Debug)]
 pub struct Agent {
     dir: PathBuf,
+    /// What it has in its environment beside what everybody has.
+    pub environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -51,7 +53,7 @@ impl Agent {
     /// When a file cannot be written.
     pub fn alone(dir: &Path, config: &str) -> Result<Self, Failed> {
         fs::create_dir_all(dir).map_err(|error| Failed::new(dir.display(), error))?;
-        let agent = Self { dir: dir.to_owned(), process: None };
+        let agent = Self { dir: dir.to_owned(), environment: Vec::new(), process: None };
         agent.configure(config)?;
         Ok(agent)
     }
@@ -100,9 +102,10 @@ impl Agent {
     pub fn run(&mut self) -> Result<(), Failed> {
         let config = self.config().to_string_lossy().into_owned();
         let log = self.dir.join("agent.log");
-        self.process = Some(Process::start(
+        self.process = Some(Process::start_with(
             &binary("behaveguard")?,
             &["--config", &config, "run"],
+            &self.environment,
             &log,
             Stdio::null(),
         )?);

@@ -208,6 +208,14 @@ impl Fleet {
         Ok(())
     }
 
+    /// Where devices connect.
+    ///
+    /// # Errors
+    /// When it never ran.
+    pub fn mqtt(&self) -> Result<String, Failed> {
+        Ok(self.addresses()?["mqtt"].as_str().unwrap_or_default().to_owned())
+    }
+
     fn addresses(&self) -> Result<Value, Failed> {
         let failed =
             |error: &dyn std::fmt::Display| Failed::new("reading the fleet server's addresses", error);

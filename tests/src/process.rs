@@ -35,11 +35,26 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(program: &Path, arguments: &[&str], log: &Path, stdin: Stdio) -> Result<Self, Failed> {
+        Self::start_with(program, arguments, &[], log, stdin)
+    }
+
+    /// The same with more in its environment.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_with(
+        program: &Path,
+        arguments: &[&str],
+        environment: &[(String, String)],
+        log: &Path,
+        stdin: Stdio,
+    ) -> Result<Self, Failed> {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let failed = |error| Failed::new(format!("starting {name}"), error);
         let out = File::options().create(true).append(true).open(log).map_err(failed)?;
         let child = Command::new(program)
             .args(arguments)
+            .envs(environment.iter().cloned())
             .stdin(stdin)
             .stdout(out.try_clone().map_err(failed)?)
             .stderr(out)

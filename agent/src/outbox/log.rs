@@ -1,7 +1,7 @@
 //! The outbox as a log of segment files, each append synced.
 //!
 //! ```text
-//! outbox/epoch                      8 bytes, chosen once
+//! outbox/epoch                      8 bytes, chosen anew at each opening at which nothing waits
 //! outbox/cursor                     number up to which everything is forgotten, and a checksum
 //! outbox/<first number, 16 hex>.seg record, record, ...; the last segment takes appends
 //! record = length u32 | CRC-32 of what follows u32 | number u64 | message; all little-endian
@@ -12,7 +12,8 @@
 //! of the room, the segment with most of them is written anew without them, so the files take at most a quarter more than
 //! the messages may, and a segment. The cursor
 //! is not synced: an older one only means that messages are sent again, and the fleet drops repeats. The last segment
-//! is never removed, so a number is never used twice.
+//! is never removed, so a number is never used twice. The epoch is chosen anew so that a device that was copied does not number
+//! its messages as its twin does: the fleet would take one's for the other's.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -79,7 +80,7 @@ impl LogOutbox {
     pub fn open(state: &Path, bytes_max: u64) -> Result<Self, OutboxError> {
         let dir = state.join("outbox");
         files::make_private_dir(&dir).map_err(at(&dir))?;
-        let epoch = epoch(&dir)?;
+        let mut epoch = epoch(&dir)?;
         let damaged = AtomicU64::new(0);
         let mut segments = segments(&dir)?;
         if segments.is_empty() {
@@ -91,7 +92,7 @@ impl LogOutbox {
         for (index, first) in segments.iter().enumerate() {
             let path = segment_path(&dir, *first);
             let bytes = fs::read(&path).map_err(at(&path))?;
-            let (places, whole) = scan(&bytes, *first);
+            let (mut places, whole) = scan(&bytes, *first);
             next = places.last().map_or((*first).max(next), |place| place.seq + 1);
             let is_last = index + 1 == segments.len();
             if !is_last && whole < bytes.len() as u64 {
@@ -101,11 +102,17 @@ impl LogOutbox {
                     path.display()
                 );
             }
-            waiting.extend(places.into_iter().filter(|place| place.seq > forgotten));
+            // What bears another epoch was done when that ended.
+            places.retain(|place| place.seq > forgotten && epoch_of(&bytes, place) == Some(epoch));
+            waiting.extend(places);
             end = whole;
         }
         // A cursor ahead of everything: the segments were lost with it. Its numbers are used.
         next = next.max(forgotten + 1);
+        if waiting.is_empty() && next > 1 {
+            epoch = random();
+            write_epoch(&dir, epoch)?;
+        }
         let last = segments.back().copied().unwrap_or(1);
         let path = segment_path(&dir, last);
         let open = OpenOptions::new().read(true).write(true).open(&path).map_err(at(&path))?;
@@ -328,11 +335,22 @@ fn epoch(dir: &Path) -> Result<u64, OutboxError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let epoch = random();
-            files::write_private(&path, &epoch.to_le_bytes()).map_err(at(&path))?;
+            write_epoch(dir, epoch)?;
             Ok(epoch)
         }
         Err(error) => Err(at(&path)(error)),
     }
+}
+
+fn write_epoch(dir: &Path, epoch: u64) -> Result<(), OutboxError> {
+    let path = dir.join("epoch");
+    files::write_private(&path, &epoch.to_le_bytes()).map_err(at(&path))
+}
+
+/// The epoch in a record's message, which begins with it.
+fn epoch_of(segment: &[u8], place: &Place) -> Option<u64> {
+    let from = usize::try_from(place.at).ok()? + HEAD;
+    postcard::take_from_bytes(segment.get(from..)?).ok().map(|(epoch, _)| epoch)
 }
 
 fn segment_path(dir: &Path, first: u64) -> PathBuf {
@@ -509,6 +527,29 @@ mod tests {
         assert_eq!(pids(&outbox), left, "also after a restart");
         assert_eq!(outbox.put(of(Severity::Medium, 301)).unwrap(), Kept::AfterDropping(301, 1));
         assert_eq!(pids(&outbox), left, "what matters least is what came");
+    }
+
+    #[test]
+    fn an_outbox_that_was_copied_with_nothing_waiting_has_an_epoch_of_its_own() {
+        let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let outbox = open(dir.path());
+        let first = outbox.epoch();
+        assert_eq!(outbox.put(alert(1)).unwrap(), Kept::As(1));
+        drop(outbox);
+        assert_eq!(open(dir.path()).epoch(), first, "something waits");
+        assert_eq!(open(dir.path()).forget(1).unwrap(), 1);
+        fs::create_dir(copy.path().join("outbox")).unwrap();
+        for entry in fs::read_dir(dir.path().join("outbox")).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, copy.path().join("outbox").join(path.file_name().unwrap())).unwrap();
+        }
+        let (one, other) = (open(dir.path()), open(copy.path()));
+        assert!(one.epoch() != first && other.epoch() != first && one.epoch() != other.epoch());
+        assert_eq!((one.put(alert(2)).unwrap(), other.put(alert(3)).unwrap()), (Kept::As(2), Kept::As(2)));
+        drop(one);
+        // A cursor that a power cut took back brings nothing of the old epoch up again.
+        write_cursor(&dir.path().join("outbox"), 0).unwrap();
+        assert_eq!(pids(&open(dir.path())), [2]);
     }
 
     #[test]

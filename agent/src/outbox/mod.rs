@@ -5,6 +5,7 @@
 //! sled 0.34 refuses all others until the process ends, and it needs 24 MB of memory to open an empty database.
 
 mod log;
+mod memory;
 mod recent;
 #[cfg(feature = "sled")]
 mod sled;
@@ -16,6 +17,7 @@ use models::wire::{Alert, Uplink, WireError};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 pub use self::log::LogOutbox;
+pub use self::memory::MemoryOutbox;
 #[cfg(feature = "sled")]
 pub use self::sled::SledOutbox;
 

@@ -14,6 +14,10 @@ use crate::sinks::Sinks;
 /// Messages that could not be written to disk, kept in memory; one more drops the oldest.
 const UNWRITTEN_MAX: usize = 256;
 
+/// A disk that takes nothing for so long is not waited for. Until then it may have been full for a moment, and what is on
+/// disk survives a power cut.
+const BYPASS_AFTER_NS: u64 = 5_000_000_000;
+
 /// A message on its way to the disk.
 pub(super) struct Unwritten {
     body: Body,
@@ -86,12 +90,17 @@ impl Service {
                     log::error!("a message was dropped: {error}");
                 }
                 Err(error) => {
+                    let now_ns = clock::boot_ns();
                     // Said when it begins and when it is over, not at every try.
-                    if !self.outbox_fails {
+                    if self.outbox_fails_ns.is_none() {
                         log::error!("{}; messages are kept in memory and tried again", chain(&error));
                     }
-                    self.outbox_fails = true;
+                    let since_ns = *self.outbox_fails_ns.get_or_insert(now_ns);
                     self.counters.outbox_failed += 1;
+                    if self.member.is_some() && now_ns.saturating_sub(since_ns) >= BYPASS_AFTER_NS {
+                        self.bypass();
+                        return;
+                    }
                     break;
                 }
             }
@@ -104,13 +113,33 @@ impl Service {
             tell(waiting, &self.device, &self.sinks);
         }
         if written {
-            if self.outbox_fails {
+            if self.outbox_fails_ns.take().is_some() {
                 log::info!("the outbox can be written again");
-                self.outbox_fails = false;
             }
             if let Some(member) = &self.member {
                 member.uplink.wake();
             }
+        }
+    }
+}
+
+impl Service {
+    /// Gives what the disk does not take to the link directly: the fleet gets it while there is one.
+    fn bypass(&mut self) {
+        for mut waiting in std::mem::take(&mut self.unwritten) {
+            tell(&mut waiting, &self.device, &self.sinks);
+            match self.memory_outbox.put(waiting.body) {
+                Ok(Kept::AfterDropping(_, n)) => self.counters.outbox_dropped += n,
+                Ok(_) => {}
+                Err(error) => {
+                    self.counters.messages_too_long += 1;
+                    log::error!("a message was dropped: {}", chain(&error));
+                }
+            }
+            self.counters.outbox_bypassed += 1;
+        }
+        if let Some(member) = &self.member {
+            member.uplink.wake();
         }
     }
 }

@@ -49,7 +49,9 @@ impl Service {
             rss_bytes: vitals::rss_bytes(),
             cpu_ms: vitals::cpu_ms(),
             uptime_ms: now.boot_ns.saturating_sub(self.started_ns) / 1_000_000,
-            outbox_waiting: self.outbox.waiting() + self.unwritten.len() as u64,
+            outbox_waiting: self.outbox.waiting()
+                + self.memory_outbox.waiting()
+                + self.unwritten.len() as u64,
             counters: self.all_counters(),
             layers: self.watch.probe().layers().to_vec(),
             programs,
@@ -89,6 +91,7 @@ impl Service {
             ("outbox_failed", own.outbox_failed),
             ("outbox_damaged", self.outbox.damaged()),
             ("unwritten_dropped", own.unwritten_dropped),
+            ("outbox_bypassed", own.outbox_bypassed),
             ("messages_too_long_dropped", own.messages_too_long),
             ("training_refused", own.windows_refused),
             ("memory_failed", own.memory_failed),

@@ -147,7 +147,10 @@ async fn established(
     let (queue, outgoing) = mpsc::channel(OUTGOING_MAX);
     let (storing, to_answer) = mpsc::channel(STORING_MAX);
     let (stop, mut stopped) = watch::channel(false);
-    let session = shared.hub.attach(&device, queue.clone(), stop);
+    let (session, twins) = shared.hub.attach(&device, queue.clone(), stop);
+    if twins {
+        ingest::tell_twins(&shared, &device).await;
+    }
     shared.counters.bump(Counter::MqttAccepted);
     log::info!("device {device} connected from {peer}");
     let unacked = Arc::new(AtomicU32::new(0));

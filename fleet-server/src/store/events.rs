@@ -15,6 +15,8 @@ const RELEASES_MAX: i64 = 256;
 pub(super) const SILENT: &str = "silent";
 /// The kind of an event that a silent device was heard again.
 pub(super) const HEARD: &str = "heard";
+/// The kind of an event that two agents use one identity.
+pub const TWINS: &str = "twins";
 
 /// An event as it is kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +29,7 @@ pub struct StoredEvent {
     pub received_ms: u64,
     /// When it was noticed, by the clock of who noticed it.
     pub unix_ms: u64,
-    /// [`EventKind::name`], [`SILENT`] or [`HEARD`].
+    /// [`EventKind::name`], [`SILENT`], [`HEARD`] or [`TWINS`].
     pub kind: String,
     /// Which program it is about.
     pub program: Option<ProgramId>,
@@ -119,7 +121,7 @@ pub fn put_silent(
         let text = format!("no heartbeat for {minutes} minutes: the agent, the device or its link is down");
         c.prepare_cached("UPDATE devices SET silent_ms = ? WHERE id = ?")?
             .execute(params![int(now_ms), id])?;
-        events.extend(noticed(c, counters, &device, SILENT, text, now_ms, events_max)?);
+        events.extend(put_noticed(c, counters, &device, SILENT, text, now_ms, events_max)?);
     }
     Ok(events)
 }
@@ -143,10 +145,14 @@ pub fn put_heard(
     c.prepare_cached("UPDATE devices SET silent_ms = 0 WHERE id = ?")?.execute([device.as_str()])?;
     let minutes = now_ms.saturating_sub(uint(silent_ms)) / 60_000;
     let text = format!("it is heard again, {minutes} minutes after it was noticed to be silent");
-    noticed(c, counters, device, HEARD, text, now_ms, events_max)
+    put_noticed(c, counters, device, HEARD, text, now_ms, events_max)
 }
 
-fn noticed(
+/// Stores what the server noticed about a device.
+///
+/// # Errors
+/// When the database fails.
+pub fn put_noticed(
     c: &Connection,
     counters: &Counters,
     device: &DeviceId,

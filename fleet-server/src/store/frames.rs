@@ -173,9 +173,12 @@ fn number(
         if let Some(to) = to {
             let below = "DELETE FROM ahead WHERE device = ? AND epoch = ? AND seq < ?";
             let stored = c.prepare_cached(below)?.execute(params![id, epoch, to])? as i64;
-            let missing = uint(to - 1 - acked - stored);
-            counters.add(Counter::FramesMissing, missing);
-            log::warn!("device {id} no longer has {missing} numbers of epoch {epoch:x} below {to}");
+            // A new epoch need not begin at 1: nothing of it was promised yet.
+            if known.is_some() {
+                let missing = uint(to - 1 - acked - stored);
+                counters.add(Counter::FramesMissing, missing);
+                log::warn!("device {id} no longer has {missing} numbers of epoch {epoch:x} below {to}");
+            }
             acked = to - 1;
         }
     }

@@ -21,7 +21,7 @@ use crate::counters::{Counter, Counters};
 
 pub use bundles::{StoredWindows, newest_offers, put_bundle, put_report, training_candidates, windows_of};
 pub use devices::{Enrol, Known, add_ticket, enrol, known, put_heartbeat, seen};
-pub use events::{StoredEvent, events, put_heard, put_release, put_silent, releases};
+pub use events::{StoredEvent, TWINS, events, put_heard, put_noticed, put_release, put_silent, releases};
 pub use frames::{FrameOutcome, Limits, Rejected, WindowsOutcome, acks, put_frame, put_rejected};
 pub use read::{
     DeviceRow, StoredAlert, TrainingRow, alert, alerts, chunk, count_rejected, device, devices, training,

@@ -104,7 +104,7 @@ pub(super) struct EventView<'a> {
     device: &'a str,
     received_unix_ms: u64,
     unix_ms: u64,
-    /// `silent` and `heard` are the server's, every other the device's.
+    /// `silent`, `heard` and `twins` are the server's, every other the device's.
     kind: &'a str,
     program: Option<ProgramView<'a>>,
     containment: Option<u32>,

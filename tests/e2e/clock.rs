@@ -1,0 +1,161 @@
+//! A clock that jumps by years, and certificates that expire: what the agent says, and that nothing is lost.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fleet_server::device::DeviceId;
+use fleet_server::pki::Pki;
+use rcgen::{CertificateParams, KeyPair};
+use rusqlite::{Connection, params};
+use tests::agent::Agent;
+use tests::fleet::Fleet;
+use tests::gateway::Gateway;
+use tests::story::counter;
+use tests::{Failed, wait_for};
+
+use crate::needs_root;
+
+/// A wall clock that is as much ahead or behind as a file says; the clock of intervals is as it is.
+struct FakeClock(PathBuf);
+
+impl FakeClock {
+    fn new(file: PathBuf) -> Self {
+        let clock = Self(file);
+        clock.set("+0");
+        clock
+    }
+
+    fn set(&self, offset: &str) {
+        let new = self.0.with_extension("new");
+        fs::write(&new, offset).unwrap();
+        fs::rename(&new, &self.0).unwrap();
+    }
+
+    fn environment(&self) -> Vec<(String, String)> {
+        let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
+        assert!(Path::new(&library).exists(), "{library}");
+        let file = self.0.to_string_lossy().into_owned();
+        [
+            ("LD_PRELOAD", library.as_str()),
+            ("FAKETIME_TIMESTAMP_FILE", &file),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+    }
+}
+
+const DEVICE: &str = "gw-clock";
+
+fn says(agent: &Agent, words: &str) {
+    let said = wait_for(words, Duration::from_secs(60), || Ok(agent.log().contains(words).then_some(())));
+    said.unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
+}
+
+fn collected(fleet: &Fleet) -> Option<u64> {
+    fleet.get("training").ok()?["training"][0]["windows_collected"].as_u64()
+}
+
+fn trained(agent: &Agent) -> u64 {
+    counter(&agent.status().unwrap(), "windows_trained")
+}
+
+#[test]
+fn a_clock_that_jumps_by_years_is_told_and_loses_nothing() {
+    needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
+    let watch = Gateway::executable(&dir.path().join("gateway"));
+    let mut agent = Agent::enroll(&dir.path().join("agent"), &watch, &fleet, DEVICE).unwrap();
+    let clock = FakeClock::new(dir.path().join("clock"));
+    agent.environment = clock.environment();
+    agent.run().unwrap();
+    let gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
+    wait_for("windows", Duration::from_secs(40), || Ok(collected(&fleet).filter(|n| *n > 2))).unwrap();
+    for (offset, way) in [("+7300d", "forward by 6307"), ("-14600d", "back by 18921")] {
+        clock.set(offset);
+        says(&agent, &format!("the wall clock was set {way}"));
+        // The link that is there goes on; a new one finds no certificate good.
+        fleet.kill().unwrap();
+        fleet.restart().unwrap();
+        let before = agent.log().len();
+        let words = "is this device's clock right?";
+        let said = wait_for(words, Duration::from_secs(60), || {
+            Ok(agent.log().get(before..).is_some_and(|log| log.contains(words)).then_some(()))
+        });
+        said.unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
+        let least = trained(&agent) + 2;
+        wait_for("windows", Duration::from_secs(30), || Ok((trained(&agent) > least).then_some(()))).unwrap();
+    }
+    clock.set("+0");
+    drop(gateway);
+    let all = wait_for("delivery of everything", Duration::from_secs(120), || {
+        let Ok(status) = agent.status() else { return Ok(None) };
+        let waits = status["heartbeat"]["outbox_waiting"] != 0;
+        let sent = counter(&status, "windows_trained");
+        Ok(collected(&fleet).filter(|there| !waits && *there >= sent).map(|there| (there, sent)))
+    });
+    let (there, sent) = all.unwrap_or_else(|error: Failed| panic!("{error}\n{}", agent.log()));
+    assert_eq!(there, sent, "each once");
+    let events = fleet.events(DEVICE).unwrap();
+    assert_eq!(events.iter().filter(|event| event["kind"] == "clock_set").count(), 3, "{events:?}");
+    let end = agent.status().unwrap();
+    for lost in ["unwritten_dropped", "outbox_dropped", "outbox_bypassed"] {
+        assert_eq!(counter(&end, lost), 0, "{lost}");
+    }
+    agent.stop().unwrap();
+}
+
+/// Puts a certificate in place of the device's that was good until a year ago.
+fn expire(agent: &Agent, fleet: &Fleet) {
+    let key = fs::read_to_string(agent.state().join("device.key")).unwrap();
+    let key = KeyPair::from_pem(&key).unwrap();
+    let request = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let pki = Pki::open(fleet.state(), &[], now_unix_s).unwrap();
+    let device = DeviceId::parse(DEVICE).unwrap();
+    let signed = pki.sign_device(&device, &request, now_unix_s - 6 * 365 * 86_400).unwrap();
+    fs::write(agent.state().join("device.pem"), &signed.pem).unwrap();
+    let database = Connection::open(fleet.state().join("fleet.db")).unwrap();
+    let changed = database.execute("UPDATE devices SET certificate = ?", params![signed.sha256]).unwrap();
+    assert_eq!(changed, 1);
+}
+
+#[test]
+fn a_device_whose_certificate_has_expired_says_so_and_delivers_everything_once_it_is_enrolled_again() {
+    needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let mut fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
+    let watch = Gateway::executable(&dir.path().join("gateway"));
+    let mut agent = Agent::enroll(&dir.path().join("agent"), &watch, &fleet, DEVICE).unwrap();
+    fleet.stop().unwrap();
+    expire(&agent, &fleet);
+    fleet.restart().unwrap();
+    agent.run().unwrap();
+    let gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
+    says(&agent, "this device's certificate has expired: enrol it again");
+    wait_for("windows", Duration::from_secs(40), || Ok((trained(&agent) > 3).then_some(()))).unwrap();
+    drop(gateway);
+    let told = wait_for("the last window", Duration::from_secs(20), || {
+        let before = trained(&agent);
+        std::thread::sleep(Duration::from_millis(2500));
+        Ok((trained(&agent) == before).then_some(before))
+    });
+    let told = told.unwrap();
+    agent.stop().unwrap();
+    let ticket = dir.path().join("ticket");
+    fs::write(&ticket, fleet.ticket(DEVICE).unwrap()).unwrap();
+    let ticket = ticket.to_string_lossy().into_owned();
+    let output = agent.command(&["enroll", "--force", "--ticket", &ticket, "--device", DEVICE]).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    agent.run().unwrap();
+    let there = wait_for("delivery", Duration::from_secs(60), || {
+        let Ok(answer) = fleet.get("training") else { return Ok(None) };
+        Ok(answer["training"][0]["windows_collected"].as_u64().filter(|there| *there >= told))
+    });
+    let there = there.unwrap_or_else(|error: Failed| panic!("{error}\n{}", agent.log()));
+    assert_eq!(there, told, "each once");
+    agent.stop().unwrap();
+}
