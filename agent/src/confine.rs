@@ -45,6 +45,12 @@ const BPF_CODE: [u64; 8] = [
     33, // BPF_ITER_CREATE
 ];
 
+/// `kexec_file_load(2)`: libc 0.2 does not name it for aarch64 with musl.
+#[cfg(target_arch = "x86_64")]
+const KEXEC_FILE_LOAD: i64 = 320;
+#[cfg(target_arch = "aarch64")]
+const KEXEC_FILE_LOAD: i64 = 294;
+
 /// Calls that the agent never makes once it runs.
 const REFUSED: &[i64] = &[
     libc::SYS_acct,
@@ -62,7 +68,7 @@ const REFUSED: &[i64] = &[
     libc::SYS_fsopen,
     libc::SYS_init_module,
     libc::SYS_io_uring_setup,
-    libc::SYS_kexec_file_load,
+    KEXEC_FILE_LOAD,
     libc::SYS_kexec_load,
     libc::SYS_keyctl,
     libc::SYS_mount,
@@ -245,6 +251,12 @@ mod tests {
     use super::*;
     use std::fs;
     use std::io::ErrorKind;
+
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn the_number_is_the_one_that_libc_has_where_it_has_one() {
+        assert_eq!(KEXEC_FILE_LOAD, libc::SYS_kexec_file_load);
+    }
 
     /// On a thread that ends, because it cannot be undone.
     fn on_a_thread(what: impl FnOnce() + Send) {
