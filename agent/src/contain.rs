@@ -385,7 +385,7 @@ mod tests {
         assert!(running.becomes_stopped(true));
         assert_eq!(containment.contain(&alert, Action::Stop).unwrap(), None, "it is stopped already");
         let mut containment = Containment::open(dir.path(), None);
-        assert_eq!(containment.entries(), [entry.clone()]);
+        assert_eq!(containment.entries(), std::slice::from_ref(&entry));
         assert!(containment.sweep().is_empty());
         assert_eq!(containment.release(entry.id).unwrap(), entry);
         assert!(running.becomes_stopped(false));

@@ -35,11 +35,19 @@ impl Fleet {
     /// # Errors
     /// When it does not start.
     pub fn start_with(state: &Path, learn_windows: u32, config: &str) -> Result<Self, Failed> {
+        Self::start_on(state, learn_windows, config, "127.0.0.1:0")
+    }
+
+    /// The same on another address; port 0 takes free ones.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_on(state: &Path, learn_windows: u32, config: &str, address: &str) -> Result<Self, Failed> {
         let failed = |error| Failed::new("writing the configuration", error);
         fs::create_dir_all(state).map_err(failed)?;
         fs::write(state.join("fleet.toml"), config).map_err(failed)?;
         let mut fleet = Self { state: state.to_owned(), learn_windows, process: None };
-        fleet.run("127.0.0.1:0", "127.0.0.1:0")?;
+        fleet.run(address, address)?;
         Ok(fleet)
     }
 

@@ -69,7 +69,11 @@ pub(crate) const SIMULATOR: &[Need] = &[
     Need { file: "nc", packages: &["netcat-openbsd"], why: "reverse shells and uploads by nc" },
     Need { file: "nc.traditional", packages: &["netcat-traditional"], why: "a reverse shell by nc -e" },
     Need { file: "socat", packages: &["socat"], why: "a reverse shell by socat" },
-    Need { file: "/usr/bin/faketime", packages: &["faketime"], why: "clocks that jump and certificates that expire" },
+    Need {
+        file: "/usr/bin/faketime",
+        packages: &["faketime"],
+        why: "clocks that jump and certificates that expire",
+    },
     Need { file: "/usr/sbin/mkfs.ext4", packages: &["e2fsprogs"], why: "a file system that loses its power" },
     Need { file: "/usr/sbin/ip", packages: &["iproute2"], why: "gives a network namespace an interface" },
     Need { file: "curl", packages: &["curl"], why: "uploads and downloads by a system tool" },

@@ -14,6 +14,7 @@ use std::{
 };
 
 use crate::tools::{self, ToolError};
+use crate::vm;
 use build::Triple;
 
 /// Why there is nothing to install.
@@ -29,6 +30,8 @@ pub(crate) enum DistError {
     Metadata(String),
     /// A package does not do what it should.
     Check(String),
+    /// A package of another processor.
+    Vm(vm::VmError),
 }
 
 impl fmt::Display for DistError {
@@ -41,12 +44,19 @@ impl fmt::Display for DistError {
             Self::Tool(error) => error.fmt(f),
             Self::File(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Metadata(text) => write!(f, "reading the packages of the lock file: {text}"),
+            Self::Vm(error) => error.fmt(f),
             Self::Check(text) => write!(f, "a package does not do what it should: {text}"),
         }
     }
 }
 
 impl std::error::Error for DistError {}
+
+impl From<vm::VmError> for DistError {
+    fn from(error: vm::VmError) -> Self {
+        Self::Vm(error)
+    }
+}
 
 impl From<ToolError> for DistError {
     fn from(error: ToolError) -> Self {
@@ -85,7 +95,7 @@ pub(crate) fn run(root: &Path, targets: &[String], check: bool) -> Result<(), Di
     let release = Release { root, out, version: env!("CARGO_PKG_VERSION"), epoch: epoch(root) };
     at(&release.out, std::fs::create_dir_all(&release.out))?;
     let mut made = Vec::new();
-    let mut packages = Vec::new();
+    let (mut packages, mut foreign) = (Vec::new(), Vec::new());
     for triple in triples {
         let binaries = build::release(root, triple)?;
         let stage = archive::stage(&release, triple, &binaries)?;
@@ -95,6 +105,8 @@ pub(crate) fn run(root: &Path, targets: &[String], check: bool) -> Result<(), Di
             let both = deb::build(&release, triple, &stage)?;
             if triple.is_native() {
                 packages.extend(both.clone());
+            } else if triple.name().starts_with("aarch64") {
+                foreign.extend(both.first().cloned());
             }
             made.extend(both);
         }
@@ -105,7 +117,12 @@ pub(crate) fn run(root: &Path, targets: &[String], check: bool) -> Result<(), Di
         println!("{:>10} {}", size, file.display());
     }
     if check {
-        check::run(&release, &packages)?;
+        if !packages.is_empty() || foreign.is_empty() {
+            check::run(&release, &packages)?;
+        }
+        for package in &foreign {
+            vm::deliver(root, package)?;
+        }
     }
     Ok(())
 }

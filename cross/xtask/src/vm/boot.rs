@@ -31,13 +31,15 @@ pub(super) fn needs(arch: Arch) -> &'static [Need] {
     }
 }
 
-/// Boots and waits for the end. Each line goes to `seen` as well.
+/// Boots and waits for the end, without a network or, in a network namespace, with one that leads there. Each line goes to
+/// `seen` as well.
 ///
 /// Emulated in software: a machine that offers `/dev/kvm` need not let it work.
 pub(super) fn boot(
     arch: Arch,
     kernel: &Path,
     image: &Path,
+    namespace: Option<&str>,
     seen: &mut dyn FnMut(&str),
 ) -> Result<Console, VmError> {
     let (program, machine, serial): (_, &[&str], _) = match arch {
@@ -46,9 +48,18 @@ pub(super) fn boot(
     };
     // A machine must end also when this task was killed.
     let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", program])
+    qemu.args(["--pdeathsig", "KILL"]);
+    let network: &[&str] = match namespace {
+        None => &["-nic", "none"],
+        Some(name) => {
+            qemu.args(["ip", "netns", "exec", name]);
+            &["-netdev", "user,id=host", "-device", "virtio-net-device,netdev=host"]
+        }
+    };
+    qemu.arg(program)
         .args(machine)
-        .args(["-accel", "tcg", "-smp", "2", "-m", "1024", "-nic", "none", "-no-reboot"])
+        .args(network)
+        .args(["-accel", "tcg", "-smp", "2", "-m", "1024", "-no-reboot"])
         .args(["-display", "none", "-monitor", "none", "-serial", "stdio"])
         .arg("-kernel")
         .arg(kernel)

@@ -101,6 +101,14 @@ pub(super) fn native(root: &Path) -> Result<(Built, PathBuf), VmError> {
     Ok((built(&messages, true)?, enrolled))
 }
 
+/// Builds an example of this workspace, with the programs that it starts.
+pub(super) fn example(root: &Path, name: &str) -> Result<PathBuf, VmError> {
+    let mut cargo = tools::cargo(root);
+    let build = ["build", "--workspace", "--bins", "--example", name, "--locked", "--quiet"];
+    tools::run(cargo.args(build).args(FEATURES))?;
+    Ok(tools::target(root).join("debug/examples").join(name))
+}
+
 /// Builds for another processor.
 pub(super) fn foreign(root: &Path, arch: Arch) -> Result<Built, VmError> {
     println!("building the agent and its kernel tests for {}", arch.name());

@@ -72,7 +72,20 @@ pub(super) fn named(arch: Arch, version: &str) -> Option<Kernel> {
 pub(super) struct Fetched {
     pub(super) vmlinuz: PathBuf,
     pub(super) busybox: PathBuf,
+    /// [`NETWORK_MODULES`], where the kernel has them as plain files.
+    pub(super) modules: PathBuf,
 }
+
+/// What gives a machine its network, in the order of loading.
+pub(super) const NETWORK_MODULES: [&str; 7] = [
+    "virtio.ko",
+    "virtio_ring.ko",
+    "virtio_mmio.ko",
+    "failover.ko",
+    "net_failover.ko",
+    "virtio_net.ko",
+    "virtio_pci.ko",
+];
 
 /// Where the archive is when the machine's apt does not say.
 const ARCHIVE: &str = "http://deb.debian.org/debian";
@@ -87,8 +100,12 @@ impl Kernel {
     /// Fetches what is not there yet.
     pub(super) fn fetch(self, vm: &Path) -> Result<Fetched, VmError> {
         let dir = vm.join(format!("{}-{}", self.arch.name(), self.version));
-        let fetched = Fetched { vmlinuz: dir.join("vmlinuz"), busybox: dir.join("busybox") };
-        if !fetched.vmlinuz.exists() || !fetched.busybox.exists() {
+        let fetched = Fetched {
+            vmlinuz: dir.join("vmlinuz"),
+            busybox: dir.join("busybox"),
+            modules: dir.join("modules"),
+        };
+        if ![&fetched.vmlinuz, &fetched.busybox, &fetched.modules].iter().all(|path| path.exists()) {
             println!("fetching Debian's kernel {} for {}", self.version, self.arch.name());
             self.download(&dir, &fetched)?;
         }
@@ -123,6 +140,13 @@ impl Kernel {
         let busybox = ["bin/busybox", "usr/bin/busybox"].map(|name| unpacked.join(name));
         let busybox = busybox.into_iter().find(|file| file.exists());
         let vmlinuz = vmlinuz_below(&unpacked)?;
+        make(&into.modules)?;
+        for name in NETWORK_MODULES {
+            if let Some(from) = below(&unpacked, name)? {
+                let to = into.modules.join(name);
+                fs::rename(&from, to).map_err(|error| VmError::File(from, error))?;
+            }
+        }
         for (from, to) in [(busybox, &into.busybox), (vmlinuz, &into.vmlinuz)] {
             let from = from.ok_or_else(|| VmError::NoImage(image.clone()))?;
             fs::rename(&from, to).map_err(|error| VmError::File(from, error))?;
@@ -201,6 +225,20 @@ fn find(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>, Vm
         }
     }
     Ok(found)
+}
+
+/// A file of this name anywhere in a folder.
+fn below(folder: &Path, name: &str) -> Result<Option<PathBuf>, VmError> {
+    for path in find(folder, &|_| true)? {
+        if path.is_dir() && !path.is_symlink() {
+            if let Some(found) = below(&path, name)? {
+                return Ok(Some(found));
+            }
+        } else if path.file_name().is_some_and(|own| own == name) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 pub(super) fn make(folder: &Path) -> Result<(), VmError> {

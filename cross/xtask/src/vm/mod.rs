@@ -9,6 +9,7 @@
 mod boot;
 mod build;
 mod console;
+mod delivery;
 mod image;
 mod kernels;
 
@@ -25,6 +26,7 @@ use crate::{
 };
 use build::Built;
 use console::Console;
+pub(crate) use delivery::deliver;
 use image::Image;
 pub(crate) use kernels::{Arch, Kernel};
 
@@ -39,6 +41,8 @@ pub(crate) enum VmError {
     NoImage(String),
     /// Nobody knows this kernel.
     Unknown(String),
+    /// The package does not do what it should.
+    NotDelivered(String),
     /// cargo did not say where the programs are.
     NotBuilt,
 }
@@ -50,6 +54,7 @@ impl fmt::Display for VmError {
             Self::File(path, error) => write!(f, "{}: {error}", path.display()),
             Self::NoImage(package) => write!(f, "Debian's archive has no kernel behind {package}"),
             Self::Unknown(what) => write!(f, "no such kernel: {what}; there are {}", known()),
+            Self::NotDelivered(what) => write!(f, "the package delivered no alert: {what}"),
             Self::NotBuilt => f.write_str("cargo did not say where the agent and its kernel tests are"),
         }
     }
@@ -87,6 +92,9 @@ pub(crate) const USUAL: [Kernel; 2] =
 
 /// What runs in each machine, as `init.sh` names it.
 const PARTS: [&str; 3] = ["doctor", "tests", "agent"];
+
+/// Where a package puts its configuration, from the root.
+const CONFIG_FOLDER: &str = "etc/behaveguard";
 
 /// The agent's configuration in a machine.
 const CONFIG: &str = "state = \"/tmp/state\"\nwindow = \"1s\"\nheartbeat = \"2s\"\n";
@@ -172,7 +180,7 @@ fn one(vm: &Path, kernel: Kernel, built: &Built, state: &Path) -> Result<Console
             println!("{name}: {line}");
         }
     };
-    let console = boot::boot(kernel.arch, &fetched.vmlinuz, &image, &mut seen)?;
+    let console = boot::boot(kernel.arch, &fetched.vmlinuz, &image, None, &mut seen)?;
     kernels::write(&dir.join("console.log"), log.as_bytes())?;
     Ok(console)
 }
