@@ -44,8 +44,11 @@ use outgoing::Unwritten;
 
 /// How often what a restart would forget is written down, beside the end.
 const REMEMBER_EVERY_NS: u64 = 600_000_000_000;
-/// How long ordinary records may wait in their ring.
-const BULK_EVERY: Duration = Duration::from_millis(250);
+/// How often is looked although nothing woke: not more often than an idle machine may be woken.
+const BULK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long ordinary records may wait in their ring: those that came meanwhile are taken with the one that woke.
+const GATHER_BULK: Duration = Duration::from_millis(200);
 
 /// Urgent records that come together are taken together.
 const GATHER: Duration = Duration::from_millis(10);
@@ -319,6 +322,7 @@ fn patterns(config: &Config) -> String {
 impl Service {
     async fn turn(&mut self, news: &async_channel::Receiver<News>, reload: UnixStream) -> io::Result<()> {
         let urgent = Async::new(self.watch.probe().urgent_fd().try_clone_to_owned()?)?;
+        let bulk = Async::new(self.watch.probe().bulk_fd().try_clone_to_owned()?)?;
         let reload = Async::new(reload)?;
         let stop = Async::new(signalled(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?)?;
         let window_ns = clock::nanoseconds(self.config.window);
@@ -330,6 +334,11 @@ impl Service {
                 Timer::after(GATHER.min(left)).await;
                 Ok(Wake::Urgent)
             }
+            .or(async {
+                bulk.readable().await?;
+                Timer::after(GATHER_BULK.min(left)).await;
+                Ok(Wake::Time)
+            })
             .or(async {
                 Timer::after(left.min(BULK_EVERY)).await;
                 Ok(Wake::Time)

@@ -5,8 +5,8 @@ use core::hint;
 use agent_ebpf::{
     acts::{TRUNCATES, WRITES, is_release_agent, memory_of},
     records::{
-        Class, DIRECTORY_LEN, Field, Inject, KIND_INJECT, KIND_OPEN, MODE_SHED_OPENS, NR_OPENAT2, Open, PATH_LEN, SLOT_CREAT,
-        SLOT_OPEN, SLOT_OPENAT, WRITTEN, Window, counter,
+        Class, DIRECTORY_LEN, Field, Inject, KIND_INJECT, KIND_OPEN, MODE_SHED_OPENS, NR_OPENAT2, Open,
+        PATH_LEN, SLOT_CREAT, SLOT_OPEN, SLOT_OPENAT, WRITTEN, Window, counter,
     },
     sensitive::{Head, is_sensitive},
 };

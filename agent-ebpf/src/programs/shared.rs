@@ -484,11 +484,12 @@ pub(crate) fn send_bulk<T: 'static>(class: Class, record: &T) {
     sent(class, BULK.output::<T>(record, bulk_flags()).is_ok());
 }
 
-/// Wakes the reader of the bulk ring only when enough waits there; its timer finds the rest.
+/// Wakes the reader of the bulk ring for the first record, who then lets some more come, and when much waits. So an idle
+/// machine is not woken to look, and a busy one not for every record.
 #[inline(always)]
 pub(crate) fn bulk_flags() -> u64 {
     let waiting = BULK.query(u64::from(BPF_RB_AVAIL_DATA));
-    u64::from(if waiting >= u64::from(BULK_WAKE_BYTES.load()) {
+    u64::from(if waiting == 0 || waiting >= u64::from(BULK_WAKE_BYTES.load()) {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP

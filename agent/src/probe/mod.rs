@@ -313,7 +313,7 @@ impl Probe {
         self.urgent.as_fd()
     }
 
-    /// Readable when a quarter of the bulk ring is full. Poll on a timer as well, for what stays below that.
+    /// Readable when an ordinary record waits. More of them come soon: give them a moment.
     #[must_use]
     pub fn bulk_fd(&self) -> BorrowedFd<'_> {
         self.bulk.as_fd()
