@@ -65,7 +65,8 @@ fn a_sensitive_file_is_seen_by_every_other_name() {
     let sensitive = |wanted: &str| {
         let open =
             |e: &&Event| matches!(&e.kind, EventKind::Open { path, sensitive: true, .. } if path == wanted);
-        events.iter().filter(open).count()
+        // Others on the machine may read it too.
+        events.iter().filter(|e| ["cat", "sh"].contains(&e.comm.as_str())).filter(open).count()
     };
     assert_eq!(sensitive("/etc/shadow"), 2);
     assert_eq!(sensitive(&format!("/proc/{victim}/mem")), 1);

@@ -51,5 +51,10 @@ fn run() -> Result<(), Failed> {
     if beat["arch"] != "aarch64" {
         return Err(Failed(format!("it is from another processor: {beat}")));
     }
+    // Its last word, behind everything else that it had to say.
+    wait_for("the end of the agent", WITHIN, || {
+        let events = fleet.events(DEVICE).unwrap_or_default();
+        Ok(events.iter().any(|event| event["kind"] == "stopped").then_some(()))
+    })?;
     fleet.stop()
 }
