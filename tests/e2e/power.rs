@@ -142,7 +142,13 @@ impl<'a> Mounted<'a> {
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0).status();
+        // A process that another test starts at this moment holds our files from its fork to its exec.
+        for _ in 0..100 {
+            if Command::new("umount").arg(self.0).status().is_ok_and(|status| status.success()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
