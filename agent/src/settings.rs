@@ -102,14 +102,14 @@ mod tests {
         assert_eq!((heartbeat.value.as_str(), heartbeat.from), (Some("9s"), Origin::Environment));
         assert_eq!(all.keys.iter().filter(|setting| setting.from == Origin::Default).count(), KEYS.len() - 3);
         assert_eq!(all.keys[0].key, "state", "in the template's order");
-        let all = effective("memory_budget = \"32MiB\"\nprograms_max = 7\n", &[]).unwrap();
+        let all = effective("memory_budget = \"48MiB\"\nprograms_max = 7\n", &[]).unwrap();
         let one = |key: &str| all.keys.iter().find(|setting| setting.key == key).unwrap();
         assert_eq!(
             (one("programs_max").value.as_integer(), one("programs_max").from),
             (Some(7), Origin::File)
         );
         let models = one("models_max");
-        assert_eq!((models.value.as_str(), models.from), (Some("10240KiB"), Origin::Budget));
+        assert_eq!((models.value.as_str(), models.from), (Some("15360KiB"), Origin::Budget));
     }
 
     #[test]

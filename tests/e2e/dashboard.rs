@@ -1,5 +1,7 @@
 //! The dashboard in a real browser: signs in, shows what is there, and shows what comes without being asked again.
 
+use models::wire::{self, DeviceEvent, Downlink, EventKind, Uplink, UplinkFrame};
+use rumqttc::Packet;
 use tests::browser::Browser;
 use tests::fleet::Fleet;
 
@@ -45,6 +47,27 @@ fn an_alert_appears_without_reloading_and_nothing_in_it_is_run() {
         browser.eval("window.run === undefined && !document.querySelector('#alerts img')").unwrap(),
         true
     );
+    // What the agent did comes the same way; the button asks the device to undo it.
+    let event = DeviceEvent {
+        unix_ms: 1_800_000_000_003,
+        kind: EventKind::Contained,
+        program: None,
+        containment: Some(9),
+        text: "9: stop of process 7, <b>pump</b>".into(),
+    };
+    device.publish_as("gw-a", &UplinkFrame { epoch: 1, seq: 3, body: Uplink::Event(event) });
+    browser.wait("document.querySelector('#events li[data-kind=contained] button')").unwrap();
+    assert_eq!(browser.eval("document.querySelector('#events b') === null").unwrap(), true);
+    browser.eval("document.querySelector('#events li[data-kind=contained] button').click()").unwrap();
+    let asked = device.next(|packet| match packet {
+        Packet::Publish(publish) => match wire::decode::<Downlink>(&publish.payload) {
+            Ok(Downlink::Release { containment }) => Some(containment),
+            _ => None,
+        },
+        _ => None,
+    });
+    assert_eq!(asked, Ok(9));
+
     let first = "document.querySelector('#alerts li').textContent";
     assert_eq!(browser.eval(&format!("{first}.includes('CRITICAL 93')")).unwrap(), true);
     assert_eq!(browser.eval(&format!("{first}.includes('T1003.008')")).unwrap(), true);

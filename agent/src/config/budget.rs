@@ -82,14 +82,14 @@ mod tests {
     #[test]
     fn sizes_follow_the_budget_and_what_is_said_counts() {
         assert_eq!(Config::within(BUDGET), Config::default());
-        let half = Config::parse("memory_budget = \"32MiB\"\nprocesses_max = 9000\n").unwrap();
-        assert_eq!((half.models_max, half.programs_max), (10 << 20, 128));
-        assert_eq!((half.kernel.bulk_ring, half.kernel.urgent_ring), (512 * 1024, 128 * 1024));
-        assert_eq!(half.processes_max, 9000);
+        let less = Config::parse("memory_budget = \"48MiB\"\nprocesses_max = 9000\n").unwrap();
+        assert_eq!((less.models_max, less.programs_max), (15 << 20, 192));
+        assert_eq!((less.kernel.bulk_ring, less.kernel.urgent_ring), (512 * 1024, 128 * 1024));
+        assert_eq!(less.processes_max, 9000);
         let most = Config::within(16 << 30);
         assert!(most.kernel.bulk_ring <= 256 << 20 && most.kernel.grams_max <= 4_194_304);
         // What is scaled is a value that the key may have.
-        for budget in [40_u64 << 20, 100 << 20, 1 << 30] {
+        for budget in [48_u64 << 20, 100 << 20, 1 << 30] {
             let config = Config::within(budget);
             let text: String = FOLLOWING
                 .iter()

@@ -185,7 +185,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "memory_budget",
         default: r#""64MiB""#,
-        form: Size(32 * MIB, 16 * GIB),
+        form: Size(48 * MIB, 16 * GIB),
         applied: Restart,
         text: "Memory that the agent and its kernel maps may take: set the service's MemoryMax no lower. Sizes that are not \
                given follow from it in proportion: `programs_max`, `processes_max`, `models_max`, and of `kernel` \
