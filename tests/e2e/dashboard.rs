@@ -56,7 +56,7 @@ fn an_alert_appears_without_reloading_and_nothing_in_it_is_run() {
         text: "9: stop of process 7, <b>pump</b>".into(),
     };
     device.publish_as("gw-a", &UplinkFrame { epoch: 1, seq: 3, body: Uplink::Event(event) });
-    browser.wait("document.querySelector('#events li[data-kind=contained] button')").unwrap();
+    browser.wait("document.querySelector('#events li[data-kind=contained] button') !== null").unwrap();
     assert_eq!(browser.eval("document.querySelector('#events b') === null").unwrap(), true);
     browser.eval("document.querySelector('#events li[data-kind=contained] button').click()").unwrap();
     let asked = device.next(|packet| match packet {
