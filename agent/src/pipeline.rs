@@ -209,6 +209,8 @@ pub struct Pipeline<L> {
     counters: Counters,
     opened_ns: u64,
     degraded: Vec<String>,
+    /// Time of the last alert.
+    alert_unix_ms: u64,
     /// Windows of learning programs since the last close.
     training: BTreeMap<String, Vec<TrainingWindow>>,
     /// Shared with whoever answers questions.
@@ -235,6 +237,7 @@ impl<L: Lookup> Pipeline<L> {
             counters: Counters::default(),
             opened_ns,
             degraded: Vec::new(),
+            alert_unix_ms: 0,
             training: BTreeMap::new(),
             explanations: Arc::default(),
             whitelist: Arc::default(),

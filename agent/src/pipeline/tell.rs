@@ -75,8 +75,11 @@ impl<L: Lookup> Pipeline<L> {
             Decision::RateLimited => self.counters.alerts_limited += 1,
             Decision::Send { suppressed_before } => {
                 self.counters.alerts += 1;
+                // An alert is known by its content, so no two of them may be of the same moment; unless the clock was set back.
+                let behind = self.alert_unix_ms.checked_sub(now.unix_ms).filter(|behind| *behind < 1000);
+                self.alert_unix_ms = behind.map_or(now.unix_ms, |_| self.alert_unix_ms + 1);
                 let alert = Alert {
-                    unix_ms: now.unix_ms,
+                    unix_ms: self.alert_unix_ms,
                     program: program.id.clone(),
                     pid: tgid,
                     comm: explained.comm.clone(),

@@ -363,6 +363,14 @@ fn a_program_whose_load_shifts_is_stale_told_by_acts_alone_and_learned_again() {
 }
 
 #[test]
+fn two_alerts_of_one_moment_are_told_apart() {
+    let mut bench = Bench::new(|config| config.policy.dedup_ns = 0);
+    bench.learn();
+    let [a, b] = [(); 2].map(|()| alerts(bench.open(GATEWAY, "/etc/shadow", true)).remove(0));
+    assert!(a.unix_ms < b.unix_ms, "{a:?} {b:?}");
+}
+
+#[test]
 fn a_shell_started_by_a_child_is_the_parents_doing() {
     let mut bench = Bench::new(|_| {});
     bench.learn();
