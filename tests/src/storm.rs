@@ -47,7 +47,7 @@ pub fn storm(dir: &Path, kills: usize, tell: &mut dyn FnMut(usize)) -> Result<Af
     let lines = dir.join("alerts.json");
     let config = format!(
         "watch = [{:?}]\nwindow = \"1s\"\nalert_budget = \"unlimited\"\n[alerts]\ndedup = \"0s\"\nper_minute = 1000\n\
-         [[sink]]\nkind = \"file\"\npath = {lines:?}\n",
+         [[sink]]\nkind = \"file\"\npath = {lines:?}\nsize_max = \"1GiB\"\n",
         Gateway::executable(&folder)
     );
     let mut agent = Agent::enroll_with(&dir.join("agent"), &config, &fleet, DEVICE)?;
