@@ -22,7 +22,6 @@ use crate::clock::nanoseconds;
 use crate::probe::ProbeOptions;
 pub use budget::BUDGET;
 pub(crate) use budget::FOLLOWING;
-pub(crate) use contain::shown as contain_tables;
 pub use contain::{Action, CONTAIN_KEYS, ContainRule, RULES_MAX};
 pub use keys::{Applied, ENVIRONMENT, Form, KEYS, Key, reference, template};
 use read::Reader;

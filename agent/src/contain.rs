@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Action, ContainRule};
 use crate::files;
 use crate::processes::{Identity, Lookup as _, ProcFs};
+use crate::vitals;
 
 /// Containments kept; one more is refused.
 pub const ENTRIES_MAX: usize = DENIED_MAX as usize;
@@ -126,7 +127,7 @@ impl Containment {
             log::error!("{} cannot be used: {error}; what was contained is not known", path.display());
             Kept::default()
         });
-        Self { path, kept, root, boot_id: boot_id() }
+        Self { path, kept, root, boot_id: vitals::boot_id() }
     }
 
     /// Everything that is contained, oldest first.
@@ -307,10 +308,6 @@ fn handle(pid: u32) -> Result<OwnedFd, ContainError> {
 
 fn signal(handle: &OwnedFd, pid: u32, signal: Signal, name: &'static str) -> Result<(), ContainError> {
     pidfd_send_signal(handle, signal).map_err(|error| ContainError::Signal(name, pid, error.into()))
-}
-
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::config::Config;
 use crate::files;
+use crate::vitals;
 
 /// An agent that is started again and again tells of it once in this time.
 const TELL_EVERY_MS: u64 = 60_000;
@@ -35,8 +36,6 @@ struct Mark {
     /// SHA-256 of the program file.
     program: String,
     started_unix_ms: u64,
-    /// When the run was last seen to go on.
-    alive_unix_ms: u64,
     /// It was asked to end, and ended.
     ended: bool,
     /// `None` when another version wrote one that is not understood.
@@ -60,12 +59,11 @@ impl RunMark {
         let mut found = Found::new();
         let path = state.join("run.json");
         let mut mark = Mark {
-            boot_id: boot_id(),
+            boot_id: vitals::boot_id(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             program: program_hash().unwrap_or_default(),
             started_unix_ms: now_ms,
-            alive_unix_ms: now_ms,
             ended: false,
             config: Some(config.clone()),
             sinks: sinks_hash(config),
@@ -90,18 +88,17 @@ impl RunMark {
         (run, found)
     }
 
-    /// It still goes on, by this configuration.
-    pub fn alive(&mut self, config: &Config) {
-        self.mark.alive_unix_ms = clock::now().unix_ms;
+    /// It goes on by this configuration.
+    pub fn configured(&mut self, config: &Config) {
         self.mark.config = Some(config.clone());
         self.mark.sinks = sinks_hash(config);
         self.write();
     }
 
     /// It ends because it was asked to.
-    pub fn end(mut self, config: &Config) {
+    pub fn end(mut self) {
         self.mark.ended = true;
-        self.alive(config);
+        self.write();
     }
 
     fn write(&self) {
@@ -189,11 +186,6 @@ fn program_hash() -> io::Result<String> {
     }
 }
 
-fn boot_id() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,7 +200,7 @@ mod tests {
         let config = Config::default();
         let (run, found) = RunMark::begin(dir.path(), &config);
         assert!(found.is_empty(), "{found:?}");
-        run.end(&config);
+        run.end();
         let (run, found) = RunMark::begin(dir.path(), &config);
         assert!(found.is_empty(), "it was asked to end: {found:?}");
         drop(run);

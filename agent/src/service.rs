@@ -284,7 +284,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     }
     service.sinks.stop();
     log::info!("stopped; {} messages wait in the outbox", service.outbox.waiting());
-    service.mark.end(&service.config);
+    service.mark.end();
     drop(lock);
     done
 }
@@ -407,6 +407,7 @@ impl Service {
                 }
                 self.watch.reconfigure(&config);
                 self.config = config;
+                self.mark.configured(&self.config);
                 reloaded.needs_restart = self.config.differing(&new);
                 let given_up = self.config.contain.iter().map(|rule| rule.action);
                 let given_up: BTreeSet<_> =
@@ -430,7 +431,6 @@ impl Service {
     /// Keeps what a restart would forget.
     fn remember(&mut self) {
         self.remembered_ns = clock::boot_ns();
-        self.mark.alive(&self.config);
         if let Err(error) = self.memory.write(&self.watch.memory()) {
             self.counters.memory_failed += 1;
             log::error!("what is known beside the baselines cannot be kept over a restart: {error}");

@@ -53,8 +53,8 @@ pub fn effective(text: &str, environment: &[(String, String)]) -> Result<Setting
     let budget = Config::read(text, environment)?.memory_budget;
     let following = Config::within(budget);
     let mut file: Table = text.parse().unwrap_or_default();
-    let sinks = file.remove("sink").and_then(|sinks| sinks.try_into().ok()).unwrap_or_default();
-    let contain = config::contain_tables(&mut file);
+    let mut tables = |name| file.remove(name).and_then(|tables| tables.try_into().ok()).unwrap_or_default();
+    let (contain, sinks) = (tables("contain"), tables("sink"));
     let keys = KEYS.iter().map(|key| {
         let variable = key.variable();
         let default = config::value_of(key.default);

@@ -123,22 +123,6 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// Every kind.
-    pub const ALL: [Self; 12] = [
-        Self::Started,
-        Self::Stopped,
-        Self::Killed,
-        Self::MachineEnded,
-        Self::ConfigurationChanged,
-        Self::AgentReplaced,
-        Self::BaselineRolledBack,
-        Self::Contained,
-        Self::Released,
-        Self::NotContained,
-        Self::Shedding,
-        Self::ClockSet,
-    ];
-
     /// The name in logs and in the fleet's API.
     #[must_use]
     pub fn name(self) -> &'static str {

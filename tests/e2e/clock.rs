@@ -54,10 +54,6 @@ fn says(agent: &Agent, words: &str) {
     said.unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
 }
 
-fn collected(fleet: &Fleet) -> Option<u64> {
-    fleet.get("training").ok()?["training"][0]["windows_collected"].as_u64()
-}
-
 fn trained(agent: &Agent) -> u64 {
     counter(&agent.status().unwrap(), "windows_trained")
 }
@@ -73,7 +69,8 @@ fn a_clock_that_jumps_by_years_is_told_and_loses_nothing() {
     agent.environment = clock.environment();
     agent.run().unwrap();
     let gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
-    wait_for("windows", Duration::from_secs(40), || Ok(collected(&fleet).filter(|n| *n > 2))).unwrap();
+    wait_for("windows", Duration::from_secs(40), || Ok(fleet.windows_collected().filter(|n| *n > 2)))
+        .unwrap();
     for (offset, way) in [("+7300d", "forward by 6307"), ("-14600d", "back by 18921")] {
         clock.set(offset);
         says(&agent, &format!("the wall clock was set {way}"));
@@ -95,7 +92,7 @@ fn a_clock_that_jumps_by_years_is_told_and_loses_nothing() {
         let Ok(status) = agent.status() else { return Ok(None) };
         let waits = status["heartbeat"]["outbox_waiting"] != 0;
         let sent = counter(&status, "windows_trained");
-        Ok(collected(&fleet).filter(|there| !waits && *there >= sent).map(|there| (there, sent)))
+        Ok(fleet.windows_collected().filter(|there| !waits && *there >= sent).map(|there| (there, sent)))
     });
     let (there, sent) = all.unwrap_or_else(|error: Failed| panic!("{error}\n{}", agent.log()));
     assert_eq!(there, sent, "each once");
@@ -152,8 +149,7 @@ fn a_device_whose_certificate_has_expired_says_so_and_delivers_everything_once_i
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     agent.run().unwrap();
     let there = wait_for("delivery", Duration::from_secs(60), || {
-        let Ok(answer) = fleet.get("training") else { return Ok(None) };
-        Ok(answer["training"][0]["windows_collected"].as_u64().filter(|there| *there >= told))
+        Ok(fleet.windows_collected().filter(|there| *there >= told))
     });
     let there = there.unwrap_or_else(|error: Failed| panic!("{error}\n{}", agent.log()));
     assert_eq!(there, told, "each once");

@@ -118,11 +118,8 @@ fn a_disk_that_becomes_read_only_keeps_nothing_from_the_fleet() {
     let mut agent = Agent::enroll(&folder, &watch, &fleet, "gw-ro").unwrap();
     agent.run().unwrap();
     let gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
-    let collected = || {
-        let answer = fleet.get("training").ok()?;
-        answer["training"][0]["windows_collected"].as_u64()
-    };
-    wait_for("windows", Duration::from_secs(40), || Ok(collected().filter(|n| *n >= 3))).unwrap();
+    wait_for("windows", Duration::from_secs(40), || Ok(fleet.windows_collected().filter(|n| *n >= 3)))
+        .unwrap();
     disk.fail();
     let bypassed = |status: &Value| counter(status, "outbox_bypassed");
     wait_for("messages past the disk", Duration::from_secs(60), || {
@@ -132,7 +129,7 @@ fn a_disk_that_becomes_read_only_keeps_nothing_from_the_fleet() {
     drop(gateway);
     let all = wait_for("delivery of everything", Duration::from_secs(60), || {
         let Ok(status) = agent.status() else { return Ok(None) };
-        let there = collected() >= Some(counter(&status, "windows_trained"));
+        let there = fleet.windows_collected() >= Some(counter(&status, "windows_trained"));
         Ok((status["heartbeat"]["outbox_waiting"] == 0 && there).then_some(status))
     });
     let all = all.unwrap_or_else(|error: Failed| panic!("{error}\n{}", agent.log()));

@@ -23,13 +23,12 @@ fn two_agents_with_one_identity_are_told_and_nothing_of_either_is_lost() {
     let mut one = Agent::enroll(&first, &watch, &fleet, DEVICE).unwrap();
     let gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
     one.run().unwrap();
-    let collected = || {
-        let answer = fleet.get("training").ok()?;
-        answer["training"][0]["windows_collected"].as_u64()
-    };
-    wait_for("the first windows", Duration::from_secs(40), || Ok(collected().filter(|n| *n >= 3))).unwrap();
+    wait_for("the first windows", Duration::from_secs(40), || {
+        Ok(fleet.windows_collected().filter(|n| *n >= 3))
+    })
+    .unwrap();
     one.stop().unwrap();
-    let before = collected().unwrap();
+    let before = fleet.windows_collected().unwrap();
     assert!(Command::new("cp").arg("-a").arg(&first).arg(&second).status().unwrap().success());
     let config = format!("watch = [{watch:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n");
     let mut two = Agent::alone(&second, &config).unwrap();
@@ -46,12 +45,17 @@ fn two_agents_with_one_identity_are_told_and_nothing_of_either_is_lost() {
         let (Ok(a), Ok(b)) = (one.status(), two.status()) else { return Ok(None) };
         let waits = |status: &serde_json::Value| status["heartbeat"]["outbox_waiting"] != 0;
         let sent = counter(&a, "windows_trained") + counter(&b, "windows_trained");
-        let there = collected().unwrap_or(0);
+        let there = fleet.windows_collected().unwrap_or(0);
         Ok((!waits(&a) && !waits(&b) && sent > 0 && there >= before + sent).then_some((there, before + sent)))
     });
     let (there, expected) = all.unwrap_or_else(|error: Failed| {
         let trained = |agent: &Agent| agent.status().map(|status| counter(&status, "windows_trained"));
-        panic!("{error}: {:?} of {before} + {:?} + {:?}", collected(), trained(&one), trained(&two))
+        panic!(
+            "{error}: {:?} of {before} + {:?} + {:?}",
+            fleet.windows_collected(),
+            trained(&one),
+            trained(&two)
+        )
     });
     assert_eq!(there, expected, "each once");
     one.stop().unwrap();

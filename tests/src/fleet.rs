@@ -189,6 +189,12 @@ impl Fleet {
         Ok(answer["alerts"].as_array().cloned().unwrap_or_default())
     }
 
+    /// Windows that it has of the first program that is learned; `None` when it does not answer, or has none.
+    #[must_use]
+    pub fn windows_collected(&self) -> Option<u64> {
+        self.get("training").ok()?["training"][0]["windows_collected"].as_u64()
+    }
+
     /// All events of a device's agent, oldest first.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::fmt;
 
 use models::policy::Severity;
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Value;
 
 use super::keys::{Applied, Form, Key};
 use super::read::{Reader, tables};
@@ -100,12 +100,6 @@ fn one(keys: &mut Reader) -> Option<ContainRule> {
         action: Action::from_word(&action)?,
         severity: Severity::from_word(&severity)?,
     })
-}
-
-/// As tables of the file.
-#[must_use]
-pub(crate) fn shown(file: &mut Table) -> Vec<Table> {
-    file.remove("contain").and_then(|rules| rules.try_into().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ pub struct StoredEvent {
 
 const EVENT: &str = "SELECT id, device, received_ms, unix_ms, kind, program, containment, text FROM events";
 
-/// Stores what a device told, unless it is there; gives its id when it is new.
+/// Stores what a device told, unless it is there; gives it when it is new.
 pub(super) fn put_event(
     c: &Connection,
     counters: &Counters,
@@ -50,39 +50,45 @@ pub(super) fn put_event(
     event: &DeviceEvent,
     now_ms: u64,
     events_max: u32,
-) -> Result<Option<u64>, StoreError> {
-    let number = Some((bits(frame.epoch), int(frame.seq)));
-    let id = insert(c, counters, device, number, event.kind.name(), event, now_ms, events_max)?;
+) -> Result<Option<StoredEvent>, StoreError> {
     if let (EventKind::Released, Some(containment)) = (event.kind, event.containment) {
         c.prepare_cached("DELETE FROM releases WHERE device = ? AND containment = ?")?
             .execute(params![device.as_str(), containment])?;
     }
-    Ok(id)
+    let number = Some((bits(frame.epoch), int(frame.seq)));
+    let event = StoredEvent {
+        id: 0,
+        device: device.to_string(),
+        received_ms: now_ms,
+        unix_ms: event.unix_ms,
+        kind: event.kind.name().to_owned(),
+        program: event.program.clone(),
+        containment: event.containment,
+        text: event.text.clone(),
+    };
+    insert(c, counters, number, event, events_max)
 }
 
-#[allow(clippy::too_many_arguments, reason = "one row")]
+/// Gives the event its id; `None` when its number is there already.
 fn insert(
     c: &Connection,
     counters: &Counters,
-    device: &DeviceId,
     number: Option<(i64, i64)>,
-    kind: &str,
-    event: &DeviceEvent,
-    now_ms: u64,
+    event: StoredEvent,
     events_max: u32,
-) -> Result<Option<u64>, StoreError> {
+) -> Result<Option<StoredEvent>, StoreError> {
     let program = event.program.as_ref().map(postcard::to_stdvec).transpose().map_err(StoreError::Damaged)?;
     let mut insert = c.prepare_cached(
         "INSERT OR IGNORE INTO events(device, epoch, seq, received_ms, unix_ms, kind, program, containment, text)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     let stored = insert.execute(params![
-        device.as_str(),
+        event.device,
         number.map(|number| number.0),
         number.map(|number| number.1),
-        int(now_ms),
+        int(event.received_ms),
         int(event.unix_ms),
-        kind,
+        event.kind,
         program,
         event.containment,
         event.text,
@@ -93,7 +99,7 @@ fn insert(
     let id = c.last_insert_rowid();
     let mut drop = c.prepare_cached("DELETE FROM events WHERE id <= ?")?;
     counters.add(Counter::EventsDropped, drop.execute([id - i64::from(events_max)])? as u64);
-    Ok(Some(uint(id)))
+    Ok(Some(StoredEvent { id: uint(id), ..event }))
 }
 
 /// Notes which devices were last heard before `heard_before_ms` and were not known to be silent; gives the events.
@@ -161,20 +167,17 @@ pub fn put_noticed(
     now_ms: u64,
     events_max: u32,
 ) -> Result<Option<StoredEvent>, StoreError> {
-    // The kind in it is not stored: the server's own have names that no device may tell.
-    let event =
-        DeviceEvent { unix_ms: now_ms, kind: EventKind::Stopped, program: None, containment: None, text };
-    let id = insert(c, counters, device, None, kind, &event, now_ms, events_max)?;
-    Ok(id.map(|id| StoredEvent {
-        id,
+    let event = StoredEvent {
+        id: 0,
         device: device.to_string(),
         received_ms: now_ms,
         unix_ms: now_ms,
         kind: kind.to_owned(),
         program: None,
         containment: None,
-        text: event.text,
-    }))
+        text,
+    };
+    insert(c, counters, None, event, events_max)
 }
 
 /// Events in ascending order: the first `limit` after `after`, or without it the last `limit`.
@@ -198,13 +201,6 @@ pub fn events(
     }
     events.sort_by_key(|event| event.id);
     Ok(events)
-}
-
-/// One event.
-pub(super) fn event_of(c: &Connection, id: u64) -> Result<Option<StoredEvent>, StoreError> {
-    let mut query = c.prepare_cached(&format!("{EVENT} WHERE id = ?"))?;
-    let mut rows = query.query([int(id)])?;
-    rows.next()?.map(event).transpose()
 }
 
 fn event(row: &Row<'_>) -> Result<StoredEvent, StoreError> {

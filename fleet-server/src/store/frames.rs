@@ -8,7 +8,7 @@ use models::program::ProgramId;
 use models::wire::{Alert, TrainingWindow, Uplink, UplinkFrame};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::events::{StoredEvent, event_of, put_event};
+use super::events::{StoredEvent, put_event};
 use super::{StoreError, bits, int, uint};
 use crate::counters::{Counter, Counters};
 use crate::device::DeviceId;
@@ -96,9 +96,8 @@ pub fn put_frame(
             outcome.fresh = outcome.alert_id.is_some();
         }
         Uplink::Event(event) => {
-            let id = put_event(c, counters, device, frame, event, now_ms, limits.events)?;
-            outcome.event = id.map(|id| event_of(c, id)).transpose()?.flatten();
-            outcome.fresh = id.is_some();
+            outcome.event = put_event(c, counters, device, frame, event, now_ms, limits.events)?;
+            outcome.fresh = outcome.event.is_some();
         }
         Uplink::Windows(windows) if fresh => {
             outcome.windows = put_windows(c, counters, device, &windows.program, &windows.windows, limits)?;
