@@ -46,6 +46,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         host: "127.0.0.1".into(),
         port: 1,
         bundle_keys: vec![hex(&signing.public().0)],
+        url: String::new(),
+        renew_after_unix_s: 0,
     };
     for (name, bytes) in [
         ("device.key", key.serialize_pem().into_bytes()),

@@ -31,11 +31,11 @@ pub(crate) enum Command {
         #[arg(long)]
         print: bool,
     },
-    /// Join a fleet with a ticket of its server.
+    /// Join a fleet with an enrolment token of its server.
     Enroll {
-        /// File that holds the ticket; `-` or nothing reads it from standard input.
+        /// File that holds the token; `-` or nothing reads it from standard input.
         #[arg(long, default_value = "-")]
-        ticket: PathBuf,
+        token: PathBuf,
         /// This device's name; by default made from the host name.
         #[arg(long)]
         device: Option<String>,

@@ -1,7 +1,8 @@
-//! A ticket to an identity: key and certificate of this device, and whom it trusts.
+//! An enrolment token to an identity: key and certificate of this device, and whom it trusts.
 //!
-//! The private key is made here and never leaves. The ticket names the server and its authority, so the very first
-//! connection is already authenticated. `docs/operations.md` shows the ticket's form.
+//! The private key is made here and never leaves. The token names the server and its authority, so the very first
+//! connection is already authenticated. The certificate lasts for weeks and is renewed by whoever
+//! holds the key, also after its end.
 
 use std::fs;
 use std::io;
@@ -14,12 +15,16 @@ use models::bundle::{Keyring, PublicKey};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
 
 /// The longest answer of a server that is read, in bytes.
 const ANSWER_MAX: u64 = 64 * 1024;
+
+/// The key of an enrolment that is not done.
+const PENDING: &str = "enrol.key";
 
 /// Who this device is and where its fleet listens: `<state>/identity.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,14 +38,20 @@ pub struct Identity {
     pub port: u16,
     /// Keys that may sign bundles, hexadecimal.
     pub bundle_keys: Vec<String>,
+    /// Where it was enrolled and renews, `https://host:port`; empty when an older agent enrolled it.
+    #[serde(default)]
+    pub url: String,
+    /// When the certificate is to be renewed, seconds since 1970.
+    #[serde(default)]
+    pub renew_after_unix_s: u64,
 }
 
 /// Why there is no identity.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollError {
-    /// Not a ticket.
-    #[error("this is no enrolment ticket; make one with `behaveguard-fleet ticket`")]
-    Ticket,
+    /// Not a token.
+    #[error("this is no enrolment token; make one with `behaveguard-fleet token create`")]
+    Token,
     /// Not a device name.
     #[error("`{0}` is no device name: 1 to 64 of a-z, 0-9 and -; choose one with --device")]
     Device(String),
@@ -92,7 +103,7 @@ pub enum EnrollError {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Ticket {
+struct Token {
     v: u32,
     url: String,
     secret: String,
@@ -100,31 +111,44 @@ struct Ticket {
 }
 
 #[derive(Serialize)]
-struct Request<'a> {
+struct EnrolRequest<'a> {
     secret: &'a str,
     device: &'a str,
     csr_pem: &'a str,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Enrolled {
     certificate_pem: String,
+    renew_after_unix_s: u64,
     ca_pem: String,
     mqtt: String,
     bundle_keys: Vec<String>,
 }
 
+#[derive(Serialize)]
+struct RenewRequest<'a> {
+    device: &'a str,
+    csr_pem: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Renewed {
+    certificate_pem: String,
+    renew_after_unix_s: u64,
+}
+
 #[derive(Deserialize)]
 struct Refusal {
-    message: String,
+    detail: String,
     hint: String,
 }
 
 /// Enrols this device: makes a key, has it signed, and writes everything down.
 ///
 /// # Errors
-/// When the ticket, the name or the server's answer is no good, or a file cannot be written.
-pub fn enroll(state: &Path, ticket: &str, device: &str, force: bool) -> Result<Identity, EnrollError> {
+/// When the token, the name or the server's answer is no good, or a file cannot be written.
+pub fn enroll(state: &Path, token: &str, device: &str, force: bool) -> Result<Identity, EnrollError> {
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if !(1..=64).contains(&device.len()) || !device.bytes().all(good) {
         return Err(EnrollError::Device(device.into()));
@@ -132,34 +156,31 @@ pub fn enroll(state: &Path, ticket: &str, device: &str, force: bool) -> Result<I
     if let (Ok(identity), false) = (Identity::load(state), force) {
         return Err(EnrollError::Already(identity.device));
     }
-    let ticket = decode(ticket).ok_or(EnrollError::Ticket)?;
-    let key = KeyPair::generate().map_err(EnrollError::Request)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, device);
-    let csr = params.serialize_request(&key).and_then(|csr| csr.pem()).map_err(EnrollError::Request)?;
-    let answer = ask(&ticket, &Request { secret: &ticket.secret, device, csr_pem: &csr })?;
-    let url = || EnrollError::Answer(ticket.url.clone());
+    let token = decode(token).ok_or(EnrollError::Token)?;
+    files::make_private_dir(state).map_err(|source| EnrollError::File { path: state.into(), source })?;
+    let key = pending_key(state)?;
+    let csr = request(&key, device)?;
+    let sent = EnrolRequest { secret: &token.secret, device, csr_pem: &csr };
+    let answer: Enrolled = ask(&token.url, "enroll", &token.ca_pem, &sent)?;
+    let url = || EnrollError::Answer(token.url.clone());
     let (host, port) = answer.mqtt.rsplit_once(':').ok_or_else(url)?;
     let identity = Identity {
         device: device.into(),
         host: host.trim_start_matches('[').trim_end_matches(']').into(),
         port: port.parse().map_err(|_| url())?,
         bundle_keys: answer.bundle_keys,
+        url: token.url.clone(),
+        renew_after_unix_s: answer.renew_after_unix_s,
     };
     identity.keyring().ok_or_else(url)?;
-    files::make_private_dir(state).map_err(|source| EnrollError::File { path: state.into(), source })?;
-    let json = serde_json::to_vec_pretty(&identity).expect("an identity has a JSON form");
     // The identity comes last: without it the device is not enrolled.
-    for (name, bytes) in [
-        ("device.key", key.serialize_pem().as_bytes()),
-        ("device.pem", answer.certificate_pem.as_bytes()),
-        ("ca.pem", answer.ca_pem.as_bytes()),
-        ("identity.json", &json[..]),
-    ] {
-        let path = state.join(name);
-        files::write_private(&path, bytes).map_err(|source| EnrollError::File { path, source })?;
-    }
+    write(state, "device.key", key.serialize_pem().as_bytes())?;
+    write(state, "device.pem", answer.certificate_pem.as_bytes())?;
+    write(state, "ca.pem", answer.ca_pem.as_bytes())?;
+    identity.write(state)?;
     identity.tls(state)?;
+    // Left behind by a crash it is only the key of the next enrolment.
+    let _ = fs::remove_file(state.join(PENDING));
     Ok(identity)
 }
 
@@ -187,6 +208,38 @@ impl Identity {
             Err(source) => return Err(EnrollError::File { path, source }),
         };
         serde_json::from_slice(&json).map_err(|_| EnrollError::Damaged(path))
+    }
+
+    /// Whether the certificate is to be renewed by this clock.
+    #[must_use]
+    pub fn is_due(&self, now_unix_s: u64) -> bool {
+        !self.url.is_empty() && now_unix_s >= self.renew_after_unix_s
+    }
+
+    /// Has this device's key signed again, and writes down what came.
+    ///
+    /// # Errors
+    /// When the server cannot be asked or refuses, or a file cannot be read or written; the old certificate stays then.
+    pub fn renew(&mut self, state: &Path) -> Result<(), EnrollError> {
+        let read = |name: &str| {
+            let path = state.join(name);
+            fs::read_to_string(&path).map_err(|source| EnrollError::File { path, source })
+        };
+        let damaged = |name: &str| EnrollError::Damaged(state.join(name));
+        let key = KeyPair::from_pem(&read("device.key")?).map_err(|_| damaged("device.key"))?;
+        let csr = request(&key, &self.device)?;
+        let sent = RenewRequest { device: &self.device, csr_pem: &csr };
+        let answer: Renewed = ask(&self.url, "renew", &read("ca.pem")?, &sent)?;
+        CertificateDer::from_pem_slice(answer.certificate_pem.as_bytes())
+            .map_err(|_| EnrollError::Answer(self.url.clone()))?;
+        write(state, "device.pem", answer.certificate_pem.as_bytes())?;
+        self.renew_after_unix_s = answer.renew_after_unix_s;
+        self.write(state)
+    }
+
+    fn write(&self, state: &Path) -> Result<(), EnrollError> {
+        let json = serde_json::to_vec_pretty(self).expect("an identity has a JSON form");
+        write(state, "identity.json", &json)
     }
 
     /// The keys that may sign bundles; `None` when one of them is no key, or there are none or more than eight.
@@ -225,15 +278,44 @@ impl Identity {
     }
 }
 
-fn decode(text: &str) -> Option<Ticket> {
-    let json = BASE64URL_NOPAD.decode(text.trim().as_bytes()).ok()?;
-    let ticket: Ticket = serde_json::from_slice(&json).ok()?;
-    (ticket.v == 1).then_some(ticket)
+/// The key to enrol with: it is kept until the enrolment is done, so that one whose answer was lost can be repeated
+/// with the same token.
+fn pending_key(state: &Path) -> Result<KeyPair, EnrollError> {
+    if let Some(key) =
+        fs::read_to_string(state.join(PENDING)).ok().and_then(|pem| KeyPair::from_pem(&pem).ok())
+    {
+        return Ok(key);
+    }
+    let key = KeyPair::generate().map_err(EnrollError::Request)?;
+    write(state, PENDING, key.serialize_pem().as_bytes())?;
+    Ok(key)
 }
 
-fn ask(ticket: &Ticket, request: &Request<'_>) -> Result<Answer, EnrollError> {
-    let authority =
-        ureq::tls::Certificate::from_pem(ticket.ca_pem.as_bytes()).map_err(|_| EnrollError::Ticket)?;
+fn write(state: &Path, name: &str, bytes: &[u8]) -> Result<(), EnrollError> {
+    let path = state.join(name);
+    files::write_private(&path, bytes).map_err(|source| EnrollError::File { path, source })
+}
+
+fn request(key: &KeyPair, device: &str) -> Result<String, EnrollError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, device);
+    params.serialize_request(key).and_then(|csr| csr.pem()).map_err(EnrollError::Request)
+}
+
+fn decode(text: &str) -> Option<Token> {
+    let json = BASE64URL_NOPAD.decode(text.trim().as_bytes()).ok()?;
+    let token: Token = serde_json::from_slice(&json).ok()?;
+    (token.v == 1).then_some(token)
+}
+
+/// `POST <server>/api/v1/<path>`, trusting this authority only.
+fn ask<T: DeserializeOwned>(
+    server: &str,
+    path: &str,
+    ca_pem: &str,
+    request: &impl Serialize,
+) -> Result<T, EnrollError> {
+    let authority = ureq::tls::Certificate::from_pem(ca_pem.as_bytes()).map_err(|_| EnrollError::Token)?;
     let tls = ureq::tls::TlsConfig::builder()
         .provider(ureq::tls::TlsProvider::Rustls)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -245,20 +327,21 @@ fn ask(ticket: &Ticket, request: &Request<'_>) -> Result<Answer, EnrollError> {
         .http_status_as_error(false)
         .max_redirects(0)
         .proxy(None)
-        .timeout_global(Some(Duration::from_secs(30)))
+        // Shorter than the keep-alive of the connection that waits while a certificate is renewed.
+        .timeout_global(Some(Duration::from_secs(15)))
         .build()
         .new_agent();
-    let url = format!("{}/api/v1/enroll", ticket.url);
+    let url = format!("{server}/api/v1/{path}");
     let failed = |source| EnrollError::Server { url: url.clone(), source: Box::new(source) };
     let body = serde_json::to_vec(request).expect("a request has a JSON form");
     let mut answer = agent.post(&url).content_type("application/json").send(&body[..]).map_err(failed)?;
     let text = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_vec().map_err(failed)?;
+    let strange = |_| EnrollError::Answer(server.to_owned());
     if answer.status().is_success() {
-        return serde_json::from_slice(&text).map_err(|_| EnrollError::Answer(ticket.url.clone()));
+        return serde_json::from_slice(&text).map_err(strange);
     }
-    let refusal: Refusal =
-        serde_json::from_slice(&text).map_err(|_| EnrollError::Answer(ticket.url.clone()))?;
-    Err(EnrollError::Refused { message: refusal.message, hint: refusal.hint })
+    let refusal: Refusal = serde_json::from_slice(&text).map_err(strange)?;
+    Err(EnrollError::Refused { message: refusal.detail, hint: refusal.hint })
 }
 
 #[cfg(test)]
@@ -266,7 +349,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_truncation_of_a_ticket_is_refused() {
+    fn every_truncation_of_a_token_is_refused() {
         let json = br#"{"v":1,"url":"https://h:1","secret":"s","ca_pem":"p"}"#;
         let text = BASE64URL_NOPAD.encode(json);
         assert!(decode(&text).is_some());
@@ -276,9 +359,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_ticket_or_name_is_refused_before_anyone_is_asked() {
+    fn a_bad_token_or_name_is_refused_before_anyone_is_asked() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(enroll(dir.path(), "x", "gw-1", false), Err(EnrollError::Ticket)));
+        assert!(matches!(enroll(dir.path(), "x", "gw-1", false), Err(EnrollError::Token)));
         assert!(matches!(enroll(dir.path(), "x", "GW 1", false), Err(EnrollError::Device(_))));
         assert!(matches!(Identity::load(dir.path()), Err(EnrollError::NotEnrolled(_))));
     }

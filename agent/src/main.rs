@@ -103,9 +103,9 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::Simulate(_) => {}
-        Command::Enroll { ticket, device, force } => {
+        Command::Enroll { token, device, force } => {
             let device = device.unwrap_or_else(|| enroll::device_name(&vitals::host_name()));
-            let identity = enroll::enroll(&config.state, &read_ticket(&ticket)?, &device, force)?;
+            let identity = enroll::enroll(&config.state, &read_token(&token)?, &device, force)?;
             println!("enrolled as {} at {}:{}", identity.device, identity.host, identity.port);
         }
         Command::Run => service::run(config, source)?,
@@ -235,7 +235,7 @@ fn init(path: &Path, print: bool) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn read_ticket(path: &Path) -> Result<String, Box<dyn Error>> {
+fn read_token(path: &Path) -> Result<String, Box<dyn Error>> {
     let mut text = String::new();
     if path == Path::new("-") {
         std::io::stdin().take(64 * 1024).read_to_string(&mut text)?;

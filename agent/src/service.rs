@@ -36,7 +36,7 @@ use crate::probe::{Probe, ProbeError, cgroup_root};
 use crate::run_mark::{self, RunMark};
 use crate::shedding::Shedding;
 use crate::sinks::Sinks;
-use crate::uplink::{News, Uplink};
+use crate::uplink::{self, News, Uplink};
 use crate::vitals;
 use crate::watch::Watch;
 use crate::whitelist::Whitelist;
@@ -95,6 +95,9 @@ pub enum ServiceError {
     /// Threads, signals, timers.
     #[error("starting the runtime")]
     Runtime(#[source] io::Error),
+    /// The link to the fleet.
+    #[error("starting the link to the fleet")]
+    Uplink(#[from] uplink::StartError),
 }
 
 /// What woke the loop.
@@ -238,9 +241,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     // Without a link nothing comes; the sender is kept so that waiting for news does not end.
     let _no_news = news_out.clone();
     let join = |identity: Identity| {
-        let tls = identity.tls(&config.state).map_err(ServiceError::Identity)?;
-        let uplink = Uplink::start(&config.state, identity.clone(), tls, lanes, news_out)
-            .map_err(ServiceError::Runtime)?;
+        let uplink = Uplink::start(&config.state, identity.clone(), lanes, news_out)?;
         Ok::<_, ServiceError>(Member { identity, uplink })
     };
     let member = identity.map(join).transpose()?;

@@ -5,6 +5,7 @@
 //! again at the oldest message of the outbox. A message leaves the outbox only when the fleet says it is stored.
 
 mod fetch;
+mod renewal;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -25,9 +26,10 @@ use crate::backoff::jittered;
 use crate::clock;
 use crate::confine;
 use crate::contain::Contained;
-use crate::enroll::Identity;
+use crate::enroll::{EnrollError, Identity};
 use crate::outbox::Outbox;
 use fetch::{Fetch, Fetched};
+use renewal::Credentials;
 
 /// Numbered messages sent and not yet acknowledged by the fleet.
 pub const WINDOW: usize = 32;
@@ -76,12 +78,14 @@ pub struct Counters {
     requests_dropped: AtomicU64,
     rejected: AtomicU64,
     fetches_failed: AtomicU64,
+    renewed: AtomicU64,
+    renewals_failed: AtomicU64,
 }
 
 impl Counters {
     /// Names and values.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 8] {
+    pub fn list(&self) -> [(&'static str, u64); 10] {
         [
             ("uplink_connected", self.connected.load(Relaxed)),
             ("uplink_failed", self.failed.load(Relaxed)),
@@ -91,8 +95,21 @@ impl Counters {
             ("uplink_requests_dropped", self.requests_dropped.load(Relaxed)),
             ("uplink_messages_rejected", self.rejected.load(Relaxed)),
             ("uplink_fetches_failed", self.fetches_failed.load(Relaxed)),
+            ("uplink_renewed", self.renewed.load(Relaxed)),
+            ("uplink_renewals_failed", self.renewals_failed.load(Relaxed)),
         ]
     }
+}
+
+/// Why there is no link at all.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Key or certificate.
+    #[error("this device's key and certificate")]
+    Identity(#[from] EnrollError),
+    /// The thread.
+    #[error("starting a thread")]
+    Thread(#[from] io::Error),
 }
 
 /// A handle to the link. Cheap to clone.
@@ -101,7 +118,6 @@ pub struct Uplink(Arc<Shared>);
 
 struct Shared {
     identity: Identity,
-    tls: Arc<rustls::ClientConfig>,
     /// Each with an epoch of its own.
     outboxes: [Arc<dyn Outbox>; LANES],
     news: async_channel::Sender<News>,
@@ -139,17 +155,16 @@ impl Uplink {
     /// Starts the thread, which writes below `state` only; it connects, and connects again, until the process ends.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the device's key or certificate cannot be used, or the thread cannot be started.
     pub fn start(
         state: &Path,
         identity: Identity,
-        tls: rustls::ClientConfig,
         outboxes: [Arc<dyn Outbox>; LANES],
         news: async_channel::Sender<News>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, StartError> {
+        let mut credentials = Credentials::new(state.to_owned(), identity.clone())?;
         let shared = Arc::new(Shared {
             identity,
-            tls: Arc::new(tls),
             outboxes,
             news,
             counters: Counters::default(),
@@ -159,7 +174,7 @@ impl Uplink {
         let writes = state.to_owned();
         let work = move || {
             confine::thread_or_not(&[&writes]);
-            mine.run();
+            mine.run(&mut credentials);
         };
         thread::Builder::new().name("uplink".into()).spawn(work)?;
         Ok(Self(shared))
@@ -202,10 +217,11 @@ impl Shared {
         self.sending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self) {
+    fn run(&self, credentials: &mut Credentials) {
         let mut wait = RETRY_MIN;
         loop {
-            let was_online = self.connection();
+            self.renew_when_due(credentials);
+            let was_online = self.connection(credentials);
             self.sending().client = None;
             if was_online {
                 wait = RETRY_MIN;
@@ -218,8 +234,17 @@ impl Shared {
         }
     }
 
+    /// A connection that stands is not ended for it: the new certificate is shown at the next one.
+    fn renew_when_due(&self, credentials: &mut Credentials) {
+        if credentials.is_due(clock::now()) {
+            let counters = &self.counters;
+            let counter = if credentials.renew() { &counters.renewed } else { &counters.renewals_failed };
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
     /// One connection from beginning to end; whether the fleet listened.
-    fn connection(&self) -> bool {
+    fn connection(&self, credentials: &mut Credentials) -> bool {
         let device = &self.identity.device;
         let mut options = MqttOptions::new(device, &self.identity.host, self.identity.port);
         options
@@ -227,7 +252,7 @@ impl Shared {
             .set_clean_session(true)
             .set_inflight(u16::try_from(QUEUE).unwrap_or(u16::MAX))
             .set_max_packet_size(MESSAGE_MAX + 1024, MESSAGE_MAX + 1024)
-            .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&self.tls))));
+            .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(credentials.tls())));
         let (client, mut connection) = Client::new(options, QUEUE);
         let mut network = NetworkOptions::new();
         network.set_connection_timeout(CONNECT_TIMEOUT_S);
@@ -239,11 +264,16 @@ impl Shared {
                 Ok(Ok(event)) => event,
                 Ok(Err(error)) => {
                     self.counters.failed.fetch_add(1, Relaxed);
+                    let mut why = why(&error);
+                    if has_expired(&error) {
+                        credentials.set_expired();
+                        let then = if credentials.is_renewable() { RENEWS } else { ENROL };
+                        why = format!("{why}: this device's certificate has expired: {then}");
+                    }
                     log::warn!(
-                        "no link to {}:{}: {}; trying again, messages wait on disk",
+                        "no link to {}:{}: {why}; trying again, messages wait on disk",
                         self.identity.host,
                         self.identity.port,
-                        why(&error)
                     );
                     return online;
                 }
@@ -280,6 +310,7 @@ impl Shared {
                         self.ask(&mut sending);
                     }
                     let still = sending.lanes.iter().map(Lane::still_ns).max().unwrap_or(0);
+                    drop(sending);
                     if still > STALL_NS {
                         self.counters.stalled.fetch_add(1, Relaxed);
                         log::warn!(
@@ -288,6 +319,7 @@ impl Shared {
                         );
                         return online;
                     }
+                    self.renew_when_due(credentials);
                 }
                 Event::Outgoing(_) => {}
             }
@@ -406,7 +438,7 @@ impl Shared {
 fn why(error: &ConnectionError) -> String {
     match error {
         ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized) => {
-            "the fleet does not know this device's certificate: enrol it again with a new ticket".into()
+            "the fleet does not know this device's certificate: or revoked it: enrol it again with a new token".into()
         }
         ConnectionError::ConnectionRefused(code) => format!("the fleet refused the connection ({code:?})"),
         error => {
@@ -421,17 +453,26 @@ fn why(error: &ConnectionError) -> String {
 
 /// What to do about a certificate, by what rustls 0.23 says is wrong with it: ours by the alert of TLS that the fleet sent, the
 /// fleet's by the name of the error.
+/// What is done about an expired certificate.
+const RENEWS: &str = "it is being renewed";
+const ENROL: &str = "enrol it again with a new token; what waits is kept";
+
+/// Whether the fleet refused this device's certificate because its time is over.
+fn has_expired(error: &ConnectionError) -> bool {
+    let text = chain(error);
+    ["fatal alert: CertificateExpired", "fatal alert: certificate_expired"]
+        .iter()
+        .any(|name| text.contains(name))
+}
+
 fn hint(text: &str) -> Option<String> {
-    let any = |names: &[&str]| names.iter().any(|name| text.contains(name));
-    if any(&["fatal alert: CertificateExpired", "fatal alert: certificate_expired"]) {
-        Some(
-            "this device's certificate has expired: enrol it again with a new ticket; what waits is kept"
-                .into(),
-        )
-    } else if any(&["Expired", "NotValidYet", "certificate expired", "certificate not valid yet"]) {
-        let unix_s = clock::now().unix_ms / 1000;
-        Some(format!("is this device's clock right? It is {unix_s} s after 1970 by it"))
-    } else {
-        None
+    if text.contains("fatal alert") {
+        return None;
     }
+    ["Expired", "NotValidYet", "certificate expired", "certificate not valid yet"]
+        .iter()
+        .any(|name| text.contains(name))
+        .then(|| {
+            format!("is this device's clock right? It is {} s after 1970 by it", clock::now().unix_ms / 1000)
+        })
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use toml::{Table, Value};
 
@@ -34,6 +35,12 @@ pub struct Config {
     pub web_connections_max: u32,
     /// How long a bundle is valid, in days.
     pub bundle_days: u32,
+    /// How long a device's certificate is valid, in hours; the device renews it when two thirds have passed.
+    pub certificate_hours: u32,
+    /// Entries of the audit log that are kept; more drops the oldest.
+    pub audit_max: u32,
+    /// Requests that one client may make in a minute.
+    pub requests_per_minute: u32,
 }
 
 impl Default for Config {
@@ -52,6 +59,9 @@ impl Default for Config {
             mqtt_connections_max: 2048,
             web_connections_max: 256,
             bundle_days: 365,
+            certificate_hours: 720,
+            audit_max: 1_000_000,
+            requests_per_minute: 100,
         }
     }
 }
@@ -97,6 +107,9 @@ impl Config {
         reader.number("mqtt_connections_max", 1, 1_000_000, &mut config.mqtt_connections_max);
         reader.number("web_connections_max", 1, 100_000, &mut config.web_connections_max);
         reader.number("bundle_days", 1, 3650, &mut config.bundle_days);
+        reader.number("certificate_hours", 1, 87_600, &mut config.certificate_hours);
+        reader.number("audit_max", 1000, 100_000_000, &mut config.audit_max);
+        reader.number("requests_per_minute", 1, 1_000_000, &mut config.requests_per_minute);
         for key in reader.table.keys() {
             reader.problems.push(Problem { key: key.clone(), text: "not a known key".into() });
         }
@@ -105,6 +118,12 @@ impl Config {
             reader.problems.push(Problem { key: "windows_max".into(), text });
         }
         if reader.problems.is_empty() { Ok(config) } else { Err(reader.problems) }
+    }
+
+    /// How long a device's certificate is valid.
+    #[must_use]
+    pub fn certificate_life(&self) -> Duration {
+        Duration::from_secs(u64::from(self.certificate_hours) * 3600)
     }
 
     /// The host told to devices for something that listens on `bound`.

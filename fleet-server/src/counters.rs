@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
+    ($(#[doc = $doc:literal] $variant:ident = $name:literal,)+) => {
         /// One thing that is counted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Counter { $($(#[$doc])* $variant,)+ }
+        pub enum Counter { $(#[doc = $doc] $variant,)+ }
 
         impl Counter {
             /// Every counter, in the order of its number.
@@ -16,6 +16,12 @@ macro_rules! counters {
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// One sentence that says what it counts.
+            #[must_use]
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => $doc.trim_ascii(),)+ }
             }
         }
     };
@@ -28,7 +34,7 @@ counters! {
     MqttOverLimit = "mqtt_over_limit",
     /// TLS or CONNECT failed or took too long.
     MqttHandshakeFailed = "mqtt_handshake_failed",
-    /// Good certificate, but the device is unknown or the certificate was replaced.
+    /// Good certificate, but the device is unknown, was enrolled again with another key, or was revoked.
     MqttNotEnrolled = "mqtt_not_enrolled",
     /// Connections closed because the same device connected again.
     MqttTakenOver = "mqtt_taken_over",
@@ -70,12 +76,22 @@ counters! {
     TrainingsFailed = "trainings_failed",
     /// Trainings put off because the queue was full.
     TrainingsDeferred = "trainings_deferred",
-    /// Devices enrolled with a ticket.
+    /// Devices enrolled with a token.
     Enrolled = "enrolled",
     /// Enrolments refused.
     EnrolRefused = "enrol_refused",
+    /// Certificates renewed.
+    Renewed = "renewed",
+    /// Renewals refused.
+    RenewRefused = "renew_refused",
+    /// Entries of the audit log dropped to make room.
+    AuditDropped = "audit_dropped",
     /// Requests without a good token.
     WebUnauthorized = "web_unauthorized",
+    /// Requests of someone who may not do that.
+    WebForbidden = "web_forbidden",
+    /// Requests beyond a client's rate.
+    WebRateLimited = "web_rate_limited",
     /// Web connections closed at once because the limit was reached.
     WebOverLimit = "web_over_limit",
     /// Live events a slow reader did not get.

@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::clock;
 use crate::counters::{Counter, Counters};
-use crate::device::DeviceId;
+use crate::names::DeviceId;
 use crate::store::{StoredAlert, StoredEvent};
 
 /// Messages that may wait for one device; one more closes its connection, and it gets everything again.
@@ -159,6 +159,13 @@ impl Hub {
                 }
             }
             Err(error) => log::error!("a message for device {device} was not sent: {error}"),
+        }
+    }
+
+    /// Closes the device's connection, if it has one.
+    pub fn close(&self, device: &DeviceId) {
+        if let Some(session) = self.sessions().get(device) {
+            session.close();
         }
     }
 

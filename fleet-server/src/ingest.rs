@@ -6,8 +6,8 @@ use models::schema::FEATURES;
 use models::wire::{self, Alert, CHUNK_MAX, Request, TrainingWindows, Uplink, UplinkFrame};
 
 use crate::clock;
-use crate::device::DeviceId;
 use crate::hub::Event;
+use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store::{self, FrameOutcome, Limits, Pending, Rejected, StoreError, StoredAlert, StoredEvent};
 
@@ -130,7 +130,7 @@ pub async fn request(
                     );
                 }
             }
-            shared.store.submit(move |c| store::put_report(c, &owner, &report)).await?
+            shared.store.submit(move |c| store::put_report(c, &owner, &report, clock::unix_ms())).await?
         }
         Ok(Request::Heartbeat(_)) => {
             let (counters, events_max) = (Arc::clone(&shared.counters), shared.config.events_max);

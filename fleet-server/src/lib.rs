@@ -8,18 +8,20 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod clock;
 pub mod config;
 pub mod counters;
-pub mod device;
+pub mod enrolment;
 pub mod files;
 pub mod hub;
 pub mod ingest;
 pub mod mqtt;
+pub mod names;
 pub mod pki;
+pub mod secret;
 pub mod server;
 mod silence;
 pub mod store;
-pub mod ticket;
 pub mod trainer;
 pub mod web;

@@ -1,5 +1,7 @@
-//! `behaveguard-fleet`: runs the fleet server and makes enrolment tickets.
+//! `behaveguard-fleet`: runs the fleet server, and changes who may use it.
 #![forbid(unsafe_code)]
+
+mod commands;
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -8,10 +10,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use fleet_server::config::Config;
-use fleet_server::device::DeviceId;
-use fleet_server::ticket::{self, Ticket};
-use fleet_server::{clock, server, store, trainer};
+use fleet_server::{server, trainer};
 use models::chain::chain;
+
+use commands::{DeviceCommand, TokenCommand, UserCommand};
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).
 const USAGE: u8 = 64;
@@ -44,18 +46,21 @@ enum Command {
         #[arg(long)]
         learn_windows: Option<u32>,
     },
-    /// Print one enrolment ticket for a device. The server must have been started once.
-    Ticket {
-        /// The server's folder.
+    /// Make what a server needs, its certificate authority first, without starting it.
+    Init {
+        /// Folder for keys, certificates and the database; made when missing.
         #[arg(long)]
         state: PathBuf,
-        /// The device's name: 1 to 64 of a-z, 0-9 and -.
-        #[arg(long)]
-        device: String,
-        /// How long it is good, e.g. 30m, 1h or 2d.
-        #[arg(long, default_value = "1h", value_parser = seconds)]
-        ttl: u64,
     },
+    /// Enrolment tokens for new devices.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Devices: list, revoke, group.
+    #[command(subcommand)]
+    Device(DeviceCommand),
+    /// People and programs that use the API, and their tokens.
+    #[command(subcommand)]
+    User(UserCommand),
 }
 
 fn main() -> ExitCode {
@@ -74,7 +79,10 @@ fn main() -> ExitCode {
         Command::Run { state, config, mqtt, web, learn_windows } => {
             configure(config, mqtt, web, learn_windows).and_then(|config| run(&state, config))
         }
-        Command::Ticket { state, device, ttl } => print_ticket(&state, &device, ttl),
+        Command::Init { state } => commands::init(&state, &Config::default()),
+        Command::Token(command) => commands::token(command),
+        Command::Device(command) => commands::device_command(command),
+        Command::User(command) => commands::user_command(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -125,29 +133,4 @@ fn run(state: &std::path::Path, config: Config) -> Result<(), Box<dyn Error>> {
         running.stop().await;
         Ok(())
     })
-}
-
-fn print_ticket(state: &std::path::Path, device: &str, ttl_s: u64) -> Result<(), Box<dyn Error>> {
-    let device = DeviceId::parse(device)?;
-    let addresses = server::addresses_of(state)
-        .map_err(|error| format!("no server was started on {} yet: {error}", state.display()))?;
-    let ca_pem = std::fs::read_to_string(state.join("ca.pem"))?;
-    let ticket = Ticket { v: 1, url: addresses.web_url, secret: ticket::random_secret(), ca_pem };
-    let connection = store::open_alone(state)?;
-    let now = clock::unix_s();
-    if !store::add_ticket(&connection, ticket::secret_hash(&ticket.secret), &device, now + ttl_s, now)? {
-        return Err("too many tickets are open; wait for some to expire".into());
-    }
-    println!("{}", ticket.encode());
-    Ok(())
-}
-
-fn seconds(text: &str) -> Result<u64, String> {
-    let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
-    let parsed = units
-        .iter()
-        .find_map(|(unit, factor)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*factor));
-    parsed
-        .filter(|ttl| (1..=30 * 86_400).contains(ttl))
-        .ok_or("must be like 30m, 1h or 2d, at most 30d".into())
 }

@@ -18,11 +18,12 @@ use tokio_rustls::rustls::pki_types::{
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
-use crate::device::DeviceId;
 use crate::files::write_private;
-use crate::ticket;
+use crate::names::DeviceId;
+use crate::secret;
 
 const DAY: Duration = Duration::from_secs(86_400);
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// Keys and certificates, read or made.
 pub struct Pki {
@@ -40,8 +41,12 @@ pub struct Pki {
 pub struct Signed {
     /// For the device.
     pub pem: String,
-    /// SHA-256 of the DER form: only the newest certificate of a device may connect.
+    /// SHA-256 of the DER form.
     pub sha256: [u8; 32],
+    /// SHA-256 of the key in it, as [`key_of`] gives: who holds that key is the device.
+    pub key_sha256: [u8; 32],
+    /// When it ends, seconds since 1970.
+    pub ends_unix_s: u64,
 }
 
 /// A key or certificate that could not be read, made or used.
@@ -91,12 +96,12 @@ impl Pki {
         let pkcs8 = read_or_make(&signing_path, || Ok(SigningKey::generate_pkcs8()))?;
         let signing = SigningKey::from_pkcs8(&pkcs8).ok_or(PkiError::Damaged(signing_path))?;
         let token_path = dir.join("api.token");
-        let token = read_or_make(&token_path, || Ok(ticket::random_secret().into_bytes()))?;
+        let token = read_or_make(&token_path, || Ok(secret::random().into_bytes()))?;
         let token = String::from_utf8(token).map_err(|_| PkiError::Damaged(token_path.clone()))?;
         if token.trim().len() < 32 {
             return Err(PkiError::Damaged(token_path));
         }
-        let token_hash = ticket::secret_hash(token.trim());
+        let token_hash = secret::hash(token.trim());
         Ok(Self { ca_pem, ca_der, issuer, server_der, server_key, signing, token_hash })
     }
 
@@ -112,24 +117,35 @@ impl Pki {
         &self.signing
     }
 
-    /// Whether this is the API token; takes the same time wherever it differs.
+    /// Whether this is the hash of the token in the state folder; takes the same time wherever it differs.
     #[must_use]
-    pub fn token_is(&self, token: &str) -> bool {
-        ticket::same_digest(&ticket::secret_hash(token), &self.token_hash)
+    pub fn is_owner_token(&self, hash: &[u8; 32]) -> bool {
+        secret::same(hash, &self.token_hash)
     }
 
-    /// Signs a device's public key. Only the key is taken from the request: name and use are ours.
+    /// Signs a device's public key for so long. Only the key is taken from the request: name and use are ours.
     ///
     /// # Errors
-    /// When the request cannot be read or its own signature does not fit.
-    pub fn sign_device(&self, device: &DeviceId, csr_pem: &str, now_unix_s: u64) -> Result<Signed, PkiError> {
+    /// When the request cannot be read or its own signature does not fit, so that whoever sent it need not hold the key.
+    pub fn sign_device(
+        &self,
+        device: &DeviceId,
+        csr_pem: &str,
+        now_unix_s: u64,
+        life: Duration,
+    ) -> Result<Signed, PkiError> {
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(PkiError::Request)?;
-        let mut params = params(device.as_str(), now_unix_s, 5 * 365);
+        let mut params = params(device.as_str(), now_unix_s, life);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let certificate =
             params.signed_by(&request.public_key, &self.issuer).map_err(PkiError::Certificate)?;
-        Ok(Signed { pem: certificate.pem(), sha256: models::bundle::sha256(certificate.der()) })
+        Ok(Signed {
+            pem: certificate.pem(),
+            sha256: models::bundle::sha256(certificate.der()),
+            key_sha256: key_of(certificate.der())?,
+            ends_unix_s: now_unix_s + life.as_secs(),
+        })
     }
 
     /// TLS for browsers: no client certificate.
@@ -181,19 +197,28 @@ pub fn device_of(certificate: &CertificateDer<'_>) -> Result<DeviceId, PkiError>
     }
 }
 
+/// SHA-256 of a certificate's public key, in the form of its SubjectPublicKeyInfo.
+///
+/// # Errors
+/// [`PkiError::NoIdentity`] when it is no certificate.
+pub fn key_of(certificate: &CertificateDer<'_>) -> Result<[u8; 32], PkiError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|_| PkiError::NoIdentity)?;
+    Ok(models::bundle::sha256(parsed.public_key().raw))
+}
+
 fn builder() -> Result<rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>, PkiError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(PkiError::Tls)
 }
 
 /// Valid from a day ago, because a gateway's clock may be behind.
-fn params(common_name: &str, now_unix_s: u64, days: u32) -> CertificateParams {
+fn params(common_name: &str, now_unix_s: u64, life: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, common_name);
     let now = date_time_ymd(1970, 1, 1) + Duration::from_secs(now_unix_s);
     params.not_before = now - DAY;
-    params.not_after = now + DAY * days;
-    let mut serial = models::bundle::sha256(ticket::random_secret().as_bytes());
+    params.not_after = now + life;
+    let mut serial = models::bundle::sha256(secret::random().as_bytes());
     serial[0] &= 0x7f;
     params.serial_number = Some(SerialNumber::from_slice(&serial[..16]));
     params
@@ -204,7 +229,7 @@ fn authority(dir: &Path, now_unix_s: u64) -> Result<(String, Issuer<'static, Key
     // The certificate is written last: without it the key has signed nothing and may be replaced.
     if !pem_path.exists() {
         let key = KeyPair::generate().map_err(PkiError::Certificate)?;
-        let mut params = params("BehaveGuard fleet CA", now_unix_s, 20 * 365);
+        let mut params = params("BehaveGuard fleet CA", now_unix_s, 20 * YEAR);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(PkiError::Certificate)?;
@@ -225,7 +250,7 @@ fn server_certificate(
     now_unix_s: u64,
 ) -> Result<(CertificateDer<'static>, KeyPair), PkiError> {
     let key = KeyPair::generate().map_err(PkiError::Certificate)?;
-    let mut params = params("BehaveGuard fleet server", now_unix_s, 5 * 365);
+    let mut params = params("BehaveGuard fleet server", now_unix_s, 5 * YEAR);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     for name in names {
@@ -276,15 +301,36 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::open(dir.path(), &["localhost".into()], NOW).unwrap();
         let device = DeviceId::parse("gw-1").unwrap();
-        let signed = pki.sign_device(&device, &csr("gw-2", "evil.example"), NOW).unwrap();
+        let signed = pki.sign_device(&device, &csr("gw-2", "evil.example"), NOW, DAY).unwrap();
         let der = CertificateDer::from_pem_slice(signed.pem.as_bytes()).unwrap();
         assert_eq!(device_of(&der).unwrap(), device);
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        assert_eq!(parsed.validity().not_after.timestamp(), i64::try_from(signed.ends_unix_s).unwrap());
+        assert_eq!(signed.ends_unix_s, NOW + 86_400);
         assert!(parsed.subject_alternative_name().unwrap().is_none());
         assert!(!parsed.is_ca());
         let usage = parsed.extended_key_usage().unwrap().unwrap();
         assert!(usage.value.client_auth && !usage.value.server_auth);
-        assert!(pki.sign_device(&device, "-----BEGIN NOTHING-----", NOW).is_err());
+        assert!(pki.sign_device(&device, "-----BEGIN NOTHING-----", NOW, DAY).is_err());
+    }
+
+    #[test]
+    fn a_request_without_the_key_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path(), &["localhost".into()], NOW).unwrap();
+        let device = DeviceId::parse("gw-1").unwrap();
+        let pem = csr("gw-1", "gw-1");
+        let mut der = data_encoding::BASE64
+            .decode(pem.lines().filter(|line| !line.starts_with('-')).collect::<String>().as_bytes())
+            .unwrap();
+        // The last byte belongs to the signature.
+        *der.last_mut().unwrap() ^= 1;
+        let changed = format!(
+            "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
+            data_encoding::BASE64.encode(&der)
+        );
+        assert!(pki.sign_device(&device, &pem, NOW, DAY).is_ok());
+        assert!(matches!(pki.sign_device(&device, &changed, NOW, DAY), Err(PkiError::Request(_))));
     }
 
     #[test]
@@ -295,7 +341,7 @@ mod tests {
         assert_eq!(first.ca_pem, second.ca_pem);
         assert_eq!(first.signing.public(), second.signing.public());
         let token = fs::read_to_string(dir.path().join("api.token")).unwrap();
-        assert!(second.token_is(&token) && !second.token_is("x"));
+        assert!(second.is_owner_token(&secret::hash(&token)) && !second.is_owner_token(&secret::hash("x")));
         for entry in fs::read_dir(dir.path()).unwrap() {
             let entry = entry.unwrap();
             assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());

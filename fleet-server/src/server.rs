@@ -17,15 +17,15 @@ use tokio_rustls::TlsAcceptor;
 use crate::clock;
 use crate::config::Config;
 use crate::counters::Counters;
-use crate::device::DeviceId;
 use crate::files;
 use crate::hub::Hub;
 use crate::mqtt;
+use crate::names::DeviceId;
 use crate::pki::{Pki, PkiError};
 use crate::silence;
 use crate::store::{self, Store, StoreError, Threads};
 use crate::trainer::{self, Fit, Trainer};
-use crate::web;
+use crate::web::{self, Rates};
 
 /// How often counters are saved when nothing else is.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
@@ -47,6 +47,8 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     /// Asks for trainings.
     pub trainer: Trainer,
+    /// How many requests each client made.
+    pub rates: Rates,
     /// Where we listen.
     pub addresses: Addresses,
     /// Says true when the server stops.
@@ -131,8 +133,10 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let (trainer, work) = Trainer::new(config.learn_windows, Arc::clone(&counters));
     let hub = Hub::new(Arc::clone(&counters));
     let (stop, stopped) = watch::channel(false);
+    let rates = Rates::new(config.requests_per_minute);
+    let stop_told = stopped.clone();
     let shared =
-        Arc::new(Shared { config, pki, store, hub, counters, trainer, addresses, stop: stopped.clone() });
+        Arc::new(Shared { config, pki, store, hub, counters, trainer, rates, addresses, stop: stop_told });
     let runtime = tokio::runtime::Handle::current();
     let trainer =
         trainer::spawn(work, Arc::downgrade(&shared), runtime, fit).map_err(ServerError::Trainer)?;

@@ -7,9 +7,9 @@ use models::chain::chain;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::device::DeviceId;
 use crate::hub::Event;
 use crate::ingest::tell_event;
+use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store;
 

@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 
 use crate::clock;
 use crate::counters::{Counter, Counters};
-use crate::device::DeviceId;
 use crate::hub::Event;
+use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store::{self, StoreError};
 

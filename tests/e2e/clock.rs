@@ -4,10 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fleet_server::device::DeviceId;
+use fleet_server::names::DeviceId;
 use fleet_server::pki::Pki;
 use rcgen::{CertificateParams, KeyPair};
-use rusqlite::{Connection, params};
 use tests::agent::Agent;
 use tests::fleet::Fleet;
 use tests::gateway::Gateway;
@@ -105,7 +104,7 @@ fn a_clock_that_jumps_by_years_is_told_and_loses_nothing() {
     agent.stop().unwrap();
 }
 
-/// Puts a certificate in place of the device's that was good until a year ago.
+/// Puts a certificate in place of the device's that was good until five years ago.
 fn expire(agent: &Agent, fleet: &Fleet) {
     let key = fs::read_to_string(agent.state().join("device.key")).unwrap();
     let key = KeyPair::from_pem(&key).unwrap();
@@ -113,15 +112,13 @@ fn expire(agent: &Agent, fleet: &Fleet) {
     let now_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let pki = Pki::open(fleet.state(), &[], now_unix_s).unwrap();
     let device = DeviceId::parse(DEVICE).unwrap();
-    let signed = pki.sign_device(&device, &request, now_unix_s - 6 * 365 * 86_400).unwrap();
+    let life = Duration::from_secs(365 * 86_400);
+    let signed = pki.sign_device(&device, &request, now_unix_s - 6 * 365 * 86_400, life).unwrap();
     fs::write(agent.state().join("device.pem"), &signed.pem).unwrap();
-    let database = Connection::open(fleet.state().join("fleet.db")).unwrap();
-    let changed = database.execute("UPDATE devices SET certificate = ?", params![signed.sha256]).unwrap();
-    assert_eq!(changed, 1);
 }
 
 #[test]
-fn a_device_whose_certificate_has_expired_says_so_and_delivers_everything_once_it_is_enrolled_again() {
+fn a_device_whose_certificate_has_expired_renews_it_by_itself_and_delivers_everything() {
     needs_root();
     let dir = tempfile::tempdir().unwrap();
     let mut fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
@@ -129,11 +126,13 @@ fn a_device_whose_certificate_has_expired_says_so_and_delivers_everything_once_i
     let mut agent = Agent::enroll(&dir.path().join("agent"), &watch, &fleet, DEVICE).unwrap();
     fleet.stop().unwrap();
     expire(&agent, &fleet);
-    fleet.restart().unwrap();
     agent.run().unwrap();
     let gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
-    says(&agent, "this device's certificate has expired: enrol it again");
+    says(&agent, "no link to");
     wait_for("windows", Duration::from_secs(40), || Ok((trained(&agent) > 3).then_some(()))).unwrap();
+    fleet.restart().unwrap();
+    says(&agent, "this device's certificate has expired: it is being renewed");
+    says(&agent, "this device's certificate was renewed");
     drop(gateway);
     let told = wait_for("the last window", Duration::from_secs(20), || {
         let before = trained(&agent);
@@ -141,17 +140,38 @@ fn a_device_whose_certificate_has_expired_says_so_and_delivers_everything_once_i
         Ok((trained(&agent) == before).then_some(before))
     });
     let told = told.unwrap();
-    agent.stop().unwrap();
-    let ticket = dir.path().join("ticket");
-    fs::write(&ticket, fleet.ticket(DEVICE).unwrap()).unwrap();
-    let ticket = ticket.to_string_lossy().into_owned();
-    let output = agent.command(&["enroll", "--force", "--ticket", &ticket, "--device", DEVICE]).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    agent.run().unwrap();
     let there = wait_for("delivery", Duration::from_secs(60), || {
         Ok(fleet.windows_collected().filter(|there| *there >= told))
     });
     let there = there.unwrap_or_else(|error: Failed| panic!("{error}\n{}", agent.log()));
     assert_eq!(there, told, "each once");
+    assert_eq!(fleet.counter("renewed").unwrap(), 1);
+    agent.stop().unwrap();
+}
+
+#[test]
+fn a_certificate_is_renewed_before_its_end_while_the_agent_runs() {
+    needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
+    let clock = FakeClock::new(dir.path().join("offset"));
+    let mut agent = Agent::enroll(&dir.path().join("agent"), Path::new("/nothing"), &fleet, DEVICE).unwrap();
+    agent.environment = clock.environment();
+    let before = fs::read(agent.state().join("device.pem")).unwrap();
+    agent.run().unwrap();
+    says(&agent, "linked to");
+    assert_eq!(fleet.counter("renewed").unwrap(), 0);
+    // Two thirds of thirty days.
+    clock.set("+20d");
+    says(&agent, "this device's certificate was renewed");
+    assert_eq!(fleet.counter("renewed").unwrap(), 1);
+    assert_eq!(fleet.counter("mqtt_accepted").unwrap(), 1, "the connection stands");
+    assert_ne!(fs::read(agent.state().join("device.pem")).unwrap(), before);
+    agent.stop().unwrap();
+    agent.run().unwrap();
+    wait_for("the next connection", Duration::from_secs(20), || {
+        Ok((fleet.counter("mqtt_accepted")? == 2).then_some(()))
+    })
+    .unwrap_or_else(|error: Failed| panic!("{error}\n{}", agent.log()));
     agent.stop().unwrap();
 }

@@ -160,9 +160,9 @@ fn each_mistake_is_named_with_what_to_do_about_it() {
         (&["--state", &state, "explain", "--pid", "1"], 1, &["no agent runs", "behaveguard run"]),
         (&["explain"], 64, &["--alert", "--pid"]),
         (
-            &["--state", &state, "enroll", "--ticket", &config],
+            &["--state", &state, "enroll", "--token", &config],
             1,
-            &["no enrolment ticket", "behaveguard-fleet ticket"],
+            &["no enrolment token", "behaveguard-fleet token create"],
         ),
         (&["enrol"], 64, &["unrecognized subcommand"]),
         (&["alerts", "--last", "soon"], 64, &["30m, 1h or 2d"]),

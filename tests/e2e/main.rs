@@ -1,5 +1,6 @@
 //! The real programs together: kernel events, TLS, MQTT, database, models, browser.
 
+mod access;
 mod broker;
 mod bundles;
 mod clock;
@@ -9,6 +10,7 @@ mod dashboard;
 mod deaf;
 mod device;
 mod faults;
+mod identity;
 mod kills;
 mod power;
 mod simulated;

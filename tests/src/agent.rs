@@ -35,11 +35,11 @@ impl Agent {
     /// When a file cannot be written or the server refuses.
     pub fn enroll_with(dir: &Path, config: &str, fleet: &Fleet, device: &str) -> Result<Self, Failed> {
         let agent = Self::alone(dir, config)?;
-        let ticket = dir.join("ticket");
-        fs::write(&ticket, fleet.ticket(device)?)
-            .map_err(|error| Failed::new("writing the ticket", error))?;
-        let ticket = ticket.to_string_lossy().into_owned();
-        let output = agent.command(&["enroll", "--ticket", &ticket, "--device", device])?;
+        let token = dir.join("token");
+        fs::write(&token, fleet.enrolment_token(device)?)
+            .map_err(|error| Failed::new("writing the enrolment token", error))?;
+        let token = token.to_string_lossy().into_owned();
+        let output = agent.command(&["enroll", "--token", &token, "--device", device])?;
         if output.status.success() {
             Ok(agent)
         } else {

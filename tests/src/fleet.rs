@@ -45,7 +45,10 @@ impl Fleet {
     pub fn start_on(state: &Path, learn_windows: u32, config: &str, address: &str) -> Result<Self, Failed> {
         let failed = |error| Failed::new("writing the configuration", error);
         fs::create_dir_all(state).map_err(failed)?;
-        fs::write(state.join("fleet.toml"), config).map_err(failed)?;
+        // Tests ask again and again until something is there.
+        let rate =
+            if config.contains("requests_per_minute") { "" } else { "requests_per_minute = 1000000\n" };
+        fs::write(state.join("fleet.toml"), format!("{rate}{config}")).map_err(failed)?;
         let mut fleet = Self { state: state.to_owned(), learn_windows, process: None };
         fleet.run(address, address)?;
         Ok(fleet)
@@ -86,14 +89,24 @@ impl Fleet {
         process.signal(Signal::STOP)
     }
 
-    /// Makes a ticket with the command that operators use.
+    /// Makes an enrolment token for one device with the command that operators use.
     ///
     /// # Errors
     /// When the command fails.
-    pub fn ticket(&self, device: &str) -> Result<String, Failed> {
-        let failed = |error: &dyn std::fmt::Display| Failed::new("making a ticket", error);
+    pub fn enrolment_token(&self, device: &str) -> Result<String, Failed> {
+        self.command(&["token", "create", "--device", device])
+    }
+
+    /// Runs one of the server's commands on its folder; gives what it prints.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn command(&self, arguments: &[&str]) -> Result<String, Failed> {
+        let failed =
+            |error: &dyn std::fmt::Display| Failed::new(format!("behaveguard-fleet {arguments:?}"), error);
         let output = Command::new(binary("behaveguard-fleet")?)
-            .args(["ticket", "--device", device, "--state"])
+            .args(arguments)
+            .arg("--state")
             .arg(&self.state)
             .output()
             .map_err(|error| failed(&error))?;
@@ -152,17 +165,36 @@ impl Fleet {
     /// # Errors
     /// When it does not answer with JSON.
     pub fn post(&self, path: &str, body: &Value) -> Result<(u16, Value), Failed> {
+        self.send("POST", path, Some(body), &self.token()?)
+    }
+
+    /// Any request to `/api/v1/<path>` with any token; gives status and body, null when there is none.
+    ///
+    /// # Errors
+    /// When it does not answer, or with something else than JSON.
+    pub fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        token: &str,
+    ) -> Result<(u16, Value), Failed> {
         let url = format!("{}/api/v1/{path}", self.url()?);
-        let failed = |error: &dyn std::fmt::Display| Failed::new(format!("POST {url}"), error);
-        let mut answer = self
-            .client()?
-            .post(&url)
-            .header("Authorization", format!("Bearer {}", self.token()?))
-            .content_type("application/json")
-            .send(body.to_string())
+        let failed = |error: &dyn std::fmt::Display| Failed::new(format!("{method} {url}"), error);
+        let request = ureq::http::Request::builder()
+            .method(method)
+            .uri(&url)
+            .header("Authorization", format!("Bearer {token}"))
+            .header("Content-Type", "application/json")
+            .body(body.map_or_else(String::new, ToString::to_string))
             .map_err(|error| failed(&error))?;
+        let mut answer = self.client()?.run(request).map_err(|error| failed(&error))?;
         let text = answer.body_mut().read_to_vec().map_err(|error| failed(&error))?;
-        let value = serde_json::from_slice(&text).map_err(|error| failed(&error))?;
+        let value = if text.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&text).map_err(|error| failed(&error))?
+        };
         Ok((answer.status().as_u16(), value))
     }
 

@@ -23,9 +23,9 @@ use super::HANDSHAKE_TIMEOUT;
 use super::codec::{self, CodecError, Packet};
 use crate::clock;
 use crate::counters::Counter;
-use crate::device::DeviceId;
 use crate::hub::{OUTGOING_MAX, Outgoing, Session};
 use crate::ingest::{self, Asked, Stored};
+use crate::names::DeviceId;
 use crate::pki;
 use crate::server::Shared;
 use crate::store::{self, Known, StoreError};
@@ -62,8 +62,8 @@ enum End {
     HandshakeTimeout,
     #[error("who it is")]
     Identity(#[from] pki::PkiError),
-    #[error("its certificate is not enrolled here or was replaced")]
-    NotEnrolled,
+    #[error("{0}")]
+    NotEnrolled(&'static str),
     #[error("nothing came within its keep-alive")]
     Silent,
     #[error("publishing to {0}")]
@@ -99,9 +99,9 @@ pub(super) async fn run(
     drop(handshake);
     match opened {
         Ok(opened) => established(shared, opened, peer, shutdown).await,
-        Err(End::NotEnrolled) => {
+        Err(end @ End::NotEnrolled(_)) => {
             shared.counters.bump(Counter::MqttNotEnrolled);
-            log::warn!("{peer}: {}", End::NotEnrolled);
+            log::warn!("{peer}: {end}");
         }
         Err(end) => {
             shared.counters.bump(Counter::MqttHandshakeFailed);
@@ -116,19 +116,24 @@ async fn open(shared: &Arc<Shared>, tls: TlsAcceptor, tcp: TcpStream) -> Result<
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificate = certificates.first().ok_or(pki::PkiError::NoIdentity)?;
     let device = pki::device_of(certificate)?;
-    let hash = models::bundle::sha256(certificate);
+    let key = pki::key_of(certificate)?;
     let mut rest = Vec::new();
     let (keep_alive_s, will) = match next_packet(&mut stream, &mut rest).await? {
         Packet::Connect { keep_alive_s, will } => (keep_alive_s, will),
         _ => return Err(End::Unexpected),
     };
     let owner = device.clone();
-    let known = shared.store.read(move |c| store::known(c, &owner, hash)).await?;
-    // Wills would be messages that nobody numbered.
-    if known != Known::Yes || will {
+    let refused = match shared.store.read(move |c| store::known(c, &owner, key)).await? {
+        Known::Yes if will => Some("it wants a last will, which would be a message that nobody numbered"),
+        Known::Yes => None,
+        Known::Replaced => Some("the device was enrolled again with another key"),
+        Known::Revoked => Some("the device was revoked"),
+        Known::No => Some("the device is not enrolled here"),
+    };
+    if let Some(why) = refused {
         stream.write_all(&codec::connack(5)).await?;
         stream.shutdown().await?;
-        return Err(End::NotEnrolled);
+        return Err(End::NotEnrolled(why));
     }
     stream.write_all(&codec::connack(0)).await?;
     let asked = Duration::from_secs(u64::from(keep_alive_s)) * 3 / 2;

@@ -6,7 +6,7 @@ use models::wire::{BundleReport, Offer, TrainingWindow};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{StoreError, int, uint};
-use crate::device::DeviceId;
+use crate::names::DeviceId;
 
 /// Bundles kept per device and program: the newest and the one before.
 const BUNDLES_KEPT: i64 = 2;
@@ -117,7 +117,13 @@ pub fn newest_offers(c: &Connection, device: &DeviceId) -> Result<Vec<Offer>, St
 ///
 /// # Errors
 /// When the database fails.
-pub fn put_report(c: &Connection, device: &DeviceId, report: &BundleReport) -> Result<(), StoreError> {
+pub fn put_report(
+    c: &Connection,
+    device: &DeviceId,
+    report: &BundleReport,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    super::seen(c, device, now_ms)?;
     c.execute(
         "UPDATE programs SET reported_generation = ?, refused = ? WHERE device = ? AND key = ?",
         params![int(report.generation), report.refused, device.as_str(), report.program.key()],

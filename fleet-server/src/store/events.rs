@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{StoreError, bits, int, uint};
 use crate::counters::{Counter, Counters};
-use crate::device::DeviceId;
+use crate::names::DeviceId;
 
 /// Releases that wait for one device; one more is refused.
 const RELEASES_MAX: i64 = 256;

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::events::{StoredEvent, put_event};
 use super::{StoreError, bits, int, uint};
 use crate::counters::{Counter, Counters};
-use crate::device::DeviceId;
+use crate::names::DeviceId;
 
 /// Numbers stored beyond a gap, per device and epoch; one more and the gap is given up.
 const AHEAD_MAX: i64 = 4096;
@@ -77,7 +77,7 @@ pub struct Rejected {
 /// Stores a frame, unless it is there, and moves the acknowledgement.
 ///
 /// # Errors
-/// When the database fails.
+/// [`StoreError::Revoked`], or when the database fails.
 pub fn put_frame(
     c: &Connection,
     counters: &Counters,
@@ -87,6 +87,7 @@ pub fn put_frame(
     now_ms: u64,
     limits: Limits,
 ) -> Result<FrameOutcome, StoreError> {
+    super::seen(c, device, now_ms)?;
     let (fresh, acked) = number(c, counters, device, (frame.epoch, frame.seq), first, now_ms)?;
     let mut outcome = FrameOutcome { fresh, acked, alert_id: None, event: None, windows: None };
     match &frame.body {
@@ -104,7 +105,6 @@ pub fn put_frame(
         }
         Uplink::Windows(_) => {}
     }
-    super::seen(c, device, now_ms)?;
     counters.bump(if outcome.fresh { Counter::FramesStored } else { Counter::FramesDuplicate });
     Ok(outcome)
 }
@@ -121,6 +121,7 @@ pub fn put_rejected(
     first: bool,
     now_ms: u64,
 ) -> Result<Option<u64>, StoreError> {
+    super::seen(c, device, now_ms)?;
     counters.bump(Counter::MessagesRejected);
     c.execute(
         "INSERT INTO rejected(device, received_ms, topic, reason, body) VALUES (?, ?, ?, ?, ?)",

@@ -3,12 +3,15 @@
 //! A job is a closure over the connection. The writer takes everything that waits (at most [`GROUP_MAX`]), runs each
 //! job in its own savepoint, commits once, and only then answers: an answer means that the data survives a power cut.
 
+mod audit;
 mod bundles;
 mod devices;
 mod events;
 mod frames;
 mod read;
 mod schema;
+mod tokens;
+mod users;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,12 +22,19 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::counters::{Counter, Counters};
 
+pub use audit::{AuditRow, audit, put_audit};
 pub use bundles::{StoredWindows, newest_offers, put_bundle, put_report, training_candidates, windows_of};
-pub use devices::{Enrol, Known, add_ticket, enrol, known, put_heartbeat, seen};
+pub use devices::{Known, known, put_heartbeat, renewed, revoke, seen, set_group};
 pub use events::{StoredEvent, TWINS, events, put_heard, put_noticed, put_release, put_silent, releases};
 pub use frames::{FrameOutcome, Limits, Rejected, WindowsOutcome, acks, put_frame, put_rejected};
 pub use read::{
     DeviceRow, StoredAlert, TrainingRow, alert, alerts, chunk, count_rejected, device, devices, training,
+};
+
+pub use tokens::{Enrol, NewToken, TokenRow, add_token, drop_token, enrol, tokens};
+pub use users::{
+    ApiTokenRow, Changed, UserRow, add_api_token, add_user, principal, remove_api_token, remove_user,
+    set_role, token_used, users,
 };
 
 /// Jobs of one commit at most.
@@ -70,6 +80,9 @@ pub enum StoreError {
     /// The commit failed; nothing of the group is kept.
     #[error("the commit failed; is the disk full?")]
     NotCommitted,
+    /// The device may not send any more.
+    #[error("the device was revoked")]
+    Revoked,
     /// The store has stopped.
     #[error("the store has stopped")]
     Stopped,
@@ -173,7 +186,7 @@ impl Store {
     }
 }
 
-/// Opens the database of a state folder for one job outside the server, e.g. the `ticket` command.
+/// Opens the database of a state folder for one job outside the server, e.g. the `token` command.
 ///
 /// # Errors
 /// When it cannot be opened.

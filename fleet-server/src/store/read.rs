@@ -5,7 +5,7 @@ use models::wire::{Alert, Heartbeat, Request};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{StoreError, uint};
-use crate::device::DeviceId;
+use crate::names::DeviceId;
 
 /// An alert as it is kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,12 @@ pub struct DeviceRow {
     pub id: String,
     /// When it was enrolled last.
     pub enrolled_ms: u64,
+    /// In which group.
+    pub group: String,
+    /// When its certificate ends, seconds since 1970.
+    pub ends_s: u64,
+    /// When it was revoked, 0 for not.
+    pub revoked_ms: u64,
     /// When it was there last, 0 for never.
     pub seen_ms: u64,
     /// Alerts stored so far.
@@ -102,7 +108,8 @@ fn decode((id, device, received_ms, body): RawAlert) -> Result<StoredAlert, Stor
     Ok(StoredAlert { id: uint(id), device, received_ms: uint(received_ms), alert })
 }
 
-const DEVICE: &str = "SELECT id, enrolled_ms, seen_ms, alerts, heartbeat_ms, heartbeat FROM devices";
+const DEVICE: &str =
+    "SELECT id, enrolled_ms, seen_ms, alerts, heartbeat_ms, heartbeat, grp, ends_s, revoked_ms FROM devices";
 
 /// Devices by name, at most 10 000.
 ///
@@ -136,6 +143,9 @@ fn device_row(row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
         seen_ms: uint(row.get(2)?),
         alerts: uint(row.get(3)?),
         heartbeat,
+        group: row.get(6)?,
+        ends_s: uint(row.get(7)?),
+        revoked_ms: uint(row.get(8)?),
     })
 }
 
@@ -177,8 +187,10 @@ pub fn chunk(
     offset: u32,
     len: u32,
 ) -> Result<Option<Vec<u8>>, StoreError> {
-    let mut query =
-        c.prepare_cached("SELECT substr(body, ?, ?) FROM bundles WHERE sha256 = ? AND device = ?")?;
+    let mut query = c.prepare_cached(
+        "SELECT substr(b.body, ?, ?) FROM bundles b JOIN devices d ON d.id = b.device
+             WHERE b.sha256 = ? AND b.device = ? AND d.revoked_ms = 0",
+    )?;
     let found = query
         .query_row(params![i64::from(offset) + 1, len, sha256, device.as_str()], |row| row.get(0))
         .optional()?;

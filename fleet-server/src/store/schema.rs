@@ -8,7 +8,7 @@ use super::{StoreError, int, uint};
 use crate::counters::{Counter, Counters};
 
 /// The `user_version` this server writes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// `acks` holds the highest number without a gap below it; `ahead` what was stored beyond it.
 const V1: &str = "
@@ -66,19 +66,44 @@ CREATE TABLE releases(
 ALTER TABLE devices ADD COLUMN silent_ms INTEGER NOT NULL DEFAULT 0;
 ";
 
+/// Groups, keys and revocation of devices; tokens for many devices; users; who did what. A device of before has no
+/// key here and is enrolled again.
+const V3: &str = "
+ALTER TABLE devices ADD COLUMN key BLOB;
+ALTER TABLE devices ADD COLUMN grp TEXT NOT NULL DEFAULT 'default';
+ALTER TABLE devices ADD COLUMN ends_s INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE devices ADD COLUMN revoked_ms INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX devices_by_group ON devices(grp, id);
+CREATE TABLE tokens(
+    hash BLOB PRIMARY KEY, grp TEXT NOT NULL, device TEXT, uses INTEGER NOT NULL, used INTEGER NOT NULL DEFAULT 0,
+    expires_s INTEGER NOT NULL, by TEXT NOT NULL
+) WITHOUT ROWID;
+INSERT INTO tokens(hash, grp, device, uses, used, expires_s, by)
+    SELECT hash, 'default', device, 1, used_ms IS NOT NULL, expires_s, 'local' FROM tickets;
+DROP TABLE tickets;
+CREATE TABLE users(name TEXT PRIMARY KEY, role TEXT NOT NULL, created_ms INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE api_tokens(
+    hash BLOB PRIMARY KEY, user TEXT NOT NULL REFERENCES users(name), label TEXT NOT NULL, created_ms INTEGER NOT NULL,
+    expires_s INTEGER, used_ms INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX api_tokens_by_user ON api_tokens(user);
+CREATE TABLE audit(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, unix_ms INTEGER NOT NULL, who TEXT NOT NULL, source TEXT NOT NULL,
+    action TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL
+);
+";
+
+/// The steps from each version to the next.
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3];
+
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
     let opened = |source| StoreError::Open { path: path.into(), source };
     connection.execute_batch("BEGIN IMMEDIATE").map_err(opened)?;
     let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(opened)?;
-    let steps: &[&str] = match found {
-        0 => &[V1, V2],
-        1 => &[V2],
-        VERSION => &[],
-        _ => {
-            let _ = connection.execute_batch("ROLLBACK");
-            return Err(StoreError::Newer { path: path.into(), found, known: VERSION });
-        }
+    let Some(steps) = STEPS.get(found as usize..) else {
+        let _ = connection.execute_batch("ROLLBACK");
+        return Err(StoreError::Newer { path: path.into(), found, known: VERSION });
     };
     let result = steps.iter().try_for_each(|step| connection.execute_batch(step));
     let result = result.and_then(|()| connection.pragma_update(None, "user_version", VERSION));

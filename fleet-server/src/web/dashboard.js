@@ -22,7 +22,10 @@ async function ask(path, signal, sent) {
   const how = sent ? { method: "POST", body: JSON.stringify(sent) } : {};
   const answer = await fetch("/api/v1" + path, { headers, signal, ...how });
   if (answer.status === 401) throw Object.assign(new Error("this token is not accepted"), { refused: true });
-  if (!answer.ok) throw new Error("the server answered " + answer.status);
+  if (!answer.ok) {
+    const problem = await answer.json().catch(() => ({}));
+    throw new Error(problem.detail || "the server answered " + answer.status);
+  }
   return answer;
 }
 
@@ -36,6 +39,18 @@ async function load(signal) {
   showDevices();
   showEvents();
   await loadTraining(signal);
+}
+
+// Windows come all the time, and a token has its rate.
+let trainingWaits = false;
+function trainingSoon(signal) {
+  if (trainingWaits) return;
+  trainingWaits = true;
+  setTimeout(async () => {
+    trainingWaits = false;
+    // What fails here comes with the next window, or with the next connection.
+    await loadTraining(signal).catch(() => {});
+  }, 2000);
 }
 
 async function loadTraining(signal) {
@@ -199,7 +214,7 @@ async function take(text, signal) {
     state.events.set(event.id, event);
     showEvents();
   } else if (name === "training") {
-    await loadTraining(signal);
+    trainingSoon(signal);
   } else if (name === "lagged") {
     await load(signal);
   }

@@ -1,7 +1,7 @@
 //! What a request is answered with when it cannot be served.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -24,10 +24,14 @@ pub struct ApiError {
     pub internal: String,
 }
 
+/// A problem of RFC 9457; `code` and `hint` are ours.
 #[derive(Serialize)]
 struct Body<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
     code: &'a str,
-    message: &'a str,
     hint: &'a str,
 }
 
@@ -48,6 +52,12 @@ impl ApiError {
     #[must_use]
     pub fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no such {what}"), "check the address")
+    }
+
+    /// Something is full for now.
+    #[must_use]
+    pub fn busy(public: &str, hint: &'static str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", public, hint)
     }
 
     /// A request that cannot be understood.
@@ -87,7 +97,14 @@ impl IntoResponse for ApiError {
         if self.status.is_server_error() {
             log::error!("a request failed: {self}");
         }
-        let body = Json(Body { code: self.code, message: &self.public, hint: self.hint });
-        (self.status, body).into_response()
+        let body = Json(Body {
+            r#type: format!("urn:behaveguard:problem:{}", self.code),
+            title: self.status.canonical_reason().unwrap_or("refused"),
+            status: self.status.as_u16(),
+            detail: &self.public,
+            code: self.code,
+            hint: self.hint,
+        });
+        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
     }
 }

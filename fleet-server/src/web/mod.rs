@@ -1,30 +1,42 @@
 //! HTTPS for people and enrolling devices: the API, the live stream and one dashboard page.
 
-mod api;
+mod access;
+mod alerts;
+mod baselines;
+mod devices;
+mod enrolment;
 mod error;
+mod rates;
 mod stream;
+mod system;
+mod users;
 mod views;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, patch, post, put};
+use axum::{Extension, Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
+use crate::access::Role;
 use crate::counters::Counter;
+use crate::names::DeviceId;
 use crate::server::Shared;
 
 pub use error::ApiError;
+pub use rates::Rates;
 
 /// For the TLS handshake, and for the head of each request: a browser that is silent longer is disconnected.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -36,25 +48,50 @@ const BODY_MAX: usize = 64 * 1024;
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
                    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// What most handlers give.
+type Answer = Result<Json<Value>, ApiError>;
+
 /// The whole web interface.
 pub fn router(shared: Arc<Shared>) -> Router {
-    let guarded = Router::new()
-        .route("/alerts", get(api::alerts))
-        .route("/alerts/{id}", get(api::alert))
-        .route("/events", get(api::events))
-        .route("/devices", get(api::devices))
-        .route("/devices/{id}/release", post(api::release))
-        .route("/training", get(api::training).post(api::train))
-        .route("/counters", get(api::counters))
-        .route("/tickets", post(api::tickets))
+    let least = |role| middleware::from_fn_with_state((Arc::clone(&shared), role), access::require);
+    let viewer = Router::new()
+        .route("/alerts", get(alerts::list))
+        .route("/alerts/{id}", get(alerts::one))
+        .route("/events", get(devices::events))
+        .route("/devices", get(devices::list))
+        .route("/devices/{id}", get(devices::one))
+        .route("/training", get(baselines::list))
+        .route("/counters", get(system::counters))
+        .route("/metrics", get(system::metrics))
+        .route("/me", get(users::me))
         .route("/stream", get(stream::stream))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), require_token));
-    let open = Router::new()
-        .route("/health", get(api::health))
-        .route("/ca.pem", get(api::ca))
-        .route("/enroll", post(api::enroll));
+        .route_layer(least(Role::Viewer));
+    let analyst = Router::new()
+        .route("/devices/{id}/release", post(devices::release))
+        .route("/training", post(baselines::train))
+        .route_layer(least(Role::Analyst));
+    let admin = Router::new()
+        .route("/devices/{id}", patch(devices::change))
+        .route("/devices/{id}/revoke", post(devices::revoke))
+        .route("/tokens", get(enrolment::list).post(enrolment::create))
+        .route("/tokens/{id}", delete(enrolment::remove))
+        .route("/users", get(users::list))
+        .route("/users/{name}", put(users::put).delete(users::remove))
+        .route("/users/{name}/tokens", post(users::create_token))
+        .route("/users/{name}/tokens/{id}", delete(users::remove_token))
+        .route("/audit", get(system::audit))
+        .route_layer(least(Role::Admin));
+    let guarded = viewer
+        .merge(analyst)
+        .merge(admin)
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), access::authenticate));
+    let by_key = Router::new()
+        .route("/enroll", post(enrolment::enroll))
+        .route("/renew", post(enrolment::renew))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), access::limit_failures));
+    let open = Router::new().route("/health", get(system::health)).route("/ca.pem", get(system::ca));
     Router::new()
-        .nest("/api/v1", guarded.merge(open))
+        .nest("/api/v1", guarded.merge(by_key).merge(open))
         .route("/", get(|| page("text/html; charset=utf-8", include_str!("dashboard.html"))))
         .route("/dashboard.css", get(|| page("text/css; charset=utf-8", include_str!("dashboard.css"))))
         .route("/dashboard.js", get(|| page("text/javascript; charset=utf-8", include_str!("dashboard.js"))))
@@ -67,6 +104,16 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn(add_headers))
         .with_state(shared)
+}
+
+/// A request's JSON, or what is wrong with it.
+fn body_of<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, ApiError> {
+    body.map(|Json(body)| body).map_err(|error| ApiError::bad_request(error.body_text()))
+}
+
+/// A device's name in a request.
+fn device_of(text: &str) -> Result<DeviceId, ApiError> {
+    DeviceId::parse(text).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
 /// Takes connections until `stop` says true, then lets open requests end.
@@ -85,8 +132,8 @@ pub async fn serve(
             Some(_) = connections.join_next() => continue,
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let tcp = match accepted {
-            Ok((tcp, _)) => tcp,
+        let (tcp, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most likely: wait for connections to end instead of spinning.
                 log::warn!("accepting a web connection: {error}");
@@ -98,7 +145,8 @@ pub async fn serve(
             shared.counters.bump(Counter::WebOverLimit);
             continue;
         };
-        let served = connection(tcp, tls.clone(), router.clone(), stop.clone());
+        let router = router.clone().layer(Extension(access::Peer(peer.ip())));
+        let served = connection(tcp, tls.clone(), router, stop.clone());
         connections.spawn(async move {
             served.await;
             drop(place);
@@ -127,20 +175,6 @@ async fn connection(tcp: TcpStream, tls: TlsAcceptor, router: Router, mut stop: 
     if let Err(error) = result {
         log::debug!("a web connection ended: {error}");
     }
-}
-
-async fn require_token(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = given.and_then(|value| value.strip_prefix("Bearer "));
-    if token.is_some_and(|token| shared.pki.token_is(token)) {
-        return next.run(request).await;
-    }
-    shared.counters.bump(Counter::WebUnauthorized);
-    let public = "a valid token is needed";
-    let hint = "send `Authorization: Bearer <token>`; the token is in api.token in the server's state folder";
-    let mut response = ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", public, hint).into_response();
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    response
 }
 
 async fn add_headers(request: Request, next: Next) -> Response {

@@ -21,8 +21,8 @@ use tokio::sync::broadcast::error::RecvError;
 use super::views::{AlertView, DeviceView, EventView};
 use crate::clock;
 use crate::counters::Counter;
-use crate::device::DeviceId;
 use crate::hub::Event;
+use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store;
 

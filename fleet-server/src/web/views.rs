@@ -5,9 +5,11 @@ use models::wire::Heartbeat;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::device::DeviceId;
+use crate::names::DeviceId;
 use crate::server::Shared;
-use crate::store::{DeviceRow, StoredAlert, StoredEvent, TrainingRow};
+use crate::store::{
+    ApiTokenRow, AuditRow, DeviceRow, StoredAlert, StoredEvent, TokenRow, TrainingRow, UserRow,
+};
 use crate::trainer::State;
 
 /// A device is late when its heartbeat is older than this, in milliseconds.
@@ -129,8 +131,10 @@ impl<'a> From<&'a StoredEvent> for EventView<'a> {
 #[derive(Serialize)]
 pub(super) struct DeviceView<'a> {
     id: &'a str,
-    /// `online`, `late`, `offline` or `new`.
+    group: &'a str,
+    /// `online`, `late`, `offline`, `new` or `revoked`.
     state: &'static str,
+    certificate_ends_unix_s: u64,
     enrolled_unix_ms: u64,
     last_seen_unix_ms: u64,
     alerts: u64,
@@ -178,6 +182,7 @@ impl<'a> DeviceView<'a> {
     pub(super) fn new(row: &'a DeviceRow, online: bool, now_ms: u64) -> Self {
         let heard = row.heartbeat.as_ref().map_or(0, |(at, _)| *at);
         let state = match (online, row.seen_ms) {
+            _ if row.revoked_ms > 0 => "revoked",
             (true, _) if heard > 0 && now_ms.saturating_sub(heard) > LATE_MS => "late",
             (true, _) => "online",
             (false, 0) => "new",
@@ -185,7 +190,9 @@ impl<'a> DeviceView<'a> {
         };
         Self {
             id: &row.id,
+            group: &row.group,
             state,
+            certificate_ends_unix_s: row.ends_s,
             enrolled_unix_ms: row.enrolled_ms,
             last_seen_unix_ms: row.seen_ms,
             alerts: row.alerts,
@@ -262,6 +269,93 @@ impl<'a> TrainingView<'a> {
             reported_generation: row.reported_generation,
             refused: row.refused.as_deref(),
             failure,
+        }
+    }
+}
+
+/// An enrolment token, without its secret.
+#[derive(Serialize)]
+pub(super) struct TokenView<'a> {
+    id: &'a str,
+    group: &'a str,
+    device: Option<&'a str>,
+    uses: u32,
+    used: u32,
+    expires_unix_s: u64,
+    by: &'a str,
+}
+
+impl<'a> From<&'a TokenRow> for TokenView<'a> {
+    fn from(row: &'a TokenRow) -> Self {
+        Self {
+            id: &row.id,
+            group: row.group.as_str(),
+            device: row.device.as_ref().map(DeviceId::as_str),
+            uses: row.uses,
+            used: row.used,
+            expires_unix_s: row.expires_s,
+            by: &row.by,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct UserView<'a> {
+    name: &'a str,
+    /// `viewer`, `analyst` or `admin`.
+    role: &'static str,
+    created_unix_ms: u64,
+    tokens: Vec<ApiTokenView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ApiTokenView<'a> {
+    id: &'a str,
+    label: &'a str,
+    created_unix_ms: u64,
+    expires_unix_s: Option<u64>,
+    used_unix_ms: u64,
+}
+
+impl<'a> From<&'a UserRow> for UserView<'a> {
+    fn from(row: &'a UserRow) -> Self {
+        let token = |token: &'a ApiTokenRow| ApiTokenView {
+            id: &token.id,
+            label: &token.label,
+            created_unix_ms: token.created_ms,
+            expires_unix_s: token.expires_s,
+            used_unix_ms: token.used_ms,
+        };
+        Self {
+            name: &row.name,
+            role: row.role.as_str(),
+            created_unix_ms: row.created_ms,
+            tokens: row.tokens.iter().map(token).collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct AuditView<'a> {
+    id: u64,
+    unix_ms: u64,
+    who: &'a str,
+    from: &'a str,
+    action: &'a str,
+    target: &'a str,
+    detail: &'a str,
+}
+
+impl<'a> From<&'a AuditRow> for AuditView<'a> {
+    fn from(row: &'a AuditRow) -> Self {
+        Self {
+            id: row.id,
+            unix_ms: row.unix_ms,
+            who: &row.who,
+            from: &row.from,
+            action: &row.action,
+            target: &row.target,
+            detail: &row.detail,
         }
     }
 }

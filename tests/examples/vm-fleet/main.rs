@@ -29,10 +29,10 @@ fn run() -> Result<(), Failed> {
     let dir = std::env::args_os().nth(1).map(PathBuf::from).ok_or_else(|| Failed("name a folder".into()))?;
     let config = "public_host = \"10.0.2.2\"\n";
     let mut fleet = Fleet::start_on(&dir.join("fleet"), LEARN_WINDOWS, config, "0.0.0.0:0")?;
-    let ticket = fleet.ticket(DEVICE)?;
-    let failed = |error| Failed::new("writing the ticket", error);
-    std::fs::write(dir.join("ticket.new"), ticket).map_err(failed)?;
-    std::fs::rename(dir.join("ticket.new"), dir.join("ticket")).map_err(failed)?;
+    let token = fleet.enrolment_token(DEVICE)?;
+    let failed = |error| Failed::new("writing the enrolment token", error);
+    std::fs::write(dir.join("token.new"), token).map_err(failed)?;
+    std::fs::rename(dir.join("token.new"), dir.join("token")).map_err(failed)?;
     let attack = |alert: &Value| alert["techniques"].to_string().contains("T1003.008");
     let alert = wait_for("an alert of the machine", WITHIN, || {
         Ok(fleet.alerts(DEVICE).unwrap_or_default().into_iter().find(attack))

@@ -21,13 +21,13 @@ step "start, with the capabilities of the unit"
 behaveguard-fleet run --state /var/lib/behaveguard-fleet --config /etc/behaveguard-fleet/fleet.toml &
 fleet=$!
 tries=0
-until behaveguard-fleet ticket --state /var/lib/behaveguard-fleet --device packaged > /root/ticket 2>/dev/null; do
+until behaveguard-fleet token create --state /var/lib/behaveguard-fleet --device packaged > /root/token 2>/dev/null; do
     tries=$((tries + 1)); test $tries -lt 50 || fail "the fleet server does not come up"; sleep 0.2
 done
 unit=/usr/lib/systemd/system/behaveguard.service
 capabilities=$(sed -n 's/^CapabilityBoundingSet=//p' $unit | tr 'A-Z ' 'a-z,' | sed 's/cap_/+/g')
 limits="--bounding-set=-all,$capabilities --inh-caps=-all --no-new-privs"
-setpriv $limits behaveguard enroll --ticket /root/ticket --device packaged
+setpriv $limits behaveguard enroll --token /root/token --device packaged
 setpriv $limits behaveguard run &
 agent=$!
 tries=0

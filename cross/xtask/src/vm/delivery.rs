@@ -1,7 +1,7 @@
 //! A package of another processor, in a machine of that processor, against a fleet server on this one.
 //!
 //! Both sides are in a network namespace of their own. QEMU shows the host to the machine as 10.0.2.2; in the namespace that
-//! address is a loopback address too, so the server's certificate and tickets name it for both.
+//! address is a loopback address too, so the server's certificate and tokens name it for both.
 
 use std::{
     fs,
@@ -80,9 +80,9 @@ pub(crate) fn deliver(root: &Path, package: &Path) -> Result<(), VmError> {
     let text = tools::words(&command);
     let started = command.spawn().map_err(|error| tools::ToolError::Start(text, error))?;
     let mut server = Server(started);
-    let ticket = dir.join("ticket");
+    let token = dir.join("token");
     for _ in 0..START_S {
-        if ticket.exists() {
+        if token.exists() {
             break;
         }
         thread::sleep(Duration::from_secs(1));
@@ -90,7 +90,7 @@ pub(crate) fn deliver(root: &Path, package: &Path) -> Result<(), VmError> {
     let mut image = Image::default();
     image.file("init", 0o755, include_bytes!("init.sh"));
     image.copy(&fetched.busybox, "bin/busybox")?;
-    image.copy(&ticket, "etc/ticket")?;
+    image.copy(&token, "etc/token")?;
     image.file("etc/shadow", 0o600, b"root:*:1::::::\n");
     image.file("etc/hostname", 0o644, b"vm\n");
     image.file("bin/delivery.sh", 0o755, include_bytes!("delivery.sh"));

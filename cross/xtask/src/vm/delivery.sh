@@ -16,7 +16,7 @@ ip addr add 10.0.2.15/24 dev "$interface" && ip link set "$interface" up || fail
 
 behaveguard --version
 behaveguard config check || fail "the packaged configuration"
-behaveguard enroll --ticket /etc/ticket --device vm-arm64 || fail "enrolment"
+behaveguard enroll --token /etc/token --device vm-arm64 || fail "enrolment"
 sh /bin/gateway.sh &
 BEHAVEGUARD_WINDOW=1s BEHAVEGUARD_HEARTBEAT=2s BEHAVEGUARD_CPU_BUDGET=unlimited behaveguard run >/tmp/agent.log 2>&1 &
 running=$!

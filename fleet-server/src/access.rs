@@ -1,0 +1,78 @@
+//! Who asks, and what they may do.
+
+use std::fmt;
+
+/// What a user may do; each may do what those before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Reads alerts, devices, baselines and counters.
+    Viewer,
+    /// Works on alerts, asks for trainings, undoes containments.
+    Analyst,
+    /// Makes and revokes devices, tokens and users, and reads the audit log.
+    Admin,
+}
+
+impl Role {
+    /// Every role, the least first.
+    pub const ALL: [Self; 3] = [Self::Viewer, Self::Analyst, Self::Admin];
+
+    /// The name in the API and in the store.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Analyst => "analyst",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// Reads a name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == text)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    /// The user's name; [`OWNER`] for the token in the state folder.
+    pub name: String,
+    /// What the user may do.
+    pub role: Role,
+}
+
+/// Whoever has the token in the state folder.
+pub const OWNER: &str = "owner";
+
+/// Whoever runs a command on the server's own machine.
+pub const LOCAL: &str = "local";
+
+impl Principal {
+    /// Whoever has the token in the state folder.
+    #[must_use]
+    pub fn owner() -> Self {
+        Self { name: OWNER.into(), role: Role::Admin }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_read_back_and_each_is_more_than_the_one_before() {
+        for role in Role::ALL {
+            assert_eq!(Role::parse(role.as_str()), Some(role));
+        }
+        assert!(Role::ALL.is_sorted());
+        assert_eq!(Role::parse("root"), None);
+    }
+}

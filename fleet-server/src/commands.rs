@@ -1,0 +1,411 @@
+//! Commands beside a running server, on its own machine: they change its database and are in its audit log as `local`.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use fleet_server::access::{LOCAL, Role};
+use fleet_server::config::Config;
+use fleet_server::counters::Counters;
+use fleet_server::enrolment::Token;
+use fleet_server::names::{DeviceId, GroupId, UserName};
+use fleet_server::pki::Pki;
+use fleet_server::store::{self, AuditRow, Changed, NewToken};
+use fleet_server::{clock, files, secret, server};
+use rusqlite::Connection;
+
+type Done = Result<(), Box<dyn Error>>;
+
+/// Enrolment tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Print one line that `behaveguard enroll` takes. The server must have been started once, or --url be given.
+    Create {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// The group that the devices join: 1 to 64 of a-z, 0-9 and -.
+        #[arg(long, default_value = "default", value_parser = group)]
+        group: GroupId,
+        /// Only this device may use it, once; it may also replace a device of that name.
+        #[arg(long, value_parser = device, conflicts_with = "uses")]
+        device: Option<DeviceId>,
+        /// How many devices may use it.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        uses: u32,
+        /// How long it is good, e.g. 30m, 24h or 7d.
+        #[arg(long, default_value = "1h", value_parser = seconds)]
+        expires: u64,
+        /// Where devices enrol, https://host:port, instead of where the server listened last.
+        #[arg(long)]
+        url: Option<String>,
+    },
+    /// List the tokens, without their secrets.
+    List {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+    },
+    /// Make a token worthless.
+    Delete {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// As `token list` shows it.
+        id: String,
+    },
+}
+
+/// Devices.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// List the devices.
+    List {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+    },
+    /// Take nothing of a device from now on: its next packet ends its connection.
+    Revoke {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// Which.
+        #[arg(value_parser = device)]
+        device: DeviceId,
+    },
+    /// Put a device into a group.
+    Group {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// Which.
+        #[arg(value_parser = device)]
+        device: DeviceId,
+        /// Into which.
+        #[arg(value_parser = group)]
+        group: GroupId,
+    },
+}
+
+/// People and programs that use the API.
+#[derive(Debug, Subcommand)]
+pub(crate) enum UserCommand {
+    /// Make a user and print a token for the API and the dashboard.
+    Add {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// The name: 1 to 64 of a-z, 0-9 and -.
+        #[arg(value_parser = user)]
+        name: UserName,
+        /// viewer, analyst or admin.
+        #[arg(long, default_value = "viewer", value_parser = role)]
+        role: Role,
+    },
+    /// List users and their tokens.
+    List {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+    },
+    /// Give a user another role.
+    Role {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// Whom.
+        #[arg(value_parser = user)]
+        name: UserName,
+        /// viewer, analyst or admin.
+        #[arg(value_parser = role)]
+        role: Role,
+    },
+    /// Print a further token of a user.
+    Token {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// Whose.
+        #[arg(value_parser = user)]
+        name: UserName,
+        /// What it is for.
+        #[arg(long, default_value = "")]
+        label: String,
+        /// How long it is good, e.g. 12h or 30d; for ever when not given.
+        #[arg(long, value_parser = seconds)]
+        expires: Option<u64>,
+    },
+    /// Remove a user with all tokens, or one token.
+    Remove {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// Whom.
+        #[arg(value_parser = user)]
+        name: UserName,
+        /// Only this token, as `user list` shows it.
+        #[arg(long)]
+        token: Option<String>,
+    },
+}
+
+/// Makes what a server needs, without starting it.
+pub(crate) fn init(state: &Path, config: &Config) -> Done {
+    files::make_state_dir(state)?;
+    let pki = Pki::open(state, &config.certificate_names(), clock::unix_s())?;
+    store::open_alone(state)?;
+    let folder = state.display();
+    println!("certificate authority, signing key, API token and database are in {folder}");
+    println!("SHA-256 of ca.pem: {}", models::program::hex(&models::bundle::sha256(pki.ca_pem().as_bytes())));
+    println!("next: behaveguard-fleet run --state {folder}");
+    Ok(())
+}
+
+pub(crate) fn token(command: TokenCommand) -> Done {
+    match command {
+        TokenCommand::Create { state, group, device, uses, expires, url } => {
+            let url = match url {
+                Some(url) => checked(url)?,
+                None => {
+                    let addresses = server::addresses_of(&state).map_err(|error| {
+                        format!(
+                            "no server was started on {} yet ({error}): start it, or give --url",
+                            state.display()
+                        )
+                    })?;
+                    addresses.web_url
+                }
+            };
+            let ca_pem = std::fs::read_to_string(state.join("ca.pem"))
+                .map_err(|error| format!("{}: {error}", state.join("ca.pem").display()))?;
+            let token = Token { v: 1, url, secret: secret::random(), ca_pem };
+            let now_s = clock::unix_s();
+            let target = device.as_ref().map_or_else(|| "any device".to_owned(), ToString::to_string);
+            let detail = format!("group {group}, {uses} uses, {expires} s");
+            let hash = secret::hash(&token.secret);
+            let row = NewToken { hash, group, device, uses, expires_s: now_s + expires, by: LOCAL.into() };
+            change(&state, "token.create", &target, &detail, |c| store::add_token(c, &row, now_s))?
+                .then_some(())
+                .ok_or("too many tokens are kept; delete some, or wait for some to expire")?;
+            println!("{}", token.encode());
+            Ok(())
+        }
+        TokenCommand::List { state } => {
+            let now_s = clock::unix_s();
+            for token in store::tokens(&open(&state)?)? {
+                let whose = token.device.map_or_else(|| "any".to_owned(), |device| device.to_string());
+                let left = match token.expires_s.checked_sub(now_s) {
+                    None | Some(0) => "expired".to_owned(),
+                    Some(s) => format!("{} min left", s / 60),
+                };
+                println!(
+                    "{}  group {}  device {whose}  {} of {} used  {left}  by {}",
+                    token.id, token.group, token.used, token.uses, token.by
+                );
+            }
+            Ok(())
+        }
+        TokenCommand::Delete { state, id } => {
+            let there = change(&state, "token.delete", &id, "", |c| store::drop_token(c, &id))?;
+            found(there, &format!("there is no token {id}; see behaveguard-fleet token list"))
+        }
+    }
+}
+
+pub(crate) fn device_command(command: DeviceCommand) -> Done {
+    let missing =
+        |device: &DeviceId| format!("there is no device {device}; see behaveguard-fleet device list");
+    match command {
+        DeviceCommand::List { state } => {
+            for row in store::devices(&open(&state)?)? {
+                let state = if row.revoked_ms > 0 { "  revoked" } else { "" };
+                println!("{}  group {}  {} alerts{state}", row.id, row.group, row.alerts);
+            }
+            Ok(())
+        }
+        DeviceCommand::Revoke { state, device } => {
+            let now_ms = clock::unix_ms();
+            let there =
+                change(&state, "device.revoke", device.as_str(), "", |c| store::revoke(c, &device, now_ms))?;
+            found(there, &missing(&device))
+        }
+        DeviceCommand::Group { state, device, group } => {
+            let there = change(&state, "device.group", device.as_str(), group.as_str(), |c| {
+                store::set_group(c, &device, &group)
+            })?;
+            found(there, &missing(&device))
+        }
+    }
+}
+
+pub(crate) fn user_command(command: UserCommand) -> Done {
+    let now_ms = clock::unix_ms();
+    match command {
+        UserCommand::Add { state, name, role } => {
+            let text = secret::random();
+            let hash = secret::hash(&text);
+            let added = change(&state, "user.set", name.as_str(), role.as_str(), |c| {
+                let added = store::add_user(c, &name, role, now_ms)?;
+                Ok(if added == Changed::Done {
+                    store::add_api_token(c, &name, hash, "first", None, now_ms)?
+                } else {
+                    added
+                })
+            })?;
+            told(added, &name)?;
+            println!("{text}");
+            Ok(())
+        }
+        UserCommand::List { state } => {
+            for user in store::users(&open(&state)?)? {
+                println!("{}  {}", user.name, user.role);
+                for token in user.tokens {
+                    let used =
+                        if token.used_ms == 0 { "never used".to_owned() } else { ago(now_ms, token.used_ms) };
+                    println!("  {}  {}  {used}", token.id, token.label);
+                }
+            }
+            Ok(())
+        }
+        UserCommand::Role { state, name, role } => {
+            let done = change(&state, "user.set", name.as_str(), role.as_str(), |c| {
+                store::set_role(c, &name, role)
+            })?;
+            told(done, &name)
+        }
+        UserCommand::Token { state, name, label, expires } => {
+            let text = secret::random();
+            let hash = secret::hash(&text);
+            let ends_s = expires.map(|expires| now_ms / 1000 + expires);
+            let done = change(&state, "user.token.create", name.as_str(), &label, |c| {
+                store::add_api_token(c, &name, hash, &label, ends_s, now_ms)
+            })?;
+            told(done, &name)?;
+            println!("{text}");
+            Ok(())
+        }
+        UserCommand::Remove { state, name, token: None } => {
+            told(change(&state, "user.delete", name.as_str(), "", |c| store::remove_user(c, &name))?, &name)
+        }
+        UserCommand::Remove { state, name, token: Some(id) } => {
+            let done = change(&state, "user.token.delete", name.as_str(), &id, |c| {
+                store::remove_api_token(c, &name, &id)
+            })?;
+            found(
+                done == Changed::Done,
+                &format!("{name} has no token {id}; see behaveguard-fleet user list"),
+            )
+        }
+    }
+}
+
+/// Whether something was changed.
+trait Change {
+    fn is_done(&self) -> bool;
+}
+
+impl Change for bool {
+    fn is_done(&self) -> bool {
+        *self
+    }
+}
+
+impl Change for Changed {
+    fn is_done(&self) -> bool {
+        *self == Self::Done
+    }
+}
+
+/// Does a change and notes it, both or neither.
+fn change<T: Change>(
+    state: &Path,
+    action: &str,
+    target: &str,
+    detail: &str,
+    job: impl FnOnce(&Connection) -> Result<T, store::StoreError>,
+) -> Result<T, Box<dyn Error>> {
+    let mut connection = open(state)?;
+    let transaction = connection.transaction()?;
+    let done = job(&transaction)?;
+    if done.is_done() {
+        let row = AuditRow {
+            id: 0,
+            unix_ms: clock::unix_ms(),
+            who: LOCAL.into(),
+            from: String::new(),
+            action: action.into(),
+            target: target.into(),
+            detail: detail.into(),
+        };
+        // The server itself keeps the log within its bound.
+        store::put_audit(&transaction, &Counters::default(), &row, u32::MAX)?;
+    }
+    transaction.commit()?;
+    Ok(done)
+}
+
+fn open(state: &Path) -> Result<Connection, Box<dyn Error>> {
+    if !state.join("fleet.db").exists() {
+        return Err(format!(
+            "{} is no folder of a fleet server: run `behaveguard-fleet init` first",
+            state.display()
+        )
+        .into());
+    }
+    Ok(store::open_alone(state)?)
+}
+
+fn found(there: bool, otherwise: &str) -> Done {
+    if there { Ok(()) } else { Err(otherwise.into()) }
+}
+
+fn told(done: Changed, name: &UserName) -> Done {
+    match done {
+        Changed::Done => Ok(()),
+        Changed::Missing => Err(format!("there is no user {name}; see behaveguard-fleet user list").into()),
+        Changed::There => {
+            Err(format!("there is a user {name}; for a further token: behaveguard-fleet user token").into())
+        }
+        Changed::Full => Err("there are as many as may be; remove some".into()),
+    }
+}
+
+fn ago(now_ms: u64, then_ms: u64) -> String {
+    format!("used {} min ago", now_ms.saturating_sub(then_ms) / 60_000)
+}
+
+fn checked(url: String) -> Result<String, Box<dyn Error>> {
+    let url = url.trim_end_matches('/').to_owned();
+    let host = url.strip_prefix("https://").unwrap_or_default();
+    if host.is_empty() || host.contains(['/', '?', '#', '@', ' ']) {
+        return Err("--url must be like https://fleet.example:8443".into());
+    }
+    Ok(url)
+}
+
+fn device(text: &str) -> Result<DeviceId, String> {
+    DeviceId::parse(text).map_err(|error| error.to_string())
+}
+
+fn group(text: &str) -> Result<GroupId, String> {
+    GroupId::parse(text).map_err(|error| error.to_string())
+}
+
+fn user(text: &str) -> Result<UserName, String> {
+    UserName::parse(text).map_err(|error| error.to_string())
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    Role::parse(text).ok_or_else(|| "a role is viewer, analyst or admin".into())
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
+    let parsed = units
+        .iter()
+        .find_map(|(unit, factor)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*factor));
+    parsed
+        .filter(|ttl| (1..=30 * 86_400).contains(ttl))
+        .ok_or("must be like 30m, 1h or 2d, at most 30d".into())
+}

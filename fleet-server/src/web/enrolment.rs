@@ -1,0 +1,239 @@
+//! Enrolment tokens for operators, and certificates for those who have one or hold a key.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use models::program::hex;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::access::Actor;
+use super::error::ApiError;
+use super::views::TokenView;
+use super::{Answer, body_of, device_of};
+use crate::clock;
+use crate::counters::Counter;
+use crate::enrolment::Token;
+use crate::hub::Event;
+use crate::names::GroupId;
+use crate::pki::Signed;
+use crate::secret;
+use crate::server::Shared;
+use crate::store::{self, Enrol, Known, NewToken};
+
+/// How long a token may be good, in seconds.
+const TTL_MAX_S: u64 = 30 * 86_400;
+
+/// How many devices may use one token.
+const USES_MAX: u32 = 100_000;
+
+/// A certificate is renewed when this share of its life has passed.
+const RENEW_AFTER: (u64, u64) = (2, 3);
+
+/// Or earlier, by up to this part of its life.
+const RENEW_SPREAD: u64 = 6;
+
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Answer {
+    let tokens = shared.store.read(store::tokens).await?;
+    let views: Vec<_> = tokens.iter().map(TokenView::from).collect();
+    Ok(Json(json!({ "tokens": views })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TokenRequest {
+    group: Option<String>,
+    device: Option<String>,
+    uses: Option<u32>,
+    ttl_s: Option<u64>,
+}
+
+pub(super) async fn create(
+    State(shared): State<Arc<Shared>>,
+    actor: Actor,
+    body: Result<Json<TokenRequest>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let body = body_of(body)?;
+    let bad = |error: crate::names::NotAName| ApiError::bad_request(error.to_string());
+    let group = body.group.as_deref().map(GroupId::parse).transpose().map_err(bad)?.unwrap_or_default();
+    let device = body.device.as_deref().map(device_of).transpose()?;
+    let (uses, ttl_s) = (body.uses.unwrap_or(1), body.ttl_s.unwrap_or(3600));
+    if !(1..=TTL_MAX_S).contains(&ttl_s) {
+        return Err(ApiError::bad_request(format!("ttl_s must be from 1 to {TTL_MAX_S}")));
+    }
+    if !(1..=USES_MAX).contains(&uses) || (device.is_some() && uses > 1) {
+        return Err(ApiError::bad_request(format!(
+            "uses must be from 1 to {USES_MAX}, and 1 for one device"
+        )));
+    }
+    let (url, ca_pem) = (shared.addresses.web_url.clone(), shared.pki.ca_pem().to_string());
+    let token = Token { v: 1, url, secret: secret::random(), ca_pem };
+    let now_s = clock::unix_s();
+    let hash = secret::hash(&token.secret);
+    let detail = format!("group {group}, {uses} uses, {ttl_s} s");
+    let target = device.as_ref().map_or_else(|| "any device".to_owned(), ToString::to_string);
+    let audit = actor.audit(&shared, "token.create", target, detail);
+    let row = NewToken { hash, group, device, uses, expires_s: now_s + ttl_s, by: actor.who };
+    let stored = shared.store.write(move |c| {
+        let stored = store::add_token(c, &row, now_s)?;
+        if stored {
+            audit.put(c)?;
+        }
+        Ok(stored)
+    });
+    if !stored.await? {
+        return Err(ApiError::busy("too many tokens are kept", "delete some, or wait for some to expire"));
+    }
+    let answer = json!({
+        "id": hex(&hash[..8]), "token": token.encode(), "expires_unix_s": now_s + ttl_s,
+    });
+    Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+pub(super) async fn remove(
+    State(shared): State<Arc<Shared>>,
+    actor: Actor,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let audit = actor.audit(&shared, "token.delete", id.as_str(), "");
+    let there = shared.store.write(move |c| {
+        let there = store::drop_token(c, &id)?;
+        if there {
+            audit.put(c)?;
+        }
+        Ok(there)
+    });
+    if there.await? { Ok(StatusCode::NO_CONTENT) } else { Err(ApiError::not_found("token")) }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EnrolRequest {
+    secret: String,
+    device: String,
+    csr_pem: String,
+}
+
+pub(super) async fn enroll(
+    State(shared): State<Arc<Shared>>,
+    actor: Actor,
+    body: Result<Json<EnrolRequest>, JsonRejection>,
+) -> Answer {
+    let result = enroll_checked(&shared, &actor, body).await;
+    if let Err(error) = &result {
+        shared.counters.bump(Counter::EnrolRefused);
+        log::warn!("an enrolment was refused: {error}");
+    }
+    result
+}
+
+async fn enroll_checked(
+    shared: &Shared,
+    actor: &Actor,
+    body: Result<Json<EnrolRequest>, JsonRejection>,
+) -> Answer {
+    let body = body_of(body)?;
+    let device = device_of(&body.device)?;
+    // Signed before the token is used, so that a bad request does not cost a use.
+    let signed = sign(shared, &device, &body.csr_pem)?;
+    let hash = secret::hash(&body.secret);
+    let audit =
+        actor.named(format!("token {}", hex(&hash[..8]))).audit(shared, "device.enrol", device.as_str(), "");
+    let (owner, certificate) = (device.clone(), signed.clone());
+    let enrolled = shared.store.write(move |c| {
+        let enrolled = store::enrol(c, hash, &owner, &certificate, clock::unix_ms())?;
+        if matches!(enrolled, Enrol::Done(_)) {
+            audit.put(c)?;
+        }
+        Ok(enrolled)
+    });
+    let new = "make a new token: behaveguard-fleet token create";
+    let refused = |status, code, public, hint| Err(ApiError::new(status, code, public, hint));
+    let group = match enrolled.await? {
+        Enrol::Done(group) => group,
+        Enrol::NoSuchToken => {
+            return refused(StatusCode::FORBIDDEN, "no_such_token", "no such token for this device", new);
+        }
+        Enrol::Used => return refused(StatusCode::FORBIDDEN, "token_used", "the token is used up", new),
+        Enrol::Expired => {
+            return refused(StatusCode::FORBIDDEN, "token_expired", "the token has expired", new);
+        }
+        Enrol::Taken => {
+            let hint = "choose another name with --device, or replace that device with a token of its own: \
+                        behaveguard-fleet token create --device NAME";
+            return refused(StatusCode::CONFLICT, "device_exists", "there is a device of this name", hint);
+        }
+    };
+    shared.counters.bump(Counter::Enrolled);
+    log::info!("device {device} enrolled in group {group}");
+    // Whoever held the name before is not that device any more.
+    shared.hub.close(&device);
+    shared.hub.tell(Event::Device(device));
+    Ok(Json(json!({
+        "certificate_pem": signed.pem,
+        "renew_after_unix_s": renew_after(shared, &signed),
+        "ca_pem": shared.pki.ca_pem(),
+        "mqtt": shared.config.host_for(shared.addresses.mqtt),
+        "bundle_keys": [hex(&shared.pki.signing().public().0)],
+    })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RenewRequest {
+    device: String,
+    csr_pem: String,
+}
+
+/// A new certificate for whoever holds the device's key, which the request's own signature shows. So a gateway that
+/// was away for longer than its certificate lasts comes back by itself, and a revoked one does not.
+pub(super) async fn renew(
+    State(shared): State<Arc<Shared>>,
+    body: Result<Json<RenewRequest>, JsonRejection>,
+) -> Answer {
+    let result = renew_checked(&shared, body).await;
+    match &result {
+        Ok(_) => shared.counters.bump(Counter::Renewed),
+        Err(error) => {
+            shared.counters.bump(Counter::RenewRefused);
+            log::warn!("a renewal was refused: {error}");
+        }
+    }
+    result
+}
+
+async fn renew_checked(shared: &Shared, body: Result<Json<RenewRequest>, JsonRejection>) -> Answer {
+    let body = body_of(body)?;
+    let device = device_of(&body.device)?;
+    let signed = sign(shared, &device, &body.csr_pem)?;
+    let (owner, certificate) = (device.clone(), signed.clone());
+    let hint = "enrol the device again with a token of its own: behaveguard-fleet token create --device NAME";
+    match shared.store.write(move |c| store::renewed(c, &owner, &certificate)).await? {
+        Known::Yes => {}
+        Known::Revoked => {
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "revoked", "the device was revoked", hint));
+        }
+        // The same answer for both: it does not tell strangers which devices there are.
+        Known::No | Known::Replaced => {
+            let public = "no device of this name is enrolled with this key";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "not_enrolled", public, hint));
+        }
+    }
+    log::info!("the certificate of device {device} was renewed");
+    Ok(Json(json!({ "certificate_pem": signed.pem, "renew_after_unix_s": renew_after(shared, &signed) })))
+}
+
+fn sign(shared: &Shared, device: &crate::names::DeviceId, csr_pem: &str) -> Result<Signed, ApiError> {
+    Ok(shared.pki.sign_device(device, csr_pem, clock::unix_s(), shared.config.certificate_life())?)
+}
+
+/// When the device should renew, seconds since 1970: those that were enrolled together do not come together.
+fn renew_after(shared: &Shared, signed: &Signed) -> u64 {
+    let life_s = shared.config.certificate_life().as_secs();
+    let spread = life_s * u64::from(signed.sha256[0]) / 256 / RENEW_SPREAD;
+    clock::unix_s() + life_s * RENEW_AFTER.0 / RENEW_AFTER.1 - spread
+}
