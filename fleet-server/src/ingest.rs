@@ -9,7 +9,7 @@ use crate::clock;
 use crate::hub::Event;
 use crate::names::DeviceId;
 use crate::server::Shared;
-use crate::store::{self, FrameOutcome, Limits, Pending, Rejected, StoreError, StoredAlert, StoredEvent};
+use crate::store::{self, FrameOutcome, Intake, Limits, Pending, Rejected, StoreError, StoredEvent};
 
 /// Epochs remembered per connection, to know which frame is the first of its epoch.
 const EPOCHS_SEEN_MAX: usize = 8;
@@ -38,8 +38,6 @@ pub enum Stored {
     Frame {
         /// Which outbox.
         epoch: u64,
-        /// The alert in it, to be told when it is stored.
-        alert: Option<Box<Alert>>,
         /// After the commit.
         pending: Pending<FrameOutcome>,
     },
@@ -88,16 +86,12 @@ pub async fn up(
     };
     let first = connection.is_first(frame.epoch);
     let epoch = frame.epoch;
-    let alert = match &frame.body {
-        Uplink::Alert(alert) => Some(Box::new(alert.clone())),
-        Uplink::Windows(_) | Uplink::Event(_) => None,
-    };
-    let (counters, owner, limits) = (Arc::clone(&shared.counters), device.clone(), limits(shared));
+    let (counters, owner, intake) = (Arc::clone(&shared.counters), device.clone(), intake(shared));
     let pending = shared
         .store
-        .submit(move |c| store::put_frame(c, &counters, &owner, &frame, first, clock::unix_ms(), limits))
+        .submit(move |c| store::put_frame(c, &counters, &owner, &frame, first, clock::unix_ms(), &intake))
         .await?;
-    Ok(Stored::Frame { epoch, alert, pending })
+    Ok(Stored::Frame { epoch, pending })
 }
 
 /// Takes a message of the `req` topic.
@@ -160,9 +154,10 @@ pub async fn stored(
     stored: Stored,
 ) -> Result<Option<(u64, u64)>, StoreError> {
     match stored {
-        Stored::Frame { epoch, alert, pending } => {
+        Stored::Frame { epoch, pending } => {
             let outcome = pending.done().await?;
-            if let (Some(id), Some(alert)) = (outcome.alert_id, alert) {
+            if let Some(stored) = outcome.alert {
+                let (id, alert) = (stored.id, &stored.alert);
                 log::info!(
                     "alert {id} from {device}: {} {:.0} {}: {}",
                     alert.severity.as_str(),
@@ -170,9 +165,7 @@ pub async fn stored(
                     alert.program,
                     alert.summary
                 );
-                let (device, received_ms) = (device.to_string(), clock::unix_ms());
-                let alert = StoredAlert { id, device, received_ms, alert: *alert };
-                shared.hub.tell(Event::Alert(Arc::new(alert)));
+                shared.hub.tell(Event::Alert(Arc::from(stored)));
             }
             if let Some(event) = outcome.event {
                 tell_event(shared, event);
@@ -242,14 +235,15 @@ async fn reject(
     Ok(Stored::Rejected { epoch, pending })
 }
 
-fn limits(shared: &Shared) -> Limits {
+fn intake(shared: &Shared) -> Intake {
     let config = &shared.config;
-    Limits {
+    let limits = Limits {
         windows: config.windows_max,
         programs: config.programs_max,
         alerts: config.alerts_max,
         events: config.events_max,
-    }
+    };
+    Intake { limits, rules: shared.rules() }
 }
 
 /// A frame's first two fields, if they are there and usable.

@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::mqtt;
 use crate::names::DeviceId;
 use crate::pki::{Pki, PkiError};
 use crate::silence;
-use crate::store::{self, Store, StoreError, Threads};
+use crate::store::{self, Rules, Store, StoreError, Threads};
 use crate::trainer::{self, Fit, Trainer};
 use crate::web::{self, Rates};
 
@@ -47,12 +47,32 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     /// Asks for trainings.
     pub trainer: Trainer,
+    /// What is hidden of new alerts.
+    rules: RwLock<Arc<Rules>>,
     /// How many requests each client made.
     pub rates: Rates,
     /// Where we listen.
     pub addresses: Addresses,
     /// Says true when the server stops.
     pub stop: watch::Receiver<bool>,
+}
+
+impl Shared {
+    /// The rules for new alerts.
+    #[must_use]
+    pub fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the rules again, after a change.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn reload_rules(&self) -> Result<(), StoreError> {
+        let rules = self.store.read(store::load_rules).await?;
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        Ok(())
+    }
 }
 
 /// Where a server listens, as in `<state>/addresses.json`.
@@ -135,8 +155,10 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let (stop, stopped) = watch::channel(false);
     let rates = Rates::new(config.requests_per_minute);
     let stop_told = stopped.clone();
+    let rules = RwLock::new(Arc::new(store.read(store::load_rules).await?));
     let shared =
-        Arc::new(Shared { config, pki, store, hub, counters, trainer, rates, addresses, stop: stop_told });
+        Shared { config, pki, store, hub, counters, trainer, rules, rates, addresses, stop: stop_told };
+    let shared = Arc::new(shared);
     let runtime = tokio::runtime::Handle::current();
     let trainer =
         trainer::spawn(work, Arc::downgrade(&shared), runtime, fit).map_err(ServerError::Trainer)?;

@@ -1,6 +1,7 @@
 //! The real programs together: kernel events, TLS, MQTT, database, models, browser.
 
 mod access;
+mod alerts;
 mod broker;
 mod bundles;
 mod clock;

@@ -4,11 +4,15 @@
 //! first frame of a connection is the oldest it still has: numbers below it that never came are gone, they are
 //! counted as missing and the acknowledgement moves past them. A gap later in a connection only waits.
 
+use std::sync::Arc;
+
 use models::program::ProgramId;
-use models::wire::{Alert, TrainingWindow, Uplink, UplinkFrame};
+use models::wire::{TrainingWindow, Uplink, UplinkFrame};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::alerts::{StoredAlert, put_alert};
 use super::events::{StoredEvent, put_event};
+use super::suppressions::Rules;
 use super::{StoreError, bits, int, uint};
 use crate::counters::{Counter, Counters};
 use crate::names::DeviceId;
@@ -35,6 +39,15 @@ pub struct Limits {
     pub events: u32,
 }
 
+/// What a new message is judged by.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    /// How much is kept.
+    pub limits: Limits,
+    /// What is hidden.
+    pub rules: Arc<Rules>,
+}
+
 /// What became of a frame.
 #[derive(Clone, Debug)]
 pub struct FrameOutcome {
@@ -42,8 +55,8 @@ pub struct FrameOutcome {
     pub fresh: bool,
     /// Highest number with nothing missing below it.
     pub acked: u64,
-    /// The row of a fresh alert.
-    pub alert_id: Option<u64>,
+    /// A fresh alert.
+    pub alert: Option<Box<StoredAlert>>,
     /// A fresh event.
     pub event: Option<StoredEvent>,
     /// What is there to train with after fresh windows.
@@ -85,16 +98,17 @@ pub fn put_frame(
     frame: &UplinkFrame,
     first: bool,
     now_ms: u64,
-    limits: Limits,
+    intake: &Intake,
 ) -> Result<FrameOutcome, StoreError> {
+    let limits = intake.limits;
     super::seen(c, device, now_ms)?;
     let (fresh, acked) = number(c, counters, device, (frame.epoch, frame.seq), first, now_ms)?;
-    let mut outcome = FrameOutcome { fresh, acked, alert_id: None, event: None, windows: None };
+    let mut outcome = FrameOutcome { fresh, acked, alert: None, event: None, windows: None };
     match &frame.body {
         // Also when the number is known: a frame that was given up as missing may still come.
         Uplink::Alert(alert) => {
-            outcome.alert_id = put_alert(c, counters, device, frame, alert, now_ms, limits)?;
-            outcome.fresh = outcome.alert_id.is_some();
+            outcome.alert = put_alert(c, counters, device, frame, alert, now_ms, intake)?.map(Box::new);
+            outcome.fresh = outcome.alert.is_some();
         }
         Uplink::Event(event) => {
             outcome.event = put_event(c, counters, device, frame, event, now_ms, limits.events)?;
@@ -232,32 +246,6 @@ fn forget_epochs(c: &Connection, counters: &Counters, device: &str) -> Result<()
         counters.bump(Counter::EpochsForgotten);
     }
     Ok(())
-}
-
-fn put_alert(
-    c: &Connection,
-    counters: &Counters,
-    device: &DeviceId,
-    frame: &UplinkFrame,
-    alert: &Alert,
-    now_ms: u64,
-    limits: Limits,
-) -> Result<Option<u64>, StoreError> {
-    let body = postcard::to_stdvec(alert).map_err(StoreError::Damaged)?;
-    let stored = c
-        .prepare_cached(
-            "INSERT OR IGNORE INTO alerts(device, epoch, seq, received_ms, body) VALUES (?, ?, ?, ?, ?)",
-        )?
-        .execute(params![device.as_str(), bits(frame.epoch), int(frame.seq), int(now_ms), body])?;
-    if stored == 0 {
-        return Ok(None);
-    }
-    let id = c.last_insert_rowid();
-    c.prepare_cached("UPDATE devices SET alerts = alerts + 1 WHERE id = ?")?.execute([device.as_str()])?;
-    let dropped =
-        c.prepare_cached("DELETE FROM alerts WHERE id <= ?")?.execute([id - i64::from(limits.alerts)])?;
-    counters.add(Counter::AlertsDropped, dropped as u64);
-    Ok(Some(uint(id)))
 }
 
 fn put_windows(

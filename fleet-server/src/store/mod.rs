@@ -1,44 +1,62 @@
-//! SQLite behind one writing and one reading thread: jobs in, group commits, replies after the commit.
+//! SQLite behind a writing, a reading and a searching thread: jobs in, group commits, replies after the commit.
 //!
 //! A job is a closure over the connection. The writer takes everything that waits (at most [`GROUP_MAX`]), runs each
 //! job in its own savepoint, commits once, and only then answers: an answer means that the data survives a power cut.
+//! Devices and the dashboard's short questions go to the reading thread; what may take long goes to the searching
+//! thread, where it is given up after [`SEARCH_MAX`], so that no question of a person holds up a device.
 
+mod alerts;
 mod audit;
 mod bundles;
 mod devices;
 mod events;
+mod evidence;
+mod find;
 mod frames;
+mod incidents;
 mod read;
 mod schema;
+mod suppressions;
 mod tokens;
 mod users;
+mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock;
 use crate::counters::{Counter, Counters};
 
+pub use alerts::{StoredAlert, WorkState, alert};
 pub use audit::{AuditRow, audit, put_audit};
 pub use bundles::{StoredWindows, newest_offers, put_bundle, put_report, training_candidates, windows_of};
 pub use devices::{Known, known, put_heartbeat, renewed, revoke, seen, set_group};
 pub use events::{StoredEvent, TWINS, events, put_heard, put_noticed, put_release, put_silent, releases};
-pub use frames::{FrameOutcome, Limits, Rejected, WindowsOutcome, acks, put_frame, put_rejected};
-pub use read::{
-    DeviceRow, StoredAlert, TrainingRow, alert, alerts, chunk, count_rejected, device, devices, training,
+pub use evidence::{Rarity, rarity};
+pub use find::{AlertFilter, FACETS_OVER, Facet, Facets, Page, facets, find_alerts};
+pub use frames::{FrameOutcome, Intake, Limits, Rejected, WindowsOutcome, acks, put_frame, put_rejected};
+pub use incidents::{IncidentRow, incident, incidents};
+pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, training};
+pub use suppressions::{
+    Matcher, PREVIEWED, RULES_MAX, Rule, Rules, add_rule, load_rules, preview, remove_rule, rules,
 };
-
 pub use tokens::{Enrol, NewToken, TokenRow, add_token, drop_token, enrol, tokens};
 pub use users::{
     ApiTokenRow, Changed, UserRow, add_api_token, add_user, principal, remove_api_token, remove_user,
     set_role, token_used, users,
 };
+pub use work::{BULK_MAX, Comment, Work, Worked, comments, work, work_on_incident};
 
 /// Jobs of one commit at most.
 pub const GROUP_MAX: usize = 512;
+
+/// How long a search may take.
+pub const SEARCH_MAX: Duration = Duration::from_secs(5);
 
 /// Jobs that may wait; the next caller waits for a place.
 const QUEUE_MAX: usize = 1024;
@@ -83,6 +101,9 @@ pub enum StoreError {
     /// The device may not send any more.
     #[error("the device was revoked")]
     Revoked,
+    /// A search took longer than [`SEARCH_MAX`].
+    #[error("the search took too long")]
+    TooLong,
     /// The store has stopped.
     #[error("the store has stopped")]
     Stopped,
@@ -93,6 +114,7 @@ pub enum StoreError {
 pub struct Store {
     write: mpsc::Sender<Job>,
     read: mpsc::Sender<Job>,
+    search: mpsc::Sender<Job>,
 }
 
 /// An answer that comes after the commit.
@@ -111,7 +133,7 @@ impl<T> Pending<T> {
 
 /// The store's threads, to wait for at the end.
 #[derive(Debug)]
-pub struct Threads([JoinHandle<()>; 2]);
+pub struct Threads([JoinHandle<()>; 3]);
 
 impl Threads {
     /// Waits until everything is written. Drop every [`Store`] first.
@@ -134,18 +156,24 @@ impl Store {
         let writer = open(&path)?;
         schema::migrate(&writer, &path)?;
         schema::load_counters(&writer, &counters)?;
-        let reader = open(&path)?;
-        reader.pragma_update(None, "query_only", true)?;
+        let reader = || -> Result<Connection, StoreError> {
+            let reader = open(&path)?;
+            reader.pragma_update(None, "query_only", true)?;
+            Ok(reader)
+        };
+        let (reader, searcher) = (reader()?, reader()?);
         let (write, write_jobs) = mpsc::channel(QUEUE_MAX);
         let (read, read_jobs) = mpsc::channel(QUEUE_MAX);
+        let (search, search_jobs) = mpsc::channel(QUEUE_MAX);
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).spawn(body).map_err(StoreError::Thread)
         };
         let threads = [
             spawn("store-write", Box::new(move || write_loop(&writer, write_jobs, &counters)))?,
             spawn("store-read", Box::new(move || read_loop(&reader, read_jobs)))?,
+            spawn("store-search", Box::new(move || search_loop(&searcher, search_jobs)))?,
         ];
-        Ok((Self { write, read }, Threads(threads)))
+        Ok((Self { write, read, search }, Threads(threads)))
     }
 
     /// Hands over a writing job and waits for its commit.
@@ -183,6 +211,28 @@ impl Store {
         let (job, pending) = boxed(job);
         self.read.send(job).await.map_err(|_| StoreError::Stopped)?;
         pending.done().await
+    }
+}
+
+impl Store {
+    /// Runs a query that may take long on the searching thread.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLong`] after [`SEARCH_MAX`], or when the query failed.
+    pub async fn search<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (job, pending) = boxed(job);
+        self.search.send(job).await.map_err(|_| StoreError::Stopped)?;
+        match pending.done().await {
+            Err(StoreError::Query(error))
+                if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) =>
+            {
+                Err(StoreError::TooLong)
+            }
+            done => done,
+        }
     }
 }
 
@@ -279,6 +329,18 @@ fn in_savepoint(connection: &Connection, job: Job) -> Reply {
 
 fn read_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
     while let Some(job) = jobs.blocking_recv() {
+        let (_, reply) = job(connection);
+        reply(true);
+    }
+}
+
+fn search_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(job) = jobs.blocking_recv() {
+        let until_ms = clock::unix_ms() + SEARCH_MAX.as_millis() as u64;
+        // Asked every some 10,000 steps of its virtual machine, which is well below a millisecond.
+        if let Err(error) = connection.progress_handler(10_000, Some(move || clock::unix_ms() > until_ms)) {
+            log::error!("limiting a search: {error}");
+        }
         let (_, reply) = job(connection);
         reply(true);
     }

@@ -1,24 +1,11 @@
 //! Queries for people and for the downlink.
 
 use models::program::ProgramId;
-use models::wire::{Alert, Heartbeat, Request};
+use models::wire::{Heartbeat, Request};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{StoreError, uint};
 use crate::names::DeviceId;
-
-/// An alert as it is kept.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoredAlert {
-    /// Counts up over all devices.
-    pub id: u64,
-    /// Who sent it.
-    pub device: String,
-    /// When it was stored, milliseconds since 1970.
-    pub received_ms: u64,
-    /// What was said.
-    pub alert: Alert,
-}
 
 /// A device as it is kept.
 #[derive(Clone, Debug)]
@@ -60,52 +47,6 @@ pub struct TrainingRow {
     pub reported_generation: u64,
     /// Why the device refused it.
     pub refused: Option<String>,
-}
-
-type RawAlert = (i64, String, i64, Vec<u8>);
-
-/// Alerts in ascending order: the first `limit` after `after`, or without it the last `limit`.
-///
-/// # Errors
-/// When the database fails or holds damaged rows.
-pub fn alerts(
-    c: &Connection,
-    after: Option<u64>,
-    limit: u32,
-    device: Option<&str>,
-) -> Result<Vec<StoredAlert>, StoreError> {
-    let order = if after.is_some() { "ASC" } else { "DESC" };
-    let filter = if device.is_some() { "device = ?1" } else { "?1 IS NULL" };
-    let sql = format!(
-        "SELECT id, device, received_ms, body FROM alerts WHERE {filter} AND id > ?2 ORDER BY id {order} LIMIT ?3"
-    );
-    let after = super::int(after.unwrap_or(0));
-    let mut query = c.prepare_cached(&sql)?;
-    let rows = query.query_map(params![device, after, limit], raw_alert)?;
-    let mut alerts = rows.map(|row| decode(row?)).collect::<Result<Vec<_>, _>>()?;
-    alerts.sort_by_key(|alert| alert.id);
-    Ok(alerts)
-}
-
-/// One alert.
-///
-/// # Errors
-/// When the database fails or the row is damaged.
-pub fn alert(c: &Connection, id: u64) -> Result<Option<StoredAlert>, StoreError> {
-    c.prepare_cached("SELECT id, device, received_ms, body FROM alerts WHERE id = ?")?
-        .query_row([super::int(id)], raw_alert)
-        .optional()?
-        .map(decode)
-        .transpose()
-}
-
-fn raw_alert(row: &Row<'_>) -> rusqlite::Result<RawAlert> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-}
-
-fn decode((id, device, received_ms, body): RawAlert) -> Result<StoredAlert, StoreError> {
-    let alert = postcard::from_bytes(&body).map_err(StoreError::Damaged)?;
-    Ok(StoredAlert { id: uint(id), device, received_ms: uint(received_ms), alert })
 }
 
 const DEVICE: &str =

@@ -8,7 +8,7 @@ use super::{StoreError, int, uint};
 use crate::counters::{Counter, Counters};
 
 /// The `user_version` this server writes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// `acks` holds the highest number without a gap below it; `ahead` what was stored beyond it.
 const V1: &str = "
@@ -93,8 +93,52 @@ CREATE TABLE audit(
 );
 ";
 
+/// Alerts as they are looked for and worked on; [`super::alerts::fill`] fills the new columns.
+const V4: &str = "
+ALTER TABLE alerts ADD COLUMN unix_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN severity INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN score REAL NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN program_key TEXT NOT NULL DEFAULT '';
+ALTER TABLE alerts ADD COLUMN program TEXT NOT NULL DEFAULT '';
+ALTER TABLE alerts ADD COLUMN techniques TEXT NOT NULL DEFAULT ' ';
+ALTER TABLE alerts ADD COLUMN print INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN state INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN assignee TEXT;
+ALTER TABLE alerts ADD COLUMN incident INTEGER;
+ALTER TABLE alerts ADD COLUMN suppressed INTEGER;
+CREATE INDEX alerts_by_program ON alerts(program_key, id);
+CREATE INDEX alerts_by_incident ON alerts(incident, id) WHERE incident IS NOT NULL;
+CREATE INDEX alerts_by_state ON alerts(state, id);
+CREATE INDEX alerts_high ON alerts(id) WHERE severity >= 2;
+CREATE INDEX alerts_critical ON alerts(id) WHERE severity >= 3;
+CREATE VIRTUAL TABLE alert_words USING fts5(words, content='', contentless_delete=1);
+CREATE TABLE comments(
+    id INTEGER PRIMARY KEY, alert INTEGER NOT NULL, unix_ms INTEGER NOT NULL, who TEXT NOT NULL, text TEXT NOT NULL
+);
+CREATE INDEX comments_by_alert ON comments(alert, id);
+CREATE TABLE evidence(
+    print INTEGER NOT NULL, device TEXT NOT NULL, first_ms INTEGER NOT NULL, alerts INTEGER NOT NULL,
+    PRIMARY KEY(print, device)
+) WITHOUT ROWID;
+CREATE TABLE incidents(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, print INTEGER NOT NULL, device TEXT NOT NULL, first_ms INTEGER NOT NULL,
+    last_ms INTEGER NOT NULL, alerts INTEGER NOT NULL, devices INTEGER NOT NULL, severity INTEGER NOT NULL,
+    state INTEGER NOT NULL DEFAULT 0, assignee TEXT, title TEXT NOT NULL
+);
+CREATE INDEX incidents_by_print ON incidents(print, last_ms);
+CREATE INDEX incidents_by_device ON incidents(device, last_ms);
+CREATE INDEX incidents_by_time ON incidents(last_ms);
+CREATE TABLE incident_devices(
+    incident INTEGER NOT NULL, device TEXT NOT NULL, PRIMARY KEY(incident, device)
+) WITHOUT ROWID;
+CREATE TABLE suppressions(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, matcher TEXT NOT NULL, why TEXT NOT NULL, by TEXT NOT NULL,
+    created_ms INTEGER NOT NULL, expires_ms INTEGER, hidden INTEGER NOT NULL DEFAULT 0
+);
+";
+
 /// The steps from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1, V2, V3];
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4];
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
@@ -105,8 +149,11 @@ pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreE
         let _ = connection.execute_batch("ROLLBACK");
         return Err(StoreError::Newer { path: path.into(), found, known: VERSION });
     };
-    let result = steps.iter().try_for_each(|step| connection.execute_batch(step));
-    let result = result.and_then(|()| connection.pragma_update(None, "user_version", VERSION));
+    steps.iter().try_for_each(|step| connection.execute_batch(step)).map_err(opened)?;
+    if (1..4).contains(&found) {
+        super::alerts::fill(connection)?;
+    }
+    let result = connection.pragma_update(None, "user_version", VERSION);
     result.and_then(|()| connection.execute_batch("COMMIT")).map_err(opened)
 }
 
@@ -148,4 +195,69 @@ pub(super) fn save_counters(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use models::policy::Severity;
+    use models::program::ProgramId;
+    use models::wire::Alert;
+
+    use super::*;
+    use crate::store::{AlertFilter, Page, find_alerts, incidents};
+
+    /// An alert as a server with schema 1 stored it.
+    fn old_alert(connection: &Connection) {
+        let program = ProgramId { unit: "u".into(), exe: "/usr/bin/pump".into(), script: None };
+        let alert = Alert {
+            unix_ms: 5,
+            program,
+            pid: 1,
+            comm: "pump".into(),
+            score: 93.0,
+            severity: Severity::Critical,
+            techniques: vec!["T1003".into()],
+            summary: "opened /etc/shadow".into(),
+            reasons: vec![],
+            generation: 1,
+            detectors: vec![],
+            suppressed_before: 0,
+            degraded: vec![],
+        };
+        let body = postcard::to_stdvec(&alert).unwrap();
+        let insert = "INSERT INTO alerts(device, epoch, seq, received_ms, body) VALUES ('gw', 1, 1, 7, ?)";
+        connection.execute(insert, [body]).unwrap();
+    }
+
+    #[test]
+    fn every_older_database_is_brought_up_to_date_and_its_alerts_are_found() {
+        for from in 1..VERSION {
+            let connection = Connection::open_in_memory().unwrap();
+            for step in &STEPS[..from as usize] {
+                connection.execute_batch(step).unwrap();
+            }
+            connection.pragma_update(None, "user_version", from).unwrap();
+            if from < 4 {
+                old_alert(&connection);
+            }
+            migrate(&connection, Path::new("test")).unwrap();
+            migrate(&connection, Path::new("test")).unwrap();
+            let filter = AlertFilter {
+                words: Some("shadow".into()),
+                severity: Some(Severity::Critical),
+                technique: Some("T1003".into()),
+                ..AlertFilter::default()
+            };
+            let found = find_alerts(&connection, &filter, Page::Newest, 10).unwrap();
+            assert_eq!(found.len(), usize::from(from < 4), "from {from}");
+            assert_eq!(incidents(&connection, None, 10, None).unwrap().len(), found.len());
+        }
+    }
+
+    #[test]
+    fn a_database_of_a_newer_server_is_left_alone() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
+        assert!(matches!(migrate(&connection, Path::new("test")), Err(StoreError::Newer { .. })));
+    }
 }

@@ -12,10 +12,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::access::Actor;
-use super::alerts::Part;
 use super::error::ApiError;
 use super::views::{DeviceView, EventView};
-use super::{Answer, body_of, device_of};
+use super::{Answer, body_of, device_of, limit_of, query_of};
 use crate::clock;
 use crate::hub::Event;
 use crate::names::GroupId;
@@ -36,11 +35,20 @@ pub(super) async fn one(State(shared): State<Arc<Shared>>, Path(id): Path<String
     Ok(Json(json!(DeviceView::new(&row, shared.hub.is_online(&row.id), clock::unix_ms()))))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EventsQuery {
+    after: Option<u64>,
+    limit: Option<u32>,
+    device: Option<String>,
+}
+
 pub(super) async fn events(
     State(shared): State<Arc<Shared>>,
-    query: Result<Query<Part>, QueryRejection>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Answer {
-    let (after, limit, device) = Part::of(query)?;
+    let EventsQuery { after, limit, device } = query_of(query)?;
+    let limit = limit_of(limit);
     let events = shared.store.read(move |c| store::events(c, after, limit, device.as_deref())).await?;
     let next = events.last().map(|event| event.id).or(after).unwrap_or(0);
     let views: Vec<_> = events.iter().map(EventView::from).collect();

@@ -69,6 +69,9 @@ impl ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
+        if matches!(error, StoreError::TooLong) {
+            return Self::busy("the search took too long", "narrow it: name a device, a program or a time");
+        }
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             code: "store",

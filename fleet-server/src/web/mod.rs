@@ -6,8 +6,10 @@ mod baselines;
 mod devices;
 mod enrolment;
 mod error;
+mod incidents;
 mod rates;
 mod stream;
+mod suppressions;
 mod system;
 mod users;
 mod views;
@@ -15,8 +17,8 @@ mod views;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Query, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -56,7 +58,12 @@ pub fn router(shared: Arc<Shared>) -> Router {
     let least = |role| middleware::from_fn_with_state((Arc::clone(&shared), role), access::require);
     let viewer = Router::new()
         .route("/alerts", get(alerts::list))
+        .route("/alerts/facets", get(alerts::facets))
         .route("/alerts/{id}", get(alerts::one))
+        .route("/incidents", get(incidents::list))
+        .route("/incidents/{id}", get(incidents::one))
+        .route("/suppressions", get(suppressions::list))
+        .route("/suppressions/preview", post(suppressions::preview))
         .route("/events", get(devices::events))
         .route("/devices", get(devices::list))
         .route("/devices/{id}", get(devices::one))
@@ -67,6 +74,11 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/stream", get(stream::stream))
         .route_layer(least(Role::Viewer));
     let analyst = Router::new()
+        .route("/alerts", patch(alerts::work_on_many))
+        .route("/alerts/{id}", patch(alerts::work_on_one))
+        .route("/incidents/{id}", patch(incidents::work))
+        .route("/suppressions", post(suppressions::create))
+        .route("/suppressions/{id}", delete(suppressions::remove))
         .route("/devices/{id}/release", post(devices::release))
         .route("/training", post(baselines::train))
         .route_layer(least(Role::Analyst));
@@ -104,6 +116,16 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn(add_headers))
         .with_state(shared)
+}
+
+/// Rows of one answer: 100 unless asked for otherwise, 1000 at most.
+fn limit_of(asked: Option<u32>) -> u32 {
+    asked.unwrap_or(100).clamp(1, 1000)
+}
+
+/// What stands behind the `?`, or what is wrong with it.
+fn query_of<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
+    query.map(|Query(query)| query).map_err(|error| ApiError::bad_request(error.body_text()))
 }
 
 /// A request's JSON, or what is wrong with it.

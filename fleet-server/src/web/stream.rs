@@ -37,6 +37,7 @@ pub(super) async fn stream(
                 _ = stop.wait_for(|stop| *stop) => return None,
             };
             let event = match next {
+                Ok(Event::Alert(alert)) if alert.suppressed.is_some() => continue,
                 Ok(Event::Alert(alert)) => sse("alert", json!(AlertView::from(alert.as_ref()))),
                 Ok(Event::Agent(event)) => sse("event", json!(EventView::from(event.as_ref()))),
                 Ok(Event::Training(device)) => sse("training", json!({ "device": device.as_str() })),

@@ -11,9 +11,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::Answer;
-use super::error::ApiError;
 use super::views::AuditView;
+use super::{Answer, limit_of, query_of};
 use crate::counters::Counter;
 use crate::server::Shared;
 use crate::store;
@@ -66,9 +65,8 @@ pub(super) async fn audit(
     State(shared): State<Arc<Shared>>,
     query: Result<Query<AuditQuery>, QueryRejection>,
 ) -> Answer {
-    let Query(AuditQuery { before, limit }) =
-        query.map_err(|error| ApiError::bad_request(error.body_text()))?;
-    let limit = limit.unwrap_or(100).clamp(1, 1000);
+    let AuditQuery { before, limit } = query_of(query)?;
+    let limit = limit_of(limit);
     let entries = shared.store.read(move |c| store::audit(c, before, limit)).await?;
     let next = entries.last().map(|entry| entry.id);
     let views: Vec<_> = entries.iter().map(AuditView::from).collect();

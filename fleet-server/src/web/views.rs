@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store::{
-    ApiTokenRow, AuditRow, DeviceRow, StoredAlert, StoredEvent, TokenRow, TrainingRow, UserRow,
+    ApiTokenRow, AuditRow, Comment, DeviceRow, Facet, Facets, IncidentRow, Rarity, Rule, StoredAlert,
+    StoredEvent, TokenRow, TrainingRow, UserRow,
 };
 use crate::trainer::State;
 
@@ -42,6 +43,12 @@ pub(super) struct AlertView<'a> {
     device: &'a str,
     received_unix_ms: u64,
     unix_ms: u64,
+    /// `new`, `acknowledged`, `resolved` or `false_positive`.
+    state: &'static str,
+    assignee: Option<&'a str>,
+    incident: Option<u64>,
+    /// The rule that hides it.
+    suppressed: Option<u64>,
     program: ProgramView<'a>,
     pid: u32,
     comm: &'a str,
@@ -84,6 +91,10 @@ impl<'a> From<&'a StoredAlert> for AlertView<'a> {
             device: &stored.device,
             received_unix_ms: stored.received_ms,
             unix_ms: alert.unix_ms,
+            state: stored.state.as_str(),
+            assignee: stored.assignee.as_deref(),
+            incident: stored.incident,
+            suppressed: stored.suppressed,
             program: ProgramView::new(&alert.program),
             pid: alert.pid,
             comm: &alert.comm,
@@ -356,6 +367,146 @@ impl<'a> From<&'a AuditRow> for AuditView<'a> {
             action: &row.action,
             target: &row.target,
             detail: &row.detail,
+        }
+    }
+}
+
+/// One alert with everything that is known about it.
+#[derive(Serialize)]
+pub(super) struct AlertPage<'a> {
+    #[serde(flatten)]
+    pub(super) alert: AlertView<'a>,
+    pub(super) rarity: RarityView,
+    pub(super) comments: Vec<CommentView<'a>>,
+}
+
+/// The same program doing the same, over the fleet.
+#[derive(Serialize)]
+pub(super) struct RarityView {
+    devices: u64,
+    of: u64,
+    alerts: u64,
+    text: String,
+}
+
+impl From<Rarity> for RarityView {
+    fn from(Rarity { devices, of, alerts }: Rarity) -> Self {
+        let others = of.saturating_sub(1);
+        let text = match devices {
+            0 | 1 => format!("no other of {others} devices"),
+            _ => format!("{} other of {others} devices", devices - 1),
+        };
+        Self { devices, of, alerts, text }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct CommentView<'a> {
+    unix_ms: u64,
+    who: &'a str,
+    text: &'a str,
+}
+
+impl<'a> From<&'a Comment> for CommentView<'a> {
+    fn from(comment: &'a Comment) -> Self {
+        Self { unix_ms: comment.unix_ms, who: &comment.who, text: &comment.text }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct FacetsView<'a> {
+    counted: u64,
+    complete: bool,
+    severity: Vec<ValueView<'a>>,
+    state: Vec<ValueView<'a>>,
+    device: Vec<ValueView<'a>>,
+    program: Vec<ValueView<'a>>,
+    technique: Vec<ValueView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ValueView<'a> {
+    value: &'a str,
+    /// For people, when it is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    alerts: u64,
+}
+
+impl<'a> From<&'a Facets> for FacetsView<'a> {
+    fn from(facets: &'a Facets) -> Self {
+        let plain = |facet: &'a Facet| {
+            facet.iter().map(|(value, alerts)| ValueView { value, text: None, alerts: *alerts }).collect()
+        };
+        let program = |(value, alerts): &'a (String, u64)| match value.split_once(' ') {
+            Some((key, text)) => ValueView { value: key, text: Some(text), alerts: *alerts },
+            None => ValueView { value, text: None, alerts: *alerts },
+        };
+        Self {
+            counted: facets.counted,
+            complete: facets.complete,
+            severity: plain(&facets.severity),
+            state: plain(&facets.state),
+            device: plain(&facets.device),
+            program: facets.program.iter().map(program).collect(),
+            technique: plain(&facets.technique),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct IncidentView<'a> {
+    id: u64,
+    first_unix_ms: u64,
+    last_unix_ms: u64,
+    alerts: u64,
+    devices: u64,
+    /// The device of its first alert.
+    device: &'a str,
+    severity: &'static str,
+    state: &'static str,
+    assignee: Option<&'a str>,
+    title: &'a str,
+}
+
+impl<'a> From<&'a IncidentRow> for IncidentView<'a> {
+    fn from(row: &'a IncidentRow) -> Self {
+        Self {
+            id: row.id,
+            first_unix_ms: row.first_ms,
+            last_unix_ms: row.last_ms,
+            alerts: row.alerts,
+            devices: row.devices,
+            device: &row.device,
+            severity: row.severity.as_str(),
+            state: row.state.as_str(),
+            assignee: row.assignee.as_deref(),
+            title: &row.title,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct RuleView<'a> {
+    id: u64,
+    matcher: &'a crate::store::Matcher,
+    why: &'a str,
+    by: &'a str,
+    created_unix_ms: u64,
+    expires_unix_ms: Option<u64>,
+    hidden: u64,
+}
+
+impl<'a> From<&'a Rule> for RuleView<'a> {
+    fn from(rule: &'a Rule) -> Self {
+        Self {
+            id: rule.id,
+            matcher: &rule.matcher,
+            why: &rule.why,
+            by: &rule.by,
+            created_unix_ms: rule.created_ms,
+            expires_unix_ms: rule.expires_ms,
+            hidden: rule.hidden,
         }
     }
 }

@@ -1,0 +1,112 @@
+//! Rules that hide alerts.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::access::Actor;
+use super::alerts::id_of;
+use super::error::ApiError;
+use super::views::{AlertView, RuleView};
+use super::{Answer, body_of};
+use crate::clock;
+use crate::server::Shared;
+use crate::store::{self, Matcher, Rule};
+
+/// The longest reason, in characters.
+const WHY_MAX: usize = 1000;
+
+/// Alerts that a preview shows.
+const SHOWN_MAX: usize = 20;
+
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Answer {
+    let rules = shared.store.read(store::rules).await?;
+    let views: Vec<_> = rules.iter().map(RuleView::from).collect();
+    Ok(Json(json!({ "suppressions": views })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RuleRequest {
+    matcher: Matcher,
+    why: String,
+    /// Seconds from now; for ever when it is missing.
+    ttl_s: Option<u64>,
+}
+
+/// What a rule would have hidden.
+pub(super) async fn preview(
+    State(shared): State<Arc<Shared>>,
+    body: Result<Json<Matcher>, JsonRejection>,
+) -> Answer {
+    let matcher = checked(body_of(body)?)?;
+    let (hidden, of) = shared.store.search(move |c| store::preview(c, &matcher)).await?;
+    let text = format!("would have hidden {} of the last {of}", hidden.len());
+    let views: Vec<_> = hidden.iter().take(SHOWN_MAX).map(AlertView::from).collect();
+    Ok(Json(json!({ "hidden": hidden.len(), "of": of, "text": text, "alerts": views })))
+}
+
+pub(super) async fn create(
+    State(shared): State<Arc<Shared>>,
+    actor: Actor,
+    body: Result<Json<RuleRequest>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let RuleRequest { matcher, why, ttl_s } = body_of(body)?;
+    let matcher = checked(matcher)?;
+    if why.trim().is_empty() || why.chars().count() > WHY_MAX {
+        return Err(ApiError::bad_request(format!("`why` is 1 to {WHY_MAX} characters")));
+    }
+    let created_ms = clock::unix_ms();
+    let expires_ms = ttl_s.map(|ttl_s| created_ms.saturating_add(ttl_s.saturating_mul(1000)));
+    let rule = Rule { id: 0, matcher, why, by: actor.who.clone(), created_ms, expires_ms, hidden: 0 };
+    let told = json!(&rule.matcher).to_string();
+    let audit = actor.audit(&shared, "suppression.create", rule.why.as_str(), told);
+    let id = shared.store.write(move |c| {
+        let id = store::add_rule(c, &rule)?;
+        if id.is_some() {
+            audit.put(c)?;
+        }
+        Ok(id)
+    });
+    let id = id.await?.ok_or_else(|| ApiError::busy("there are as many rules as may be", "remove some"))?;
+    shared.reload_rules().await?;
+    Ok((StatusCode::CREATED, Json(json!({ "id": id }))).into_response())
+}
+
+pub(super) async fn remove(
+    State(shared): State<Arc<Shared>>,
+    actor: Actor,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let id = id_of(&id)?;
+    let audit = actor.audit(&shared, "suppression.delete", id.to_string(), "");
+    let there = shared.store.write(move |c| {
+        let there = store::remove_rule(c, id)?;
+        if there {
+            audit.put(c)?;
+        }
+        Ok(there)
+    });
+    if !there.await? {
+        return Err(ApiError::not_found("suppression"));
+    }
+    shared.reload_rules().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn checked(matcher: Matcher) -> Result<Matcher, ApiError> {
+    if !matcher.is_narrow() {
+        let public = "a rule that names nothing but a score would hide everything";
+        return Err(ApiError::bad_request(public));
+    }
+    if matcher.max_score.is_some_and(|score| !(0.0..=100.0).contains(&score)) {
+        return Err(ApiError::bad_request("max_score is from 0 to 100"));
+    }
+    Ok(matcher)
+}
