@@ -218,11 +218,19 @@ pub(crate) fn device_command(command: DeviceCommand) -> Done {
         |device: &DeviceId| format!("there is no device {device}; see behaveguard-fleet device list");
     match command {
         DeviceCommand::List { state } => {
-            for row in store::devices(&open(&state)?)? {
-                let state = if row.revoked_ms > 0 { "  revoked" } else { "" };
-                println!("{}  group {}  {} alerts{state}", row.id, row.group, row.alerts);
+            let connection = open(&state)?;
+            let mut after = String::new();
+            loop {
+                let rows = store::devices(&connection, &after, 1000, None)?;
+                for row in &rows {
+                    let state = if row.revoked_ms > 0 { "  revoked" } else { "" };
+                    println!("{}  group {}  {} alerts{state}", row.id, row.group, row.alerts);
+                }
+                match rows.last() {
+                    Some(last) => after.clone_from(&last.id),
+                    None => return Ok(()),
+                }
             }
-            Ok(())
         }
         DeviceCommand::Revoke { state, device } => {
             let now_ms = clock::unix_ms();

@@ -12,11 +12,15 @@ use clap::{Parser, Subcommand};
 use fleet_server::config::Config;
 use fleet_server::{server, trainer};
 use models::chain::chain;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use commands::{DeviceCommand, TokenCommand, UserCommand};
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).
 const USAGE: u8 = 64;
+
+/// Files that the server has open beside connections.
+const OWN_FILES: u64 = 64;
 
 /// The fleet side of BehaveGuard.
 #[derive(Debug, Parser)]
@@ -93,6 +97,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// Every connection is an open file, and the soft limit is meant for programs that use select(2).
+fn raise_open_files(config: &Config) {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        log::warn!("raising the limit of open files: {error}");
+    }
+    let wanted = u64::from(config.mqtt_connections_max) + u64::from(config.web_connections_max) + OWN_FILES;
+    if let Some(maximum) = limit.maximum.filter(|maximum| *maximum < wanted) {
+        log::warn!(
+            "only {maximum} files can be open, and {wanted} may be needed: raise LimitNOFILE= of the service"
+        );
+    }
+}
+
 fn configure(
     file: Option<PathBuf>,
     mqtt: Option<SocketAddr>,
@@ -118,6 +136,7 @@ fn configure(
 }
 
 fn run(state: &std::path::Path, config: Config) -> Result<(), Box<dyn Error>> {
+    raise_open_files(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};

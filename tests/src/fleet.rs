@@ -160,6 +160,28 @@ impl Fleet {
         Ok((answer.status().as_u16(), value))
     }
 
+    /// Someone who asks again and again, on a connection that is kept.
+    ///
+    /// # Errors
+    /// When it never ran.
+    pub fn asker(&self) -> Result<Asker, Failed> {
+        Ok(Asker { url: self.url()?, token: self.token()?, client: self.client()? })
+    }
+
+    /// Its resident memory in MiB.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resident_mib(&self) -> Result<f64, Failed> {
+        let process = self.process.as_ref().ok_or_else(|| Failed("the fleet server does not run".into()))?;
+        let file = format!("/proc/{}/status", process.id());
+        let status = fs::read_to_string(&file).map_err(|error| Failed::new(&file, error))?;
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().split(' ').next()?.parse::<f64>().ok());
+        kib.map(|kib| kib / 1024.0).ok_or_else(|| Failed(format!("{file} has no VmRSS")))
+    }
+
     /// `POST /api/v1/<path>` with the token; gives status and body.
     ///
     /// # Errors
@@ -284,5 +306,35 @@ impl Fleet {
             .proxy(None)
             .timeout_global(Some(Duration::from_secs(5)));
         Ok(config.build().new_agent())
+    }
+}
+
+/// Someone who asks the API, on a connection that is kept.
+#[derive(Debug)]
+pub struct Asker {
+    url: String,
+    token: String,
+    client: ureq::Agent,
+}
+
+impl Asker {
+    /// `GET /api/v1/<path>`.
+    ///
+    /// # Errors
+    /// When it does not answer with success.
+    pub fn get(&self, path: &str) -> Result<Value, Failed> {
+        let url = format!("{}/api/v1/{path}", self.url);
+        let failed = |error: &dyn std::fmt::Display| Failed::new(format!("GET {url}"), error);
+        let request = self.client.get(&url).header("Authorization", format!("Bearer {}", self.token));
+        let mut answer = request.call().map_err(|error| failed(&error))?;
+        let body = answer.body_mut().read_to_vec().map_err(|error| failed(&error))?;
+        if !answer.status().is_success() {
+            return Err(Failed(format!(
+                "GET {url} gave {}: {}",
+                answer.status(),
+                String::from_utf8_lossy(&body)
+            )));
+        }
+        serde_json::from_slice(&body).map_err(|error| failed(&error))
     }
 }

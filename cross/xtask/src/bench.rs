@@ -22,6 +22,8 @@ pub(crate) enum Bench {
     Agent,
     /// An agent that is killed 500 times under load, and one that is left alone for an hour.
     Soak,
+    /// The shipped fleet server under ten thousand simulated devices: memory, durable alerts a second, API, search, restart.
+    Fleet,
     /// One window through the detectors of a bundle, beside ONNX Runtime where it can be installed.
     Infer,
 }
@@ -68,6 +70,7 @@ pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(),
             tools::run(test.args(["--", "floods", "--nocapture"]).args(arguments).env("FLOOD_FULL", "1"))?;
         }
         Bench::Agent => tools::run(shipped(root, "bench-agent")?.args(arguments))?,
+        Bench::Fleet => tools::run(shipped(root, "bench-fleet")?.args(arguments))?,
         Bench::Soak => tools::run(shipped(root, "soak")?.args(arguments))?,
         Bench::Infer => {
             let mut build = tools::cargo(root);

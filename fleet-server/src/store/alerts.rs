@@ -91,15 +91,28 @@ pub(super) fn put_alert(
     now_ms: u64,
     intake: &Intake,
 ) -> Result<Option<StoredAlert>, StoreError> {
+    let there = c
+        .prepare_cached("SELECT 1 FROM alerts WHERE device = ? AND epoch = ? AND seq = ?")?
+        .exists(params![device.as_str(), bits(frame.epoch), int(frame.seq)])?;
+    if there {
+        return Ok(None);
+    }
     let body = postcard::to_stdvec(alert).map_err(StoreError::Damaged)?;
     let print = print_of(alert);
     let suppressed = intake.rules.hides(c, device, alert, now_ms)?;
-    let stored = c
-        .prepare_cached(
-            "INSERT OR IGNORE INTO alerts(device, epoch, seq, received_ms, body, unix_ms, severity, score, program_key,
-             program, techniques, print, suppressed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )?
-        .execute(params![
+    let incident = match suppressed {
+        Some(rule) => {
+            c.prepare_cached("UPDATE suppressions SET hidden = hidden + 1 WHERE id = ?")?
+                .execute([int(rule)])?;
+            None
+        }
+        None => Some(join_incident(c, device.as_str(), print, alert, now_ms)?),
+    };
+    c.prepare_cached(
+        "INSERT INTO alerts(device, epoch, seq, received_ms, body, unix_ms, severity, score, program_key, program,
+         techniques, print, incident, suppressed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![
             device.as_str(),
             bits(frame.epoch),
             int(frame.seq),
@@ -112,24 +125,14 @@ pub(super) fn put_alert(
             alert.program.to_string(),
             techniques(alert),
             print,
+            incident.map(int),
             suppressed.map(int),
         ])?;
-    if stored == 0 {
-        return Ok(None);
-    }
     let row = c.last_insert_rowid();
     c.prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, ?)")?
         .execute(params![row, words(device.as_str(), alert)])?;
     c.prepare_cached("UPDATE devices SET alerts = alerts + 1 WHERE id = ?")?.execute([device.as_str()])?;
     note_evidence(c, print, device.as_str(), now_ms)?;
-    let incident = match suppressed {
-        Some(rule) => {
-            c.prepare_cached("UPDATE suppressions SET hidden = hidden + 1 WHERE id = ?")?
-                .execute([int(rule)])?;
-            None
-        }
-        None => Some(join_incident(c, row, device.as_str(), print, alert, now_ms)?),
-    };
     drop_oldest(c, counters, row - i64::from(intake.limits.alerts))?;
     Ok(Some(StoredAlert {
         id: uint(row),
@@ -204,9 +207,10 @@ pub(super) fn fill(c: &Connection) -> Result<(), StoreError> {
         let (id, device, received_ms): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let alert: Alert = postcard::from_bytes(&row.get::<_, Vec<u8>>(3)?).map_err(StoreError::Damaged)?;
         let print = print_of(&alert);
+        let incident = join_incident(c, &device, print, &alert, uint(received_ms))?;
         c.prepare_cached(
             "UPDATE alerts SET unix_ms = ?, severity = ?, score = ?, program_key = ?, program = ?, techniques = ?,
-             print = ? WHERE id = ?",
+             print = ?, incident = ? WHERE id = ?",
         )?
         .execute(params![
             int(alert.unix_ms),
@@ -216,12 +220,12 @@ pub(super) fn fill(c: &Connection) -> Result<(), StoreError> {
             alert.program.to_string(),
             techniques(&alert),
             print,
+            int(incident),
             id
         ])?;
         c.prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, ?)")?
             .execute(params![id, words(&device, &alert)])?;
         note_evidence(c, print, &device, uint(received_ms))?;
-        join_incident(c, id, &device, print, &alert, uint(received_ms))?;
     }
     Ok(())
 }

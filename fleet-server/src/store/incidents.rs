@@ -44,7 +44,6 @@ const INCIDENT: &str =
 /// Puts an alert into the incident that it belongs to, or into a new one; gives its id.
 pub(super) fn join_incident(
     c: &Connection,
-    alert_row: i64,
     device: &str,
     print: i64,
     alert: &Alert,
@@ -87,7 +86,6 @@ pub(super) fn join_incident(
     if fresh > 0 {
         c.prepare_cached("UPDATE incidents SET devices = devices + 1 WHERE id = ?")?.execute([id])?;
     }
-    c.prepare_cached("UPDATE alerts SET incident = ? WHERE id = ?")?.execute(params![id, alert_row])?;
     Ok(uint(id))
 }
 

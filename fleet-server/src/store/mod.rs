@@ -53,13 +53,19 @@ pub use users::{
 pub use work::{BULK_MAX, Comment, Work, Worked, comments, work, work_on_incident};
 
 /// Jobs of one commit at most.
-pub const GROUP_MAX: usize = 512;
+pub const GROUP_MAX: usize = 4096;
 
 /// How long a search may take.
 pub const SEARCH_MAX: Duration = Duration::from_secs(5);
 
+/// Memory for the pages that the writing thread works on, in KiB.
+const WRITER_CACHE_KIB: i64 = 64 * 1024;
+
+/// Pages of 4 KiB in the write-ahead log before it is copied into the database.
+const CHECKPOINT_PAGES: i64 = 8192;
+
 /// Jobs that may wait; the next caller waits for a place.
-const QUEUE_MAX: usize = 1024;
+const QUEUE_MAX: usize = 8192;
 
 type Reply = Box<dyn FnOnce(bool) + Send>;
 type Job = Box<dyn FnOnce(&Connection) -> (bool, Reply) + Send>;
@@ -154,6 +160,11 @@ impl Store {
     pub fn open(dir: &Path, counters: Arc<Counters>) -> Result<(Self, Threads), StoreError> {
         let path = dir.join("fleet.db");
         let writer = open(&path)?;
+        // All inner pages of the indexes stay in memory, and a checkpoint writes a page once that changed many times.
+        let written = writer
+            .pragma_update(None, "cache_size", -WRITER_CACHE_KIB)
+            .and_then(|()| writer.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES));
+        written.map_err(|source| StoreError::Open { path: path.clone(), source })?;
         schema::migrate(&writer, &path)?;
         schema::load_counters(&writer, &counters)?;
         let reader = || -> Result<Connection, StoreError> {

@@ -49,16 +49,22 @@ pub struct TrainingRow {
     pub refused: Option<String>,
 }
 
-const DEVICE: &str =
-    "SELECT id, enrolled_ms, seen_ms, alerts, heartbeat_ms, heartbeat, grp, ends_s, revoked_ms FROM devices";
+const DEVICE: &str = "SELECT id, enrolled_ms, seen_ms, alerts, heartbeat_ms,
+    (SELECT body FROM heartbeats WHERE device = id), grp, ends_s, revoked_ms FROM devices";
 
-/// Devices by name, at most 10 000.
+/// Devices by name: the first `limit` behind `after`, of all or of one group.
 ///
 /// # Errors
 /// When the database fails.
-pub fn devices(c: &Connection) -> Result<Vec<DeviceRow>, StoreError> {
-    let mut query = c.prepare_cached(&format!("{DEVICE} ORDER BY id LIMIT 10000"))?;
-    let rows = query.query_map([], device_row)?;
+pub fn devices(
+    c: &Connection,
+    after: &str,
+    limit: u32,
+    group: Option<&str>,
+) -> Result<Vec<DeviceRow>, StoreError> {
+    let filter = if group.is_some() { "grp = ?3" } else { "?3 IS NULL" };
+    let mut query = c.prepare_cached(&format!("{DEVICE} WHERE id > ?1 AND {filter} ORDER BY id LIMIT ?2"))?;
+    let rows = query.query_map(params![after, limit, group], device_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 

@@ -93,7 +93,8 @@ CREATE TABLE audit(
 );
 ";
 
-/// Alerts as they are looked for and worked on; [`super::alerts::fill`] fills the new columns.
+/// Alerts as they are looked for and worked on; [`super::alerts::fill`] fills the new columns. A heartbeat is some
+/// kilobytes, and a device's row is written with every alert: so they are apart.
 const V4: &str = "
 ALTER TABLE alerts ADD COLUMN unix_ms INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE alerts ADD COLUMN severity INTEGER NOT NULL DEFAULT 0;
@@ -131,6 +132,9 @@ CREATE INDEX incidents_by_time ON incidents(last_ms);
 CREATE TABLE incident_devices(
     incident INTEGER NOT NULL, device TEXT NOT NULL, PRIMARY KEY(incident, device)
 ) WITHOUT ROWID;
+CREATE TABLE heartbeats(device TEXT PRIMARY KEY, body BLOB NOT NULL);
+INSERT INTO heartbeats(device, body) SELECT id, heartbeat FROM devices WHERE heartbeat IS NOT NULL;
+ALTER TABLE devices DROP COLUMN heartbeat;
 CREATE TABLE suppressions(
     id INTEGER PRIMARY KEY AUTOINCREMENT, matcher TEXT NOT NULL, why TEXT NOT NULL, by TEXT NOT NULL,
     created_ms INTEGER NOT NULL, expires_ms INTEGER, hidden INTEGER NOT NULL DEFAULT 0

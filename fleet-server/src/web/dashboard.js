@@ -31,7 +31,7 @@ async function ask(path, signal, sent) {
 
 async function load(signal) {
   const [alerts, devices, events] = await Promise.all(
-    ["/alerts?limit=" + SHOWN_MAX, "/devices", "/events?limit=" + EVENTS_SHOWN_MAX].map(async (path) => (await ask(path, signal)).json()));
+    ["/alerts?limit=" + SHOWN_MAX, "/devices?limit=1000", "/events?limit=" + EVENTS_SHOWN_MAX].map(async (path) => (await ask(path, signal)).json()));
   alerts.alerts.forEach((alert) => state.alerts.set(alert.id, alert));
   devices.devices.forEach((device) => state.devices.set(device.id, device));
   events.events.forEach((event) => state.events.set(event.id, event));

@@ -21,12 +21,29 @@ use crate::names::GroupId;
 use crate::server::Shared;
 use crate::store;
 
-pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Answer {
-    let rows = shared.store.read(store::devices).await?;
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DevicesQuery {
+    after: Option<String>,
+    limit: Option<u32>,
+    group: Option<String>,
+}
+
+pub(super) async fn list(
+    State(shared): State<Arc<Shared>>,
+    query: Result<Query<DevicesQuery>, QueryRejection>,
+) -> Answer {
+    let DevicesQuery { after, limit, group } = query_of(query)?;
+    let limit = limit_of(limit);
+    let rows = shared
+        .store
+        .search(move |c| store::devices(c, after.as_deref().unwrap_or(""), limit, group.as_deref()))
+        .await?;
     let now = clock::unix_ms();
     let views: Vec<_> =
         rows.iter().map(|row| DeviceView::new(row, shared.hub.is_online(&row.id), now)).collect();
-    Ok(Json(json!({ "devices": views })))
+    let next = (rows.len() == limit as usize).then(|| rows.last().map(|row| row.id.as_str())).flatten();
+    Ok(Json(json!({ "devices": views, "next_after": next })))
 }
 
 pub(super) async fn one(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
