@@ -1,5 +1,7 @@
 //! The dashboard in a real browser: signs in, shows what is there, and shows what comes without being asked again.
 
+use std::path::Path;
+
 use models::wire::{self, DeviceEvent, Downlink, EventKind, Uplink, UplinkFrame};
 use rumqttc::Packet;
 use tests::browser::Browser;
@@ -31,13 +33,8 @@ fn an_alert_appears_without_reloading_and_nothing_in_it_is_run() {
     browser.open(&format!("{}/#token={}", fleet.url().unwrap(), fleet.token().unwrap())).unwrap();
     browser.wait("document.getElementById('link').textContent === 'live'").unwrap();
     assert_eq!(browser.eval("location.hash").unwrap(), "", "the token stays in the address");
-    let shown = |text: &str| {
-        format!(
-            "[...document.querySelectorAll('#alerts li[data-id]')].some(item => item.textContent.includes({text:?}))"
-        )
-    };
     browser.wait(&shown("/etc/shadow")).unwrap();
-    browser.wait("document.querySelector('#devices li').dataset.state === 'online'").unwrap();
+    browser.wait("document.querySelector('.tile strong').textContent === '1 / 1'").unwrap();
 
     browser.eval("window.here = 'not reloaded'").unwrap();
     device.publish_as("gw-a", &alert(2, "<img src=x onerror=\"window.run = 1\"> came while you looked"));
@@ -75,6 +72,133 @@ fn an_alert_appears_without_reloading_and_nothing_in_it_is_run() {
     let complaints = browser.complaints().unwrap();
     assert!(complaints.is_empty(), "{complaints:?}");
     assert!(browser.picture().unwrap().len() > 10_000);
+    keep_picture(&browser, "live");
+}
+
+/// Whether an alert with this text is shown.
+fn shown(text: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('#alerts li[data-id]')].some(item => item.textContent.includes({text:?}))"
+    )
+}
+
+/// Opens a page of the dashboard and waits for its title and something on it.
+fn go(browser: &Browser, hash: &str, title: &str, wanted: &str) {
+    browser.eval(&format!("location.hash = {hash:?}")).unwrap();
+    let there =
+        format!("document.querySelector('#page h1')?.textContent.startsWith({title:?}) && !!({wanted})");
+    browser.wait(&there).unwrap_or_else(|error| {
+        panic!("{hash}: {error}\n{}", browser.eval("document.body.innerText").unwrap());
+    });
+}
+
+/// Keeps a picture of the window for people: `target/tmp/dashboard-<name>.png`.
+fn keep_picture(browser: &Browser, name: &str) {
+    let png = data_encoding::BASE64.decode(browser.picture().unwrap().as_bytes()).unwrap();
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dashboard-{name}.png"));
+    std::fs::write(file, png).unwrap();
+}
+
+#[test]
+fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet::start(&dir.path().join("fleet"), 60).unwrap();
+    for (name, seqs) in [("gw-a", 1..=6), ("gw-b", 1..=2)] {
+        let (identity, tls) = enroll(dir.path(), &fleet, name);
+        let device = Device::connect(&identity, tls);
+        device.welcome().unwrap();
+        device.listen();
+        for seq in seqs.clone() {
+            let mut frame = alert(seq, &format!("touched /srv/file-{seq}; it never did before"));
+            if let Uplink::Alert(alert) = &mut frame.body {
+                alert.program.exe = format!("/usr/bin/program-{}", seq % 3);
+                alert.score = 60.0 + 6.0 * seq as f32;
+                let severities = [models::policy::Severity::Medium, models::policy::Severity::High];
+                alert.severity = severities[seq as usize % 2];
+            }
+            device.publish_as(name, &frame);
+        }
+        device.acknowledged(*seqs.end()).unwrap();
+    }
+    let analyst = fleet.command(&["user", "add", "anna", "--role", "analyst"]).unwrap();
+    let browser = Browser::start(&dir.path().join("browser"), 1280, 1000).unwrap();
+    browser.open(&format!("{}/#token={analyst}", fleet.url().unwrap())).unwrap();
+    browser.wait("document.getElementById('link').textContent === 'live'").unwrap();
+    go(
+        &browser,
+        "#/",
+        "Overview",
+        "document.querySelectorAll('.heat rect').length === 5 && document.querySelector('.bars rect')",
+    );
+    keep_picture(&browser, "overview");
+
+    go(&browser, "#/alerts", "Alerts", "document.querySelectorAll('#alerts li[data-id]').length === 8");
+    keep_picture(&browser, "alerts");
+    browser.eval("document.getElementById('words').value = 'file-6'").unwrap();
+    browser.eval("document.querySelector('form.filters button').click()").unwrap();
+    browser.wait("document.querySelectorAll('#alerts li[data-id]').length === 1 && location.hash.includes('q=file-6')").unwrap();
+    browser.eval("document.querySelector('#alerts a').click()").unwrap();
+    browser.wait("document.querySelector('#reasons li') && document.body.innerText.includes('none of 1 other device did the same')").unwrap();
+    let press = |text: &str| {
+        let button = format!(
+            "[...document.querySelectorAll('#page button')].find(b => b.textContent === {text:?}).click()"
+        );
+        browser.eval(&button).unwrap();
+    };
+    press("acknowledged");
+    browser.wait("document.querySelector('[aria-pressed=true]')?.textContent === 'acknowledged'").unwrap();
+    browser.eval("document.getElementById('comment').value = 'is this <i>ours</i>?'").unwrap();
+    press("Say it");
+    browser.wait("document.getElementById('comments').innerText.includes('is this <i>ours</i>?')").unwrap();
+    browser.eval("document.getElementById('suppress').open = true").unwrap();
+    browser
+        .wait("document.getElementById('suppress').innerText.includes('would have hidden 2 of the last 8')")
+        .unwrap();
+    keep_picture(&browser, "alert");
+    browser.eval("document.getElementById('why').value = 'a release'").unwrap();
+    press("Hide them");
+    browser.wait("document.getElementById('said').textContent.includes('are hidden from now on')").unwrap();
+
+    go(&browser, "#/incidents", "Incidents", "document.querySelectorAll('#page tbody tr').length >= 1");
+    keep_picture(&browser, "incidents");
+    go(&browser, "#/incidents/1", "Incident 1", "document.querySelectorAll('#alerts li').length > 1");
+    go(&browser, "#/devices", "Devices", "document.querySelectorAll('#devices li').length === 2");
+    keep_picture(&browser, "devices");
+    go(&browser, "#/devices/gw-a", "gw-a", "document.querySelectorAll('#alerts li').length === 6");
+    keep_picture(&browser, "device");
+    go(&browser, "#/baselines", "Baselines", "document.body.innerText.includes('No program is learned yet')");
+    keep_picture(&browser, "baselines");
+    go(&browser, "#/settings", "Settings", "document.body.innerText.includes('a release')");
+    assert_eq!(
+        browser.eval("document.body.innerText.includes('Audit log')").unwrap(),
+        false,
+        "for admins only"
+    );
+    go(&browser, "#/nowhere", "Not found", "true");
+    browser.eval("document.getElementById('sign-out').click()").unwrap();
+    browser.wait("!document.getElementById('sign-in').hidden").unwrap();
+    browser.open("about:blank").unwrap();
+    browser.open(&format!("{}/#token={}", fleet.url().unwrap(), fleet.token().unwrap())).unwrap();
+    browser.wait("document.getElementById('link').textContent === 'live'").unwrap();
+    go(&browser, "#/settings", "Settings", "document.body.innerText.includes('alert.work')");
+    press("Make one");
+    browser.wait("document.querySelector('.secret code')?.textContent.length > 100").unwrap();
+    keep_picture(&browser, "settings");
+
+    // What assistive technology needs: a name for everything that can be used, one main heading, a language.
+    for hash in ["#/", "#/alerts", "#/alerts/1", "#/devices", "#/settings"] {
+        browser.eval(&format!("location.hash = {hash:?}")).unwrap();
+        browser.wait("document.querySelectorAll('#page h1').length === 1").unwrap();
+        let nameless = browser
+            .eval(
+                "[...document.querySelectorAll('a, button, input, select, textarea')].filter(e => e.offsetParent && \
+                 !e.textContent.trim() && !e.ariaLabel && !e.labels?.length && !e.getAttribute('aria-label')).map(e => e.outerHTML).join()",
+            )
+            .unwrap();
+        assert_eq!(nameless, "", "{hash}");
+    }
+    let complaints = browser.complaints().unwrap();
+    assert!(complaints.is_empty(), "{complaints:?}");
 }
 
 #[test]
@@ -91,8 +215,13 @@ fn the_dashboard_fits_a_phone() {
     let browser = Browser::start(&dir.path().join("browser"), 500, 800).unwrap();
     browser.open(&format!("{}/#token={}", fleet.url().unwrap(), fleet.token().unwrap())).unwrap();
     browser.wait("document.querySelectorAll('#alerts li[data-id]').length === 1").unwrap();
-    let wide =
-        browser.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth").unwrap();
-    let which = browser.eval("[...document.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.tagName + e.id).join(' ')").unwrap();
-    assert_eq!(wide, 0, "the page scrolls sideways because of {which}");
+    for hash in ["#/alerts", "#/alerts/1", "#/devices", "#/", "#/settings"] {
+        browser.eval(&format!("location.hash = {hash:?}")).unwrap();
+        browser.wait("document.querySelectorAll('#page h1').length === 1").unwrap();
+        let wide = browser
+            .eval("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            .unwrap();
+        let which = browser.eval("[...document.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.tagName + e.id).join(' ')").unwrap();
+        assert_eq!(wide, 0, "{hash} scrolls sideways because of {which}");
+    }
 }

@@ -14,6 +14,7 @@ mod evidence;
 mod find;
 mod frames;
 mod incidents;
+mod overview;
 mod read;
 mod schema;
 mod suppressions;
@@ -41,6 +42,7 @@ pub use evidence::{Rarity, rarity};
 pub use find::{AlertFilter, FACETS_OVER, Facet, Facets, Page, facets, find_alerts};
 pub use frames::{FrameOutcome, Intake, Limits, Rejected, WindowsOutcome, acks, put_frame, put_rejected};
 pub use incidents::{IncidentRow, incident, incidents};
+pub use overview::{Overview, Suspect, overview};
 pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, training};
 pub use suppressions::{
     Matcher, PREVIEWED, RULES_MAX, Rule, Rules, add_rule, load_rules, preview, remove_rule, rules,

@@ -1,4 +1,4 @@
-//! HTTPS for people and enrolling devices: the API, the live stream and one dashboard page.
+//! HTTPS for people and enrolling devices: the API, the live stream and the dashboard.
 
 mod access;
 mod alerts;
@@ -7,6 +7,7 @@ mod devices;
 mod enrolment;
 mod error;
 mod incidents;
+mod pages;
 mod rates;
 mod stream;
 mod suppressions;
@@ -21,7 +22,7 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Query, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{delete, get, patch, post, put};
 use axum::{Extension, Json, Router};
 use hyper::server::conn::http1;
@@ -71,6 +72,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/counters", get(system::counters))
         .route("/metrics", get(system::metrics))
         .route("/me", get(users::me))
+        .route("/overview", get(system::overview))
         .route("/stream", get(stream::stream))
         .route_layer(least(Role::Viewer));
     let analyst = Router::new()
@@ -104,10 +106,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
     let open = Router::new().route("/health", get(system::health)).route("/ca.pem", get(system::ca));
     Router::new()
         .nest("/api/v1", guarded.merge(by_key).merge(open))
-        .route("/", get(|| page("text/html; charset=utf-8", include_str!("dashboard.html"))))
-        .route("/dashboard.css", get(|| page("text/css; charset=utf-8", include_str!("dashboard.css"))))
-        .route("/dashboard.js", get(|| page("text/javascript; charset=utf-8", include_str!("dashboard.js"))))
-        .route("/icon.svg", get(|| page("image/svg+xml", include_str!("icon.svg"))))
+        .merge(pages::router())
         .fallback(|| async { ApiError::not_found("page") })
         .method_not_allowed_fallback(|| async {
             let hint = "see the API's documentation";
@@ -211,8 +210,4 @@ async fn add_headers(request: Request, next: Next) -> Response {
     add(header::CACHE_CONTROL, "no-store");
     add(header::STRICT_TRANSPORT_SECURITY, "max-age=31536000");
     response
-}
-
-async fn page(kind: &'static str, text: &'static str) -> Response {
-    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

@@ -11,8 +11,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::views::AuditView;
+use super::views::{AuditView, OverviewView};
 use super::{Answer, limit_of, query_of};
+use crate::clock;
 use crate::counters::Counter;
 use crate::server::Shared;
 use crate::store;
@@ -26,6 +27,11 @@ pub(super) async fn health(State(shared): State<Arc<Shared>>) -> Answer {
 
 pub(super) async fn ca(State(shared): State<Arc<Shared>>) -> Response {
     ([(header::CONTENT_TYPE, "application/x-pem-file")], shared.pki.ca_pem().to_string()).into_response()
+}
+
+pub(super) async fn overview(State(shared): State<Arc<Shared>>) -> Answer {
+    let overview = shared.store.search(|c| store::overview(c, clock::unix_ms())).await?;
+    Ok(Json(json!(OverviewView::new(&overview, shared.hub.online()))))
 }
 
 pub(super) async fn counters(State(shared): State<Arc<Shared>>) -> Answer {

@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store::{
-    ApiTokenRow, AuditRow, Comment, DeviceRow, Facet, Facets, IncidentRow, Rarity, Rule, StoredAlert,
-    StoredEvent, TokenRow, TrainingRow, UserRow,
+    ApiTokenRow, AuditRow, Comment, DeviceRow, Facet, Facets, IncidentRow, Overview, Rarity, Rule,
+    StoredAlert, StoredEvent, Suspect, TokenRow, TrainingRow, UserRow,
 };
 use crate::trainer::State;
 
@@ -392,9 +392,11 @@ pub(super) struct RarityView {
 impl From<Rarity> for RarityView {
     fn from(Rarity { devices, of, alerts }: Rarity) -> Self {
         let others = of.saturating_sub(1);
+        let of_others =
+            if others == 1 { "1 other device".to_owned() } else { format!("{others} other devices") };
         let text = match devices {
-            0 | 1 => format!("no other of {others} devices"),
-            _ => format!("{} other of {others} devices", devices - 1),
+            0 | 1 => format!("none of {of_others} did the same"),
+            _ => format!("{} of {of_others} did the same", devices - 1),
         };
         Self { devices, of, alerts, text }
     }
@@ -507,6 +509,65 @@ impl<'a> From<&'a Rule> for RuleView<'a> {
             created_unix_ms: rule.created_ms,
             expires_unix_ms: rule.expires_ms,
             hidden: rule.hidden,
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct OverviewView<'a> {
+    since_unix_ms: u64,
+    /// Alerts per hour: MEDIUM, HIGH, CRITICAL.
+    hours: &'a [[u64; 3]],
+    /// Of these, those that nobody looked at.
+    new_alerts: [u64; 3],
+    complete: bool,
+    incidents: u64,
+    devices: u64,
+    devices_online: usize,
+    silent: u64,
+    groups: Vec<GroupView<'a>>,
+    programs: Vec<SuspectView<'a>>,
+    heat: Vec<SuspectView<'a>>,
+}
+
+#[derive(Serialize)]
+struct GroupView<'a> {
+    group: &'a str,
+    devices: u64,
+}
+
+#[derive(Serialize)]
+struct SuspectView<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    device: &'a str,
+    program_key: &'a str,
+    program: &'a str,
+    alerts: u64,
+    score: f64,
+}
+
+impl<'a> OverviewView<'a> {
+    pub(super) fn new(overview: &'a Overview, devices_online: usize) -> Self {
+        let suspect = |one: &'a Suspect| SuspectView {
+            device: &one.device,
+            program_key: &one.program_key,
+            program: &one.program,
+            alerts: one.alerts,
+            score: one.score,
+        };
+        let group = |(group, devices): &'a (String, u64)| GroupView { group, devices: *devices };
+        Self {
+            since_unix_ms: overview.since_ms,
+            hours: &overview.hours,
+            new_alerts: overview.new,
+            complete: overview.complete,
+            incidents: overview.incidents,
+            devices: overview.devices,
+            devices_online,
+            silent: overview.silent,
+            groups: overview.groups.iter().map(group).collect(),
+            programs: overview.programs.iter().map(suspect).collect(),
+            heat: overview.heat.iter().map(suspect).collect(),
         }
     }
 }

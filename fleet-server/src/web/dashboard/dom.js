@@ -1,0 +1,104 @@
+// Making elements. Text is only ever set as text.
+
+export const at = (id) => document.getElementById(id);
+export const RANK = { LOW: 0, MEDIUM: 1, HIGH: 2, CRITICAL: 3 };
+
+// el("p", { class: "quiet", onclick: f }, "text", child, …)
+export function el(name, attributes = {}, ...children) {
+  return fill(document.createElement(name), attributes, children);
+}
+
+export function svg(name, attributes = {}, ...children) {
+  return fill(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
+}
+
+function fill(made, attributes, children) {
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else made.setAttribute(key, value === true ? "" : value);
+  }
+  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return made;
+}
+
+export function time(ms) {
+  return el("time", { datetime: new Date(ms).toISOString() }, new Date(ms).toLocaleString());
+}
+
+export function ago(ms) {
+  const s = Math.max(0, Math.round((Date.now() - ms) / 1000));
+  if (s < 90) return s + " s ago";
+  if (s < 5400) return Math.round(s / 60) + " min ago";
+  if (s < 129600) return Math.round(s / 3600) + " h ago";
+  return Math.round(s / 86400) + " days ago";
+}
+
+export const severity = (alert) =>
+  el("span", { class: "severity", "data-severity": alert.severity }, alert.severity + (alert.score === undefined ? "" : " " + Math.round(alert.score)));
+
+export const techniques = (ids) => ids.map((id) => el("a", {
+  class: "technique", rel: "noreferrer", href: "https://attack.mitre.org/techniques/" + id.replace(".", "/") + "/",
+}, id));
+
+export function table(head, rows, empty) {
+  if (!rows.length) return el("p", { class: "quiet" }, empty);
+  return el("div", { class: "wide" }, el("table", {},
+    el("thead", {}, el("tr", {}, head.map((text) => el("th", { scope: "col" }, text)))),
+    el("tbody", {}, rows.map((cells) => el("tr", {}, cells.map((cell) => el("td", {}, ...[cell].flat())))))));
+}
+
+// Stacked bars, one per column: [{ label, parts: [{ value, class, name }] }].
+export function bars(columns, title) {
+  const most = Math.max(1, ...columns.map((column) => column.parts.reduce((sum, part) => sum + part.value, 0)));
+  const width = 720, height = 140, step = width / columns.length;
+  const drawn = columns.flatMap((column, n) => {
+    let y = height;
+    return column.parts.filter((part) => part.value).map((part) => {
+      const size = Math.max(2, part.value / most * height);
+      y -= size;
+      return svg("rect", { class: part.class, x: n * step + 1, y, width: step - 2, height: size },
+        svg("title", {}, column.label + ": " + part.value + " " + part.name));
+    });
+  });
+  const labels = columns.filter((_, n) => n % 6 === 0).map((column, n) =>
+    svg("text", { x: n * 6 * step + 2, y: height + 16 }, column.label));
+  return svg("svg", { viewBox: `0 0 ${width} ${height + 22}`, role: "img", "aria-label": title, class: "bars" },
+    svg("line", { x1: 0, x2: width, y1: height, y2: height }), drawn, labels);
+}
+
+// A share of 0 to 1 as a bar.
+export function share(value) {
+  return svg("svg", { viewBox: "0 0 100 8", class: "share", role: "img", "aria-label": Math.round(value * 100) + " %", preserveAspectRatio: "none" },
+    svg("rect", { class: "of", width: 100, height: 8 }), svg("rect", { class: "is", width: Math.max(1, Math.min(100, value * 100)), height: 8 }));
+}
+
+// What somebody did, said where everybody hears it.
+export function say(text) {
+  at("said").textContent = text;
+}
+
+// A button that tells what went wrong.
+export function button(text, act, attributes = {}) {
+  const made = el("button", { type: "button", ...attributes }, text);
+  made.addEventListener("click", async () => {
+    made.disabled = true;
+    try {
+      await act(made);
+    } catch (error) {
+      say(error.message);
+    }
+    made.disabled = false;
+  });
+  return made;
+}
+
+export function field(label, input) {
+  return el("label", { class: "field" }, el("span", {}, label), input);
+}
+
+export function choice(values, chosen, attributes = {}) {
+  const made = el("select", attributes, values.map(([value, text]) => el("option", { value }, text)));
+  made.value = chosen || "";
+  return made;
+}
