@@ -30,6 +30,8 @@ macro_rules! counters {
 counters! {
     /// Connections that reached CONNACK with success.
     MqttAccepted = "mqtt_accepted",
+    /// Programs that listen whose name and token were good.
+    SubscribersAccepted = "subscribers_accepted",
     /// TCP connections closed at once because a limit was reached.
     MqttOverLimit = "mqtt_over_limit",
     /// TLS or CONNECT failed or took too long.

@@ -28,6 +28,8 @@ const TWINS_TOLD_EVERY_MS: u64 = 3_600_000;
 pub enum Event {
     /// A new alert.
     Alert(Arc<StoredAlert>),
+    /// People worked on an alert.
+    AlertChanged(Arc<StoredAlert>),
     /// Something happened to an agent.
     Agent(Arc<StoredEvent>),
     /// A device connected, went away, or spoke.

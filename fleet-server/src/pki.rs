@@ -159,7 +159,8 @@ impl Pki {
         Ok(config)
     }
 
-    /// TLS for devices: a client certificate of our authority is required.
+    /// TLS for devices and those who listen: a client certificate must be one of our authority; whoever shows none needs
+    /// a user's name and token.
     ///
     /// # Errors
     /// When the TLS library refuses key or certificate.
@@ -168,6 +169,7 @@ impl Pki {
         roots.add(self.ca_der.clone()).map_err(PkiError::Tls)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .allow_unauthenticated()
             .build()
             .map_err(PkiError::Verifier)?;
         let builder = builder()?.with_client_cert_verifier(verifier);

@@ -19,6 +19,7 @@ pub mod drift;
 pub mod event;
 pub mod explain;
 pub mod features;
+pub mod feed;
 pub mod nearest;
 pub mod novelty;
 pub mod pairs;

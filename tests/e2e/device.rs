@@ -32,7 +32,15 @@ pub(crate) fn enroll(dir: &Path, fleet: &Fleet, name: &str) -> (Identity, Client
 impl Device {
     /// Connects with this TLS set-up.
     pub(crate) fn connect(identity: &Identity, tls: ClientConfig) -> Self {
+        Self::connect_as(identity, tls, None)
+    }
+
+    /// The same with a user's name and token.
+    pub(crate) fn connect_as(identity: &Identity, tls: ClientConfig, user: Option<(&str, &str)>) -> Self {
         let mut options = MqttOptions::new(&identity.device, &identity.host, identity.port);
+        if let Some((name, token)) = user {
+            options.set_credentials(name, token);
+        }
         options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(tls))));
         options.set_max_packet_size(128 * 1024, 128 * 1024);
         let (client, mut connection) = Client::new(options, 100);

@@ -11,6 +11,7 @@ mod dashboard;
 mod deaf;
 mod device;
 mod faults;
+mod feed;
 mod identity;
 mod kills;
 mod power;

@@ -62,6 +62,13 @@ const BROWSER: &[Need] = &[
     },
 ];
 
+/// For the example of a program that listens.
+const LISTENER: &[Need] = &[Need {
+    file: "/usr/lib/python3/dist-packages/paho",
+    packages: &["python3-paho-mqtt"],
+    why: "a program of others listens to alerts",
+}];
+
 /// For the simulated attacks: without one of these its variants are skipped, and the test of the probe fails.
 pub(crate) const SIMULATOR: &[Need] = &[
     Need { file: "/usr/bin/python3", packages: &["python3"], why: "simulated attacks that a script makes" },
@@ -96,6 +103,7 @@ pub(crate) const SIMULATOR: &[Need] = &[
 pub(crate) fn run(root: &Path, filter: Option<&str>, kernels: &[Kernel]) -> Result<Totals, ToolError> {
     tools::install(tools::BUILD)?;
     tools::install(BROWSER)?;
+    tools::install(LISTENER)?;
     tools::install(SIMULATOR)?;
     if !Path::new("/sys/kernel/tracing/events").exists() {
         // systemd mounts it; in a container or a small machine nobody may have. The kernel tests say what they miss.

@@ -6,12 +6,14 @@
 /// What a client may send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Packet {
-    /// The first packet. Client id, user name and password are read and ignored: the certificate says who it is.
+    /// The first packet. The client id is read and ignored: certificate, or name and password, say who it is.
     Connect {
         /// Seconds; 0 asks for none.
         keep_alive_s: u16,
         /// A last will was asked for.
         will: bool,
+        /// User name and password.
+        user: Option<(String, Vec<u8>)>,
     },
     /// A message.
     Publish {
@@ -148,11 +150,13 @@ fn connect(fields: &mut Fields<'_>) -> Result<Packet, CodecError> {
     if flags & 1 != 0 || bad_will || flags & 0xc0 == 0x40 {
         return Err(CodecError::Malformed(1));
     }
-    let texts = if will { 2 } else { 0 } + u32::from(flags >> 7) + u32::from((flags >> 6) & 1);
-    for _ in 0..texts {
+    if will {
+        fields.bytes()?;
         fields.bytes()?;
     }
-    Ok(Packet::Connect { keep_alive_s, will })
+    let name = if flags & 0x80 != 0 { Some(fields.text()?) } else { None };
+    let password = if flags & 0x40 != 0 { fields.bytes()?.to_vec() } else { Vec::new() };
+    Ok(Packet::Connect { keep_alive_s, will, user: name.map(|name| (name, password)) })
 }
 
 struct Fields<'a> {
@@ -261,6 +265,7 @@ mod tests {
     use super::*;
 
     const CONNECT: &[u8] = b"\x10\x10\x00\x04MQTT\x04\x02\x00\x1e\x00\x04gw-1";
+    const LOGIN: &[u8] = b"\x10\x1c\x00\x04MQTT\x04\xc2\x00\x1e\x00\x04gw-1\x00\x04anna\x00\x04pass";
     const SUBSCRIBE: &[u8] = b"\x82\x08\x00\x01\x00\x03a/b\x01";
 
     fn check(bytes: &[u8]) -> Packet {
@@ -274,7 +279,9 @@ mod tests {
 
     #[test]
     fn packets_read_as_written_and_no_prefix_is_a_packet() {
-        assert_eq!(check(CONNECT), Packet::Connect { keep_alive_s: 30, will: false });
+        assert_eq!(check(CONNECT), Packet::Connect { keep_alive_s: 30, will: false, user: None });
+        let user = Some(("anna".into(), b"pass".to_vec()));
+        assert_eq!(check(LOGIN), Packet::Connect { keep_alive_s: 30, will: false, user });
         assert_eq!(check(SUBSCRIBE), Packet::Subscribe { id: 1, filters: vec![("a/b".into(), 1)] });
         assert_eq!(check(b"\xc0\x00"), Packet::PingReq);
         for size in [0, 200, 900] {
@@ -286,7 +293,7 @@ mod tests {
 
     #[test]
     fn shorter_and_longer_lengths_are_malformed_not_panics() {
-        for good in [CONNECT, SUBSCRIBE, &publish("t", Some(5), b"")[..]] {
+        for good in [CONNECT, LOGIN, SUBSCRIBE, &publish("t", Some(5), b"")[..]] {
             for length in 0..good[1] {
                 let mut bytes = good.to_vec();
                 bytes[1] = length;

@@ -21,6 +21,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::HANDSHAKE_TIMEOUT;
 use super::codec::{self, CodecError, Packet};
+use super::subscriber::{self, Login};
 use crate::clock;
 use crate::counters::Counter;
 use crate::hub::{OUTGOING_MAX, Outgoing, Session};
@@ -40,7 +41,7 @@ const STORING_MAX: usize = 64;
 const UNACKED_MAX: u32 = 4096;
 
 /// How long one write may take.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Keep-alive used when a client asks for none or for more.
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(600);
@@ -49,7 +50,7 @@ type Stream = TlsStream<TcpStream>;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-enum End {
+pub(super) enum End {
     #[error("it was closed by the device")]
     Closed,
     #[error("reading or writing")]
@@ -78,9 +79,14 @@ enum End {
 
 struct Opened {
     stream: Stream,
-    device: DeviceId,
+    who: Who,
     keep_alive: Duration,
     rest: Vec<u8>,
+}
+
+enum Who {
+    Device(DeviceId),
+    Subscriber(Login),
 }
 
 /// Serves one TCP connection to its end.
@@ -98,7 +104,12 @@ pub(super) async fn run(
     };
     drop(handshake);
     match opened {
-        Ok(opened) => established(shared, opened, peer, shutdown).await,
+        Ok(Opened { stream, who: Who::Device(device), keep_alive, rest }) => {
+            established(shared, device, stream, rest, keep_alive, peer, shutdown).await;
+        }
+        Ok(Opened { stream, who: Who::Subscriber(login), keep_alive, rest }) => {
+            subscriber::serve(shared, stream, rest, login, keep_alive, shutdown).await;
+        }
         Err(end @ End::NotEnrolled(_)) => {
             shared.counters.bump(Counter::MqttNotEnrolled);
             log::warn!("{peer}: {end}");
@@ -113,14 +124,29 @@ pub(super) async fn run(
 async fn open(shared: &Arc<Shared>, tls: TlsAcceptor, tcp: TcpStream) -> Result<Opened, End> {
     tcp.set_nodelay(true)?;
     let mut stream = tls.accept(tcp).await?;
-    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let certificate = certificates.first().ok_or(pki::PkiError::NoIdentity)?;
-    let device = pki::device_of(certificate)?;
-    let key = pki::key_of(certificate)?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let shown = certificate
+        .map(|certificate| Ok::<_, pki::PkiError>((pki::device_of(certificate)?, pki::key_of(certificate)?)))
+        .transpose()?;
     let mut rest = Vec::new();
-    let (keep_alive_s, will) = match next_packet(&mut stream, &mut rest).await? {
-        Packet::Connect { keep_alive_s, will } => (keep_alive_s, will),
+    let (keep_alive_s, will, user) = match next_packet(&mut stream, &mut rest).await? {
+        Packet::Connect { keep_alive_s, will, user } => (keep_alive_s, will, user),
         _ => return Err(End::Unexpected),
+    };
+    let asked = Duration::from_secs(u64::from(keep_alive_s)) * 3 / 2;
+    let keep_alive = if asked.is_zero() { KEEP_ALIVE_MAX } else { asked.min(KEEP_ALIVE_MAX) };
+    let Some((device, key)) = shown else {
+        return match Login::check(shared, user).await {
+            Ok(login) if !will => {
+                stream.write_all(&codec::connack(0)).await?;
+                Ok(Opened { stream, who: Who::Subscriber(login), keep_alive, rest })
+            }
+            refused => {
+                stream.write_all(&codec::connack(5)).await?;
+                stream.shutdown().await?;
+                Err(refused.err().unwrap_or(End::NotEnrolled("a last will, which only devices could have")))
+            }
+        };
     };
     let owner = device.clone();
     let refused = match shared.store.read(move |c| store::known(c, &owner, key)).await? {
@@ -136,19 +162,19 @@ async fn open(shared: &Arc<Shared>, tls: TlsAcceptor, tcp: TcpStream) -> Result<
         return Err(End::NotEnrolled(why));
     }
     stream.write_all(&codec::connack(0)).await?;
-    let asked = Duration::from_secs(u64::from(keep_alive_s)) * 3 / 2;
-    let keep_alive = if asked.is_zero() { KEEP_ALIVE_MAX } else { asked.min(KEEP_ALIVE_MAX) };
-    Ok(Opened { stream, device, keep_alive, rest })
+    Ok(Opened { stream, who: Who::Device(device), keep_alive, rest })
 }
 
 async fn established(
     shared: Arc<Shared>,
-    opened: Opened,
+    device: DeviceId,
+    stream: Stream,
+    rest: Vec<u8>,
+    keep_alive: Duration,
     peer: SocketAddr,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let device = opened.device;
-    let (read, write) = tokio::io::split(opened.stream);
+    let (read, write) = tokio::io::split(stream);
     let (queue, outgoing) = mpsc::channel(OUTGOING_MAX);
     let (storing, to_answer) = mpsc::channel(STORING_MAX);
     let (stop, mut stopped) = watch::channel(false);
@@ -171,7 +197,7 @@ async fn established(
     // A task of its own: what was committed is told to people and the trainer even when the device has gone.
     tokio::spawn(answer(Arc::clone(&shared), device.clone(), session.clone(), to_answer, queue));
     let end = tokio::select! {
-        end = reader.run(read, opened.rest, opened.keep_alive) => end,
+        end = reader.run(read, rest, keep_alive) => end,
         end = write_out(&device, write, outgoing, unacked) => end,
         _ = stopped.wait_for(|stop| *stop) => Err(End::Stopped),
         _ = shutdown.wait_for(|stop| *stop) => Err(End::Stopped),
@@ -408,7 +434,7 @@ async fn write_out(
     Err(End::Stopped)
 }
 
-async fn next_packet<R: tokio::io::AsyncRead + Unpin>(
+pub(super) async fn next_packet<R: tokio::io::AsyncRead + Unpin>(
     read: &mut R,
     rest: &mut Vec<u8>,
 ) -> Result<Packet, End> {

@@ -1,10 +1,12 @@
-//! The MQTT endpoint: TLS with required client certificates, one task per connection, limits everywhere.
+//! The MQTT endpoint: TLS, one task per connection, limits everywhere. Devices show a client certificate; programs that
+//! listen have a user's name and token and are served by [`subscriber`].
 //!
 //! A connection's task does its own handshake, so that a client that says nothing delays nobody. Two limits apply:
 //! connections that have not proved who they are yet, and connections in all; whoever is over one is closed at once.
 
 pub mod codec;
 mod connection;
+mod subscriber;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::evidence::{forget_evidence, note_evidence, print_of};
 use super::frames::Intake;
 use super::incidents::{join_incident, leave_incident};
+use super::suppressions::group_of;
 use super::{StoreError, bits, int, uint};
 use crate::counters::{Counter, Counters};
 use crate::names::DeviceId;
@@ -65,6 +66,8 @@ pub struct StoredAlert {
     pub id: u64,
     /// Who sent it.
     pub device: String,
+    /// The group that the device is in now.
+    pub group: String,
     /// When it was stored, milliseconds since 1970.
     pub received_ms: u64,
     /// How far people are with it.
@@ -79,7 +82,9 @@ pub struct StoredAlert {
     pub alert: Alert,
 }
 
-pub(super) const ALERT: &str = "SELECT a.id, a.device, a.received_ms, a.state, a.assignee, a.incident, a.suppressed, a.body FROM alerts a";
+pub(super) const ALERT: &str =
+    "SELECT a.id, a.device, a.received_ms, a.state, a.assignee, a.incident, a.suppressed, a.body,
+    coalesce((SELECT grp FROM devices d WHERE d.id = a.device), '') FROM alerts a";
 
 /// Stores an alert and everything that helps to find it again; `None` when its number is there already.
 pub(super) fn put_alert(
@@ -99,7 +104,8 @@ pub(super) fn put_alert(
     }
     let body = postcard::to_stdvec(alert).map_err(StoreError::Damaged)?;
     let print = print_of(alert);
-    let suppressed = intake.rules.hides(c, device, alert, now_ms)?;
+    let group = group_of(c, device.as_str())?.unwrap_or_default();
+    let suppressed = intake.rules.hides(device, &group, alert, now_ms);
     let incident = match suppressed {
         Some(rule) => {
             c.prepare_cached("UPDATE suppressions SET hidden = hidden + 1 WHERE id = ?")?
@@ -137,6 +143,7 @@ pub(super) fn put_alert(
     Ok(Some(StoredAlert {
         id: uint(row),
         device: device.to_string(),
+        group,
         received_ms: now_ms,
         state: WorkState::New,
         assignee: None,
@@ -251,6 +258,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<StoredAlert, StoreError> {
         assignee: row.get(4)?,
         incident: row.get::<_, Option<i64>>(5)?.map(uint),
         suppressed: row.get::<_, Option<i64>>(6)?.map(uint),
+        group: row.get(8)?,
         alert,
     })
 }

@@ -74,10 +74,10 @@ impl Matcher {
 
     /// Whether it hides this alert of a device in this group.
     #[must_use]
-    pub fn hides(&self, device: &str, group: Option<&str>, alert: &Alert) -> bool {
+    pub fn hides(&self, device: &str, group: &str, alert: &Alert) -> bool {
         let given = |wanted: &Option<String>, is: &dyn Fn(&str) -> bool| wanted.as_deref().is_none_or(is);
         given(&self.device, &|wanted| wanted == device)
-            && given(&self.group, &|wanted| Some(wanted) == group)
+            && given(&self.group, &|wanted| wanted == group)
             && given(&self.exe, &|wanted| glob(wanted, &alert.program.exe))
             && given(&self.unit, &|wanted| glob(wanted, &alert.program.unit))
             && given(&self.technique, &|wanted| alert.techniques.iter().any(|technique| technique == wanted))
@@ -88,24 +88,14 @@ impl Matcher {
 
 impl Rules {
     /// The rule that hides this alert, if there is one.
-    pub(super) fn hides(
-        &self,
-        c: &Connection,
-        device: &DeviceId,
-        alert: &Alert,
-        now_ms: u64,
-    ) -> Result<Option<u64>, StoreError> {
-        if self.0.is_empty() {
-            return Ok(None);
-        }
-        let group = group_of(c, device.as_str())?;
-        let live = self.0.iter().filter(|rule| rule.expires_ms.is_none_or(|end| end > now_ms));
-        let mut hiding = live.filter(|rule| rule.matcher.hides(device.as_str(), group.as_deref(), alert));
-        Ok(hiding.next().map(|rule| rule.id))
+    pub(super) fn hides(&self, device: &DeviceId, group: &str, alert: &Alert, now_ms: u64) -> Option<u64> {
+        let mut live = self.0.iter().filter(|rule| rule.expires_ms.is_none_or(|end| end > now_ms));
+        live.find(|rule| rule.matcher.hides(device.as_str(), group, alert)).map(|rule| rule.id)
     }
 }
 
-fn group_of(c: &Connection, device: &str) -> Result<Option<String>, StoreError> {
+/// The group that a device is in.
+pub(super) fn group_of(c: &Connection, device: &str) -> Result<Option<String>, StoreError> {
     let mut query = c.prepare_cached("SELECT grp FROM devices WHERE id = ?")?;
     Ok(query.query_row([device], |row| row.get(0)).optional()?)
 }
@@ -196,8 +186,7 @@ pub fn preview(c: &Connection, matcher: &Matcher) -> Result<(Vec<StoredAlert>, u
     while let Some(row) = rows.next()? {
         let alert = read(row)?;
         of += 1;
-        let group = group_of(c, &alert.device)?;
-        if matcher.hides(&alert.device, group.as_deref(), &alert.alert) {
+        if matcher.hides(&alert.device, &alert.group, &alert.alert) {
             hidden.push(alert);
         }
     }

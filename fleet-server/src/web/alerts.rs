@@ -213,7 +213,7 @@ pub(super) async fn answer(shared: &Shared, worked: Worked) -> Answer {
                 wanted.iter().filter_map(|id| store::alert(c, *id).transpose()).collect::<Result<Vec<_>, _>>()
             });
             for alert in alerts.await? {
-                shared.hub.tell(Event::Alert(Arc::new(alert)));
+                shared.hub.tell(Event::AlertChanged(Arc::new(alert)));
             }
             Ok(Json(json!({ "changed": ids.len() })))
         }

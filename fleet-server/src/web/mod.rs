@@ -37,6 +37,7 @@ use crate::access::Role;
 use crate::counters::Counter;
 use crate::names::DeviceId;
 use crate::server::Shared;
+use crate::store::{StoredAlert, StoredEvent};
 
 pub use error::ApiError;
 pub use rates::Rates;
@@ -115,6 +116,20 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn(add_headers))
         .with_state(shared)
+}
+
+/// An alert as the API gives it in lists, for those who listen elsewhere.
+pub(crate) fn alert_json(alert: &StoredAlert) -> Vec<u8> {
+    json(&views::AlertView::from(alert))
+}
+
+/// The same of an event.
+pub(crate) fn event_json(event: &StoredEvent) -> Vec<u8> {
+    json(&views::EventView::from(event))
+}
+
+fn json(view: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(view).expect("a view has a JSON form")
 }
 
 /// Rows of one answer: 100 unless asked for otherwise, 1000 at most.

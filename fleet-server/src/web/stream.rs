@@ -2,7 +2,7 @@
 //!
 //! | event | data |
 //! |---|---|
-//! | `alert` | as in `GET /api/v1/alerts/{id}` |
+//! | `alert` | as in `GET /api/v1/alerts/{id}`, when it is stored and when people worked on it |
 //! | `event` | as one of `GET /api/v1/events` |
 //! | `device` | as one of `GET /api/v1/devices` |
 //! | `training` | `{"device": "..."}`: ask `GET /api/v1/training` again |
@@ -38,7 +38,9 @@ pub(super) async fn stream(
             };
             let event = match next {
                 Ok(Event::Alert(alert)) if alert.suppressed.is_some() => continue,
-                Ok(Event::Alert(alert)) => sse("alert", json!(AlertView::from(alert.as_ref()))),
+                Ok(Event::Alert(alert) | Event::AlertChanged(alert)) => {
+                    sse("alert", json!(AlertView::from(alert.as_ref())))
+                }
                 Ok(Event::Agent(event)) => sse("event", json!(EventView::from(event.as_ref()))),
                 Ok(Event::Training(device)) => sse("training", json!({ "device": device.as_str() })),
                 Ok(Event::Device(device)) => match of_device(&shared, device).await {

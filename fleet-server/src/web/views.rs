@@ -41,6 +41,8 @@ impl<'a> ProgramView<'a> {
 pub(super) struct AlertView<'a> {
     id: u64,
     device: &'a str,
+    /// The group that the device is in now.
+    group: &'a str,
     received_unix_ms: u64,
     unix_ms: u64,
     /// `new`, `acknowledged`, `resolved` or `false_positive`.
@@ -89,6 +91,7 @@ impl<'a> From<&'a StoredAlert> for AlertView<'a> {
         Self {
             id: stored.id,
             device: &stored.device,
+            group: &stored.group,
             received_unix_ms: stored.received_ms,
             unix_ms: alert.unix_ms,
             state: stored.state.as_str(),
