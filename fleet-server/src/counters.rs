@@ -88,6 +88,12 @@ counters! {
     RenewRefused = "renew_refused",
     /// Entries of the audit log dropped to make room.
     AuditDropped = "audit_dropped",
+    /// Alerts that a notification channel was told.
+    NoticesDelivered = "notices_delivered",
+    /// Posts to a notification channel that failed and are tried again.
+    NoticesFailed = "notices_failed",
+    /// Alerts that a notification channel was not told: too many waited, or one too long.
+    NoticesDropped = "notices_dropped",
     /// Requests without a good token.
     WebUnauthorized = "web_unauthorized",
     /// Requests of someone who may not do that.

@@ -8,7 +8,7 @@ use models::wire::{self, Alert, CHUNK_MAX, Request, TrainingWindows, Uplink, Upl
 use crate::clock;
 use crate::hub::Event;
 use crate::names::DeviceId;
-use crate::server::Shared;
+use crate::server::{Shared, Standing};
 use crate::store::{self, FrameOutcome, Intake, Limits, Pending, Rejected, StoreError, StoredEvent};
 
 /// Epochs remembered per connection, to know which frame is the first of its epoch.
@@ -243,7 +243,8 @@ fn intake(shared: &Shared) -> Intake {
         alerts: config.alerts_max,
         events: config.events_max,
     };
-    Intake { limits, rules: shared.rules() }
+    let Standing { rules, channels } = shared.standing();
+    Intake { limits, rules, channels }
 }
 
 /// A frame's first two fields, if they are there and usable.

@@ -18,6 +18,7 @@ pub mod hub;
 pub mod ingest;
 pub mod mqtt;
 pub mod names;
+mod notify;
 pub mod pki;
 pub mod secret;
 pub mod server;

@@ -21,9 +21,10 @@ use crate::files;
 use crate::hub::Hub;
 use crate::mqtt;
 use crate::names::DeviceId;
+use crate::notify;
 use crate::pki::{Pki, PkiError};
 use crate::silence;
-use crate::store::{self, Rules, Store, StoreError, Threads};
+use crate::store::{self, Channels, Rules, Store, StoreError, Threads};
 use crate::trainer::{self, Fit, Trainer};
 use crate::web::{self, Rates};
 
@@ -47,8 +48,8 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     /// Asks for trainings.
     pub trainer: Trainer,
-    /// What is hidden of new alerts.
-    rules: RwLock<Arc<Rules>>,
+    /// What is done with new alerts.
+    standing: RwLock<Standing>,
     /// How many requests each client made.
     pub rates: Rates,
     /// Where we listen.
@@ -57,20 +58,36 @@ pub struct Shared {
     pub stop: watch::Receiver<bool>,
 }
 
+/// What people decided about alerts to come.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Which are hidden.
+    pub rules: Arc<Rules>,
+    /// Who is told.
+    pub channels: Arc<Channels>,
+}
+
+impl Standing {
+    async fn load(store: &Store) -> Result<Self, StoreError> {
+        let rules = Arc::new(store.read(store::load_rules).await?);
+        Ok(Self { rules, channels: Arc::new(store.read(store::load_channels).await?) })
+    }
+}
+
 impl Shared {
-    /// The rules for new alerts.
+    /// What is done with new alerts.
     #[must_use]
-    pub fn rules(&self) -> Arc<Rules> {
-        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    pub fn standing(&self) -> Standing {
+        self.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the rules again, after a change.
+    /// Reads rules and channels again, after a change.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn reload_rules(&self) -> Result<(), StoreError> {
-        let rules = self.store.read(store::load_rules).await?;
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    pub async fn reload_standing(&self) -> Result<(), StoreError> {
+        let standing = Standing::load(&self.store).await?;
+        *self.standing.write().unwrap_or_else(PoisonError::into_inner) = standing;
         Ok(())
     }
 }
@@ -155,9 +172,9 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let (stop, stopped) = watch::channel(false);
     let rates = Rates::new(config.requests_per_minute);
     let stop_told = stopped.clone();
-    let rules = RwLock::new(Arc::new(store.read(store::load_rules).await?));
+    let standing = RwLock::new(Standing::load(&store).await?);
     let shared =
-        Shared { config, pki, store, hub, counters, trainer, rules, rates, addresses, stop: stop_told };
+        Shared { config, pki, store, hub, counters, trainer, standing, rates, addresses, stop: stop_told };
     let shared = Arc::new(shared);
     let runtime = tokio::runtime::Handle::current();
     let trainer =
@@ -167,6 +184,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     tasks.spawn(mqtt::serve(Arc::clone(&shared), mqtt_listener, device_tls, stopped.clone()));
     tasks.spawn(web::serve(Arc::clone(&shared), web_listener, web_tls, stopped.clone()));
     tasks.spawn(silence::watch(Arc::clone(&shared), stopped.clone()));
+    tasks.spawn(notify::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(save_counters(shared.store.clone(), stopped));
     let path = dir.join("addresses.json");
     let json = serde_json::to_vec(&shared.addresses).expect("addresses have a JSON form");

@@ -14,6 +14,7 @@ mod faults;
 mod feed;
 mod identity;
 mod kills;
+mod notified;
 mod power;
 mod simulated;
 mod story;

@@ -11,6 +11,7 @@ use models::wire::{TrainingWindow, Uplink, UplinkFrame};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::alerts::{StoredAlert, put_alert};
+use super::channels::Channels;
 use super::events::{StoredEvent, put_event};
 use super::suppressions::Rules;
 use super::{StoreError, bits, int, uint};
@@ -46,6 +47,8 @@ pub struct Intake {
     pub limits: Limits,
     /// What is hidden.
     pub rules: Arc<Rules>,
+    /// Who is told.
+    pub channels: Arc<Channels>,
 }
 
 /// What became of a frame.

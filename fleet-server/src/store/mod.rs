@@ -8,6 +8,7 @@
 mod alerts;
 mod audit;
 mod bundles;
+mod channels;
 mod devices;
 mod events;
 mod evidence;
@@ -36,6 +37,10 @@ use crate::counters::{Counter, Counters};
 pub use alerts::{StoredAlert, WorkState, alert};
 pub use audit::{AuditRow, audit, put_audit};
 pub use bundles::{StoredWindows, newest_offers, put_bundle, put_report, training_candidates, windows_of};
+pub use channels::{
+    CHANNELS_MAX, Channel, ChannelConfig, Channels, Format, Notice, add_channel, channel, channels,
+    delivered, due, failed, load_channels, remove_channel,
+};
 pub use devices::{Known, known, put_heartbeat, renewed, revoke, seen, set_group};
 pub use events::{StoredEvent, TWINS, events, put_heard, put_noticed, put_release, put_silent, releases};
 pub use evidence::{Rarity, rarity};

@@ -8,7 +8,7 @@ use super::{StoreError, int, uint};
 use crate::counters::{Counter, Counters};
 
 /// The `user_version` this server writes.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// `acks` holds the highest number without a gap below it; `ahead` what was stored beyond it.
 const V1: &str = "
@@ -141,8 +141,21 @@ CREATE TABLE suppressions(
 );
 ";
 
+/// Notification channels and what waits for them.
+const V5: &str = "
+CREATE TABLE channels(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, config TEXT NOT NULL, secret TEXT NOT NULL,
+    by TEXT NOT NULL, delivered INTEGER NOT NULL DEFAULT 0, dropped INTEGER NOT NULL DEFAULT 0, error TEXT
+);
+CREATE TABLE notices(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, channel INTEGER NOT NULL, alert INTEGER NOT NULL, severity INTEGER NOT NULL,
+    since_ms INTEGER NOT NULL, due_ms INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX notices_by_channel ON notices(channel, id);
+";
+
 /// The steps from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4];
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5];
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {

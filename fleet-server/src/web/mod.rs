@@ -3,6 +3,7 @@
 mod access;
 mod alerts;
 mod baselines;
+mod channels;
 mod devices;
 mod enrolment;
 mod error;
@@ -94,6 +95,9 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/users/{name}", put(users::put).delete(users::remove))
         .route("/users/{name}/tokens", post(users::create_token))
         .route("/users/{name}/tokens/{id}", delete(users::remove_token))
+        .route("/channels", get(channels::list).post(channels::create))
+        .route("/channels/{id}", delete(channels::remove))
+        .route("/channels/{id}/test", post(channels::test))
         .route("/audit", get(system::audit))
         .route_layer(least(Role::Admin));
     let guarded = viewer

@@ -75,7 +75,7 @@ pub(super) async fn create(
         Ok(id)
     });
     let id = id.await?.ok_or_else(|| ApiError::busy("there are as many rules as may be", "remove some"))?;
-    shared.reload_rules().await?;
+    shared.reload_standing().await?;
     Ok((StatusCode::CREATED, Json(json!({ "id": id }))).into_response())
 }
 
@@ -96,7 +96,7 @@ pub(super) async fn remove(
     if !there.await? {
         return Err(ApiError::not_found("suppression"));
     }
-    shared.reload_rules().await?;
+    shared.reload_standing().await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

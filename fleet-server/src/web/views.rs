@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store::{
-    ApiTokenRow, AuditRow, Comment, DeviceRow, Facet, Facets, IncidentRow, Overview, Rarity, Rule,
+    ApiTokenRow, AuditRow, Channel, Comment, DeviceRow, Facet, Facets, IncidentRow, Overview, Rarity, Rule,
     StoredAlert, StoredEvent, Suspect, TokenRow, TrainingRow, UserRow,
 };
 use crate::trainer::State;
@@ -571,6 +571,36 @@ impl<'a> OverviewView<'a> {
             groups: overview.groups.iter().map(group).collect(),
             programs: overview.programs.iter().map(suspect).collect(),
             heat: overview.heat.iter().map(suspect).collect(),
+        }
+    }
+}
+
+/// A notification channel, without its secret.
+#[derive(Serialize)]
+pub(super) struct ChannelView<'a> {
+    id: u64,
+    name: &'a str,
+    #[serde(flatten)]
+    config: &'a crate::store::ChannelConfig,
+    by: &'a str,
+    delivered: u64,
+    dropped: u64,
+    waiting: u64,
+    /// Why the last try failed.
+    error: Option<&'a str>,
+}
+
+impl<'a> From<&'a Channel> for ChannelView<'a> {
+    fn from(channel: &'a Channel) -> Self {
+        Self {
+            id: channel.id,
+            name: &channel.name,
+            config: &channel.config,
+            by: &channel.by,
+            delivered: channel.delivered,
+            dropped: channel.dropped,
+            waiting: channel.waiting,
+            error: channel.error.as_deref(),
         }
     }
 }

@@ -1,0 +1,335 @@
+//! Tells people outside of the dashboard: alerts to webhooks, signed, tried again, a flood as one digest.
+//!
+//! ```text
+//! put_alert ──► notices (in its transaction) ──► due, oldest first ──► single posts within the rate, else one digest
+//!                     ▲                                                        │
+//!                     └── waits 5 s, 10 s, … 1 h, given up after a day ◄── failed
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use models::chain::chain;
+use models::policy::Severity;
+use ring::hmac;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+
+use crate::clock;
+use crate::counters::Counter;
+use crate::secret;
+use crate::server::Shared;
+use crate::store::{self, Channel, Format, Notice, StoreError, StoredAlert};
+use crate::web;
+
+/// How often is looked for something due.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Alerts in one digest at most; the rest comes with the next.
+const DIGEST_MAX: u32 = 1000;
+
+/// Alerts that a digest shows.
+const SHOWN: usize = 10;
+
+/// How long one post may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+const RETRY_MIN_MS: u64 = 5000;
+const RETRY_MAX_MS: u64 = 3_600_000;
+
+/// What could not be told for a day is given up.
+const GIVEN_UP_MS: u64 = 86_400_000;
+
+const MINUTE_MS: u64 = 60_000;
+
+/// Certificates that are trusted when a channel has none of its own, as Debian, Alpine and Fedora have them.
+const TRUSTED: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"];
+
+/// What is posted.
+enum Message<'a> {
+    One(&'a StoredAlert),
+    Digest { newest: &'a [StoredAlert], counts: [usize; 3] },
+    Test,
+}
+
+/// Works until the server stops. A channel that hangs holds up no other.
+pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let mut busy = HashSet::new();
+    let mut working = JoinSet::new();
+    let mut rates: HashMap<u64, (u64, u32)> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            Some(done) = working.join_next() => {
+                if let Ok((id, posts)) = done {
+                    busy.remove(&id);
+                    rates.entry(id).or_insert((clock::unix_ms(), 0)).1 += posts;
+                }
+                continue;
+            }
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        let channels = match shared.store.read(store::channels).await {
+            Ok(channels) => channels,
+            Err(error) => {
+                log::error!("reading the notification channels: {}", chain(&error));
+                continue;
+            }
+        };
+        rates.retain(|id, _| channels.iter().any(|channel| channel.id == *id));
+        for channel in channels {
+            if channel.waiting == 0 || !busy.insert(channel.id) {
+                continue;
+            }
+            let now_ms = clock::unix_ms();
+            let rate = rates.entry(channel.id).or_insert((now_ms, 0));
+            if now_ms.abs_diff(rate.0) >= MINUTE_MS {
+                *rate = (now_ms, 0);
+            }
+            let left = channel.config.per_minute.saturating_sub(rate.1);
+            let shared = Arc::clone(&shared);
+            working.spawn(async move {
+                let id = channel.id;
+                let posts = work(&shared, channel, left).await.unwrap_or_else(|error| {
+                    log::error!("telling a channel: {}", chain(&error));
+                    0
+                });
+                (id, posts)
+            });
+        }
+    }
+}
+
+/// Tells one channel what is due, within what is left of its rate; gives how often it was posted to.
+async fn work(shared: &Arc<Shared>, channel: Channel, left: u32) -> Result<u32, StoreError> {
+    let id = channel.id;
+    let now_ms = clock::unix_ms();
+    let due = shared.store.read(move |c| store::due(c, id, now_ms, DIGEST_MAX)).await?;
+    if due.is_empty() || left == 0 {
+        return Ok(0);
+    }
+    // The last post of a minute tells of all that is left.
+    let singles = if due.len() as u32 <= left { due.len() } else { left as usize - 1 };
+    let mut posts = 0;
+    for notice in &due[..singles] {
+        posts += 1;
+        if !tell(shared, &channel, std::slice::from_ref(notice)).await? {
+            return Ok(posts);
+        }
+    }
+    if let Some(rest) = due.get(singles..).filter(|rest| !rest.is_empty()) {
+        posts += 1;
+        tell(shared, &channel, rest).await?;
+    }
+    Ok(posts)
+}
+
+/// Posts one alert or a digest; `false` when that failed.
+async fn tell(shared: &Arc<Shared>, channel: &Channel, notices: &[Notice]) -> Result<bool, StoreError> {
+    let (Some(first), Some(last)) = (notices.first(), notices.last()) else { return Ok(true) };
+    let ids: Vec<u64> = notices.iter().rev().take(SHOWN).map(|notice| notice.alert).collect();
+    let alerts = shared
+        .store
+        .read(move |c| {
+            ids.iter().filter_map(|id| store::alert(c, *id).transpose()).collect::<Result<Vec<_>, _>>()
+        })
+        .await?;
+    let message = match (&alerts[..], notices.len()) {
+        // It made room for others meanwhile.
+        ([], _) => None,
+        ([alert], 1) => Some(Message::One(alert)),
+        (newest, _) => {
+            let count = |severity| notices.iter().filter(|notice| notice.severity == severity).count();
+            let counts = [Severity::Critical, Severity::High, Severity::Medium].map(count);
+            Some(Message::Digest { newest, counts })
+        }
+    };
+    let result = match message {
+        None => Ok(()),
+        Some(message) => {
+            post(channel, body(channel.config.format, &message, &shared.addresses.web_url), first.id).await
+        }
+    };
+    let (id, first, tries, last) = (channel.id, first.id, first.tries, last.id);
+    match result {
+        Ok(()) => {
+            shared.counters.add(Counter::NoticesDelivered, notices.len() as u64);
+            shared.store.write(move |c| store::delivered(c, id, last)).await?;
+            Ok(true)
+        }
+        Err(why) => {
+            shared.counters.bump(Counter::NoticesFailed);
+            let wait_ms = (RETRY_MIN_MS << tries.min(20)).min(RETRY_MAX_MS);
+            log::warn!("channel {}: {why}; trying again in {} s", channel.name, wait_ms / 1000);
+            let now_ms = clock::unix_ms();
+            let counters = Arc::clone(&shared.counters);
+            let (due_ms, oldest_ms) = (now_ms + wait_ms, now_ms.saturating_sub(GIVEN_UP_MS));
+            shared
+                .store
+                .write(move |c| store::failed(c, &counters, id, first, due_ms, oldest_ms, &why))
+                .await?;
+            Ok(false)
+        }
+    }
+}
+
+/// Posts a message that says only that it is a test.
+///
+/// # Errors
+/// Why it did not arrive.
+pub(crate) async fn test(shared: &Shared, channel: &Channel) -> Result<(), String> {
+    post(channel, body(channel.config.format, &Message::Test, &shared.addresses.web_url), 0).await
+}
+
+async fn post(channel: &Channel, body: String, delivery: u64) -> Result<(), String> {
+    let channel = channel.clone();
+    let posted = tokio::task::spawn_blocking(move || post_blocking(&channel, &body, delivery));
+    posted.await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+fn post_blocking(channel: &Channel, body: &str, delivery: u64) -> Result<(), String> {
+    let config = &channel.config;
+    let mut builder = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .timeout_global(Some(TIMEOUT));
+    if config.url.starts_with("https://") {
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::new_with_certs(&trusted(config.ca_pem.as_deref())?))
+            .build();
+        builder = builder.tls_config(tls);
+    }
+    let client = builder.build().new_agent();
+    let request = client
+        .post(&config.url)
+        .content_type("application/json")
+        .header("BehaveGuard-Delivery", format!("{}-{delivery}", channel.id))
+        .header("BehaveGuard-Signature", signature(&channel.secret, clock::unix_s(), body));
+    let status = request.send(body).map_err(|error| format!("{}: {}", config.url, chain(&error)))?.status();
+    if status.is_success() { Ok(()) } else { Err(format!("{} answered {status}", config.url)) }
+}
+
+/// `t=<seconds since 1970>,v1=<HMAC-SHA256 of "<t>.<body>", hexadecimal>`: the time keeps an old post from being sent again.
+fn signature(secret: &str, now_s: u64, body: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let tag = hmac::sign(&key, format!("{now_s}.{body}").as_bytes());
+    format!("t={now_s},v1={}", models::program::hex(tag.as_ref()))
+}
+
+fn trusted(own: Option<&str>) -> Result<Vec<Certificate<'static>>, String> {
+    let pem = match own {
+        Some(pem) => pem.as_bytes().to_vec(),
+        None => TRUSTED.iter().find_map(|path| std::fs::read(path).ok()).ok_or(
+            "this machine has no list of trusted certificates: install ca-certificates, or give ca_pem",
+        )?,
+    };
+    let read = CertificateDer::pem_slice_iter(&pem);
+    let all: Vec<_> = read.filter_map(Result::ok).map(|der| Certificate::from_der(&der).to_owned()).collect();
+    if all.is_empty() { Err("there is no certificate in ca_pem".into()) } else { Ok(all) }
+}
+
+/// Whether a channel's certificates can be used.
+pub(crate) fn check_ca(pem: &str) -> bool {
+    trusted(Some(pem)).is_ok()
+}
+
+fn body(format: Format, message: &Message<'_>, web_url: &str) -> String {
+    let value = match format {
+        Format::Json => as_json(message),
+        Format::Slack => json!({ "text": lines(message, web_url).join("\n") }),
+        Format::Teams => {
+            let texts: Vec<Value> = lines(message, web_url)
+                .into_iter()
+                .map(|text| json!({ "type": "TextBlock", "text": text, "wrap": true }))
+                .collect();
+            json!({ "type": "message", "attachments": [{
+                "contentType": "application/vnd.microsoft.card.adaptive",
+                "content": { "type": "AdaptiveCard", "version": "1.4", "body": texts },
+            }] })
+        }
+    };
+    value.to_string()
+}
+
+fn as_json(message: &Message<'_>) -> Value {
+    let view =
+        |alert: &StoredAlert| serde_json::from_slice::<Value>(&web::alert_json(alert)).unwrap_or_default();
+    match message {
+        Message::One(alert) => json!({ "type": "alert", "alert": view(alert) }),
+        Message::Digest { newest, counts: [critical, high, medium] } => json!({
+            "type": "digest",
+            "alerts": critical + high + medium,
+            "critical": critical,
+            "high": high,
+            "medium": medium,
+            "newest": newest.iter().map(view).collect::<Vec<_>>(),
+        }),
+        Message::Test => json!({ "type": "test", "text": "BehaveGuard can reach this channel." }),
+    }
+}
+
+fn lines(message: &Message<'_>, web_url: &str) -> Vec<String> {
+    let line = |stored: &StoredAlert| {
+        let alert = &stored.alert;
+        let (severity, score) = (alert.severity.as_str(), alert.score);
+        let what = plain(&format!("{}: {}", alert.program, alert.summary));
+        format!("{severity} {score:.0} on {}: {what} ({web_url}/#/alerts/{})", stored.device, stored.id)
+    };
+    match message {
+        Message::One(alert) => vec![line(alert)],
+        Message::Digest { newest, counts: [critical, high, medium] } => {
+            let head = format!(
+                "{} alerts: {critical} CRITICAL, {high} HIGH, {medium} MEDIUM. The newest:",
+                critical + high + medium
+            );
+            std::iter::once(head).chain(newest.iter().map(line)).collect()
+        }
+        Message::Test => vec!["BehaveGuard can reach this channel.".into()],
+    }
+}
+
+/// Paths and summaries come from devices: nothing in them may become a link, a mention or a format.
+fn plain(text: &str) -> String {
+    let escape = |c: char| match c {
+        '<' => '‹',
+        '>' => '›',
+        '*' | '_' | '`' | '~' | '[' | ']' | '&' | '@' => ' ',
+        c if c.is_control() => ' ',
+        c => c,
+    };
+    text.chars().map(escape).collect()
+}
+
+/// A new channel's secret.
+pub(crate) fn new_secret() -> String {
+    secret::random()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_that_of_the_time_and_the_body() {
+        // As `printf '1800000000.{}' | openssl dgst -sha256 -hmac key` says.
+        let expected = "t=1800000000,v1=7321475872b03ff21bdc2dfd86ea2d99ec29c479fbe4a77aa6acf4509505493f";
+        assert_eq!(signature("key", 1_800_000_000, "{}"), expected);
+    }
+
+    #[test]
+    fn nothing_that_a_device_tells_becomes_a_link_or_a_mention() {
+        assert_eq!(
+            plain("<!channel> [x](http://evil) @all *b* \u{7}"),
+            "‹!channel› x (http://evil)  all  b   "
+        );
+    }
+}
