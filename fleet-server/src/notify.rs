@@ -327,9 +327,8 @@ mod tests {
 
     #[test]
     fn nothing_that_a_device_tells_becomes_a_link_or_a_mention() {
-        assert_eq!(
-            plain("<!channel> [x](http://evil) @all *b* \u{7}"),
-            "‹!channel› x (http://evil)  all  b   "
-        );
+        let shown = plain("<!channel> [x](http://evil) @all *b* \u{7}");
+        assert!(shown.starts_with("‹!channel›"), "{shown}");
+        assert!(!shown.contains(['<', '>', '[', ']', '@', '*', '\u{7}']), "{shown}");
     }
 }

@@ -12,9 +12,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::access::Actor;
+use super::admin_views::ChannelView;
 use super::alerts::id_of;
 use super::error::ApiError;
-use super::views::ChannelView;
 use super::{Answer, body_of};
 use crate::names::UserName;
 use crate::notify;

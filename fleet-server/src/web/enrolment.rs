@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::access::Actor;
+use super::admin_views::TokenView;
 use super::error::ApiError;
-use super::views::TokenView;
 use super::{Answer, body_of, device_of};
 use crate::clock;
 use crate::counters::Counter;

@@ -1,6 +1,7 @@
 //! HTTPS for people and enrolling devices: the API, the live stream and the dashboard.
 
 mod access;
+mod admin_views;
 mod alerts;
 mod baselines;
 mod channels;

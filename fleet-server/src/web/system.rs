@@ -11,7 +11,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::views::{AuditView, OverviewView};
+use super::admin_views::AuditView;
+use super::views::OverviewView;
 use super::{Answer, limit_of, query_of};
 use crate::clock;
 use crate::counters::Counter;

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::access::{Actor, Audit};
+use super::admin_views::UserView;
 use super::error::ApiError;
-use super::views::UserView;
 use super::{Answer, body_of};
 use crate::access::{OWNER, Principal, Role};
 use crate::clock;
