@@ -139,11 +139,8 @@ pub(super) fn put_alert(
         .execute(params![row, words(device.as_str(), alert)])?;
     c.prepare_cached("UPDATE devices SET alerts = alerts + 1 WHERE id = ?")?.execute([device.as_str()])?;
     note_evidence(c, print, device.as_str(), now_ms)?;
-    if suppressed.is_none() {
-        intake.channels.note(c, counters, row, device.as_str(), &group, alert, now_ms)?;
-    }
     drop_oldest(c, counters, row - i64::from(intake.limits.alerts))?;
-    Ok(Some(StoredAlert {
+    let stored = StoredAlert {
         id: uint(row),
         device: device.to_string(),
         group,
@@ -153,7 +150,11 @@ pub(super) fn put_alert(
         incident,
         suppressed,
         alert: alert.clone(),
-    }))
+    };
+    if suppressed.is_none() {
+        intake.channels.note(c, counters, &stored)?;
+    }
+    Ok(Some(stored))
 }
 
 /// Drops alerts up to this one, with all that belongs to them.

@@ -4,11 +4,10 @@
 //! once whatever is killed in between.
 
 use models::policy::Severity;
-use models::wire::Alert;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::alerts::severity_of;
+use super::alerts::{StoredAlert, severity_of};
 use super::suppressions::Matcher;
 use super::{StoreError, int, uint};
 use crate::counters::{Counter, Counters};
@@ -102,20 +101,22 @@ impl Channels {
         &self,
         c: &Connection,
         counters: &Counters,
-        row: i64,
-        device: &str,
-        group: &str,
-        alert: &Alert,
-        now_ms: u64,
+        stored: &StoredAlert,
     ) -> Result<(), StoreError> {
+        let alert = &stored.alert;
         for (channel, least, matcher) in &self.0 {
-            if alert.severity < *least || !matcher.hides(device, group, alert) {
+            if alert.severity < *least || !matcher.hides(&stored.device, &stored.group, alert) {
                 continue;
             }
             c.prepare_cached(
                 "INSERT INTO notices(channel, alert, severity, since_ms, due_ms) VALUES (?, ?, ?, ?, ?4)",
             )?
-            .execute(params![int(*channel), row, alert.severity as i64, int(now_ms)])?;
+            .execute(params![
+                int(*channel),
+                int(stored.id),
+                alert.severity as i64,
+                int(stored.received_ms)
+            ])?;
             if c.last_insert_rowid() % TRIM_EVERY == 0 {
                 let older = "DELETE FROM notices WHERE channel = ?1 AND id <=
                     (SELECT id FROM notices WHERE channel = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)";

@@ -98,10 +98,10 @@ impl Devices {
                 };
                 drop(permit);
                 counts.connected.fetch_add(1, Relaxed);
-                if let Err(error) = device.run(n, of, &counts, load).await {
-                    if counts.lost.fetch_add(1, Relaxed) < 5 {
-                        eprintln!("{} was disconnected: {error}", device.name);
-                    }
+                if let Err(error) = device.run(n, of, &counts, load).await
+                    && counts.lost.fetch_add(1, Relaxed) < 5
+                {
+                    eprintln!("{} was disconnected: {error}", device.name);
                 }
             });
         }

@@ -67,8 +67,11 @@ impl Watch {
     }
 }
 
+/// A search and how many milliseconds it took.
+pub(crate) type Timed = (&'static str, f64);
+
 /// How long searches take: the slowest, and each, as the median of some.
-pub(crate) fn searches(fleet: &Fleet) -> Result<(f64, Vec<(&'static str, f64)>), Failed> {
+pub(crate) fn searches(fleet: &Fleet) -> Result<(f64, Vec<Timed>), Failed> {
     let asker = fleet.asker()?;
     let mut found = Vec::new();
     for search in SEARCHES {
