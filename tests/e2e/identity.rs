@@ -111,7 +111,7 @@ fn a_revoked_device_is_cut_off_at_once_and_does_not_come_back() {
     assert!(ended.is_err());
 
     // A key that was revoked is not renewed; a token for that device makes it one again.
-    let mut revoked = identity.clone();
+    let mut revoked = identity;
     let error = revoked.renew(&dir.path().join("gw-a/state")).unwrap_err().to_string();
     assert!(error.contains("the device was revoked") && error.contains("token create"), "{error}");
     let (identity, tls) = enroll(&dir.path().join("new"), &fleet, "gw-a");

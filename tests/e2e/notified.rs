@@ -79,7 +79,7 @@ fn a_channel_is_told_of_what_it_is_for_signed_and_again_until_it_takes_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut fleet = Fleet::start(&dir.path().join("fleet"), 60).unwrap();
     let (identity, tls) = enroll(dir.path(), &fleet, "gw-a");
-    let device = Device::connect(&identity, tls.clone());
+    let device = Device::connect(&identity, tls);
     device.welcome().unwrap();
     let (hook, other) = (Hook::start(), Hook::start());
     let make = |body: Value| fleet.post("channels", &body).unwrap();
