@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for event in connection.iter() {
         match event? {
             Event::Incoming(Packet::ConnAck(_)) => {
-                client.subscribe("bg-feed/v1/alert/#", QoS::AtLeastOnce)?
+                client.subscribe("bg-feed/v1/alert/#", QoS::AtLeastOnce)?;
             }
             Event::Incoming(Packet::SubAck(_)) => println!("listening"),
             Event::Incoming(Packet::Publish(message)) => {
