@@ -120,8 +120,15 @@ mod tests {
         let killed = exec(&script, Duration::from_millis(500)).deliver(&item(Severity::High, "x"));
         assert!(matches!(killed, Err(Failure::Never(reason)) if reason.contains("was killed")));
         let child = std::fs::read_to_string(pid).unwrap();
-        // A killed child is at worst a zombie of whoever inherits it.
-        let state = std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+        // A signal takes its time to arrive; a killed child is at worst a zombie of whoever inherits it.
+        let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+        let gone = |state: &str| state.is_empty() || state.contains(") Z ");
+        for _ in 0..100 {
+            if gone(&state()) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert!(gone(&state()), "{}", state());
     }
 }
