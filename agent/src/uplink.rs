@@ -438,7 +438,8 @@ impl Shared {
 fn why(error: &ConnectionError) -> String {
     match error {
         ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized) => {
-            "the fleet does not know this device's certificate: or revoked it: enrol it again with a new token".into()
+            "the fleet does not know this device's certificate or revoked it: enrol it again with a new token"
+                .into()
         }
         ConnectionError::ConnectionRefused(code) => format!("the fleet refused the connection ({code:?})"),
         error => {
@@ -451,13 +452,11 @@ fn why(error: &ConnectionError) -> String {
     }
 }
 
-/// What to do about a certificate, by what rustls 0.23 says is wrong with it: ours by the alert of TLS that the fleet sent, the
-/// fleet's by the name of the error.
 /// What is done about an expired certificate.
 const RENEWS: &str = "it is being renewed";
 const ENROL: &str = "enrol it again with a new token; what waits is kept";
 
-/// Whether the fleet refused this device's certificate because its time is over.
+/// Whether the fleet refused this device's certificate because its time is over: rustls 0.23 names the alert of TLS.
 fn has_expired(error: &ConnectionError) -> bool {
     let text = chain(error);
     ["fatal alert: CertificateExpired", "fatal alert: certificate_expired"]
@@ -465,6 +464,7 @@ fn has_expired(error: &ConnectionError) -> bool {
         .any(|name| text.contains(name))
 }
 
+/// What to do when the fleet's certificate is not good now: rustls 0.23 names the error. An alert is about ours.
 fn hint(text: &str) -> Option<String> {
     if text.contains("fatal alert") {
         return None;
@@ -475,4 +475,18 @@ fn hint(text: &str) -> Option<String> {
         .then(|| {
             format!("is this device's clock right? It is {} s after 1970 by it", clock::now().unix_ms / 1000)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_welcome_any_more_is_told_what_to_do() {
+        let refused = ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized);
+        assert_eq!(
+            why(&refused),
+            "the fleet does not know this device's certificate or revoked it: enrol it again with a new token"
+        );
+    }
 }
