@@ -1,7 +1,7 @@
 // Alerts and incidents: lists, pages, and the work on them.
 
 import { ask, may } from "/dashboard/server.js";
-import { ago, button, choice, el, field, RANK, say, severity, share, table, techniques, time } from "/dashboard/dom.js";
+import { again, ago, button, choice, el, field, RANK, say, severity, share, table, techniques, time } from "/dashboard/dom.js";
 
 const SHOWN = 100;
 const STATES = [["", "any state"], ["new", "new"], ["acknowledged", "acknowledged"], ["resolved", "resolved"], ["false_positive", "false positive"]];
@@ -87,7 +87,6 @@ function facetLists(facets, go) {
 export async function alertPage(id) {
   const alert = await ask("/alerts/" + id);
   const like = await ask("/alerts?limit=10&program=" + alert.program.key);
-  const again = () => window.dispatchEvent(new HashChangeEvent("hashchange"));
   const change = async (sent, told) => {
     await ask("/alerts/" + id, { method: "PATCH", sent });
     say(told);
@@ -111,7 +110,7 @@ export async function alertPage(id) {
       button(text, () => change({ state }, "the alert is " + text), { "aria-pressed": String(alert.state === state) }))),
     el("p", { class: "filters" }, field("Assignee", who), button("Assign", () => change({ assignee: who.value.trim() || null }, "assigned"))),
     field("Comment", comment), el("p", {}, button("Say it", () => change({ comment: comment.value }, "said"))),
-    suppress(alert, again));
+    suppress(alert));
   return {
     title: alert.severity + " " + Math.round(alert.score) + ": " + alert.program.exe.split("/").pop(),
     node: el("div", {}, el("p", { class: "summary" }, severity(alert), " ", alert.summary), el("p", {}, techniques(alert.techniques)),
@@ -133,7 +132,7 @@ export async function alertPage(id) {
 }
 
 // A rule like this alert, with what it would have hidden.
-function suppress(alert, again) {
+function suppress(alert) {
   const reason = alert.reasons[0]?.name;
   const matcher = { exe: alert.program.exe, ...(reason && { reason }) };
   const why = el("input", { id: "why" });
@@ -173,7 +172,7 @@ export async function incidentPage(id) {
   const work = async (sent, told) => {
     await ask("/incidents/" + id, { method: "PATCH", sent });
     say(told);
-    window.dispatchEvent(new HashChangeEvent("hashchange"));
+    again();
   };
   return {
     title: "Incident " + id,

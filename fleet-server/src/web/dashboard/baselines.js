@@ -1,7 +1,7 @@
 // Baselines: how far each is, and training one anew.
 
 import { ask, may } from "/dashboard/server.js";
-import { button, el, say, share, table, time } from "/dashboard/dom.js";
+import { button, el, say, seldom, share, table, time } from "/dashboard/dom.js";
 
 const AGAIN_MS = 3000;
 
@@ -23,17 +23,11 @@ export async function baselinesPage() {
     ]), "No program is learned yet: windows come from devices whose programs are LEARNING."));
   };
   await load();
-  let waits = false;
+  const soon = seldom(place, AGAIN_MS, load);
   return {
     title: "Baselines", node: place,
     take(name) {
-      // Windows come all the time, and a token has its rate.
-      if (name !== "training" || waits) return;
-      waits = true;
-      setTimeout(() => {
-        waits = false;
-        if (place.isConnected) load().catch(() => {});
-      }, AGAIN_MS);
+      if (name === "training") soon();
     },
   };
 }

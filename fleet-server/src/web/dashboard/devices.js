@@ -1,8 +1,10 @@
 // Devices: how each is, what it sees, what happened to its agent.
 
 import { ask, may } from "/dashboard/server.js";
-import { ago, button, el, field, say, table, time } from "/dashboard/dom.js";
+import { again, ago, button, el, field, say, seldom, table, time } from "/dashboard/dom.js";
 import { alertItem } from "/dashboard/alerts.js";
+
+const AGAIN_MS = 1000;
 
 export async function devicesPage(_, query) {
   const after = query.get("after") || "", group = query.get("group") || "";
@@ -46,7 +48,6 @@ export async function devicePage(id) {
     ["Waiting to be sent", String(beat.outbox_waiting)]);
   const happened = el("ol", { id: "events" }, [...events].reverse().map((event) => eventItem(event, events)));
   const group = el("input", { value: device.group });
-  const again = () => window.dispatchEvent(new HashChangeEvent("hashchange"));
   const admin = may("admin") && el("section", {}, el("h2", {}, "Administration"), el("p", { class: "filters" }, field("Group", group),
     button("Move", async () => { await ask("/devices/" + id, { method: "PATCH", sent: { group: group.value.trim() } }); say("moved"); again(); }),
     button("Revoke", async () => {
@@ -55,20 +56,21 @@ export async function devicePage(id) {
       say(id + " is revoked");
       again();
     }, { class: "bad" })));
+  const node = el("div", {}, el("div", { class: "two" },
+    el("section", {}, el("h2", {}, "How it is"), el("dl", {}, facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
+      lost.length > 0 && el("details", {}, el("summary", {}, lost.length + " counters of something lost or refused"), table(["Counter", ""], lost, ""))),
+    el("section", {}, el("h2", {}, "What it sees"), beat ? table(["Layer", "Hook", "Better hooks"], beat.layers.map((layer) =>
+      [layer.layer, layer.backend || el("strong", {}, "not seen"), layer.failed.map((failed) => failed.backend + ": " + failed.reason).join("; ")]), "") : el("p", {}, "No heartbeat yet."))),
+    el("section", {}, el("h2", {}, "Programs"), table(["Program", "State", "Generation", "Windows sent"], beat ? beat.programs.map((one) =>
+      [el("a", { href: "#/alerts?device=" + id + "&program=" + one.program.key }, one.program.text), one.state, one.generation || "none", one.windows]) : [], "No program is watched.")),
+    el("section", {}, el("h2", {}, "What happened to its agent"), happened, events.length ? null : el("p", { class: "quiet" }, "Nothing.")),
+    el("section", {}, el("h2", {}, "Its newest alerts"), el("ol", { id: "alerts" }, [...alerts].reverse().map((alert) => alertItem(alert))), alerts.length ? null : el("p", { class: "quiet" }, "None.")),
+    admin || null);
+  const soon = seldom(node, AGAIN_MS, again);
   return {
-    title: id,
-    node: el("div", {}, el("div", { class: "two" },
-      el("section", {}, el("h2", {}, "How it is"), el("dl", {}, facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
-        lost.length > 0 && el("details", {}, el("summary", {}, lost.length + " counters of something lost or refused"), table(["Counter", ""], lost, ""))),
-      el("section", {}, el("h2", {}, "What it sees"), beat ? table(["Layer", "Hook", "Better hooks"], beat.layers.map((layer) =>
-        [layer.layer, layer.backend || el("strong", {}, "not seen"), layer.failed.map((failed) => failed.backend + ": " + failed.reason).join("; ")]), "") : el("p", {}, "No heartbeat yet."))),
-      el("section", {}, el("h2", {}, "Programs"), table(["Program", "State", "Generation", "Windows sent"], beat ? beat.programs.map((one) =>
-        [el("a", { href: "#/alerts?device=" + id + "&program=" + one.program.key }, one.program.text), one.state, one.generation || "none", one.windows]) : [], "No program is watched.")),
-      el("section", {}, el("h2", {}, "What happened to its agent"), happened, events.length ? null : el("p", { class: "quiet" }, "Nothing.")),
-      el("section", {}, el("h2", {}, "Its newest alerts"), el("ol", { id: "alerts" }, [...alerts].reverse().map((alert) => alertItem(alert))), alerts.length ? null : el("p", { class: "quiet" }, "None.")),
-      admin || null),
+    title: id, node,
     take(name, data) {
-      if ((name === "event" || name === "alert") && data.device === id) again();
+      if ((name === "event" || name === "alert") && data.device === id) soon();
     },
   };
 }

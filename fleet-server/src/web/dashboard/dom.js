@@ -73,6 +73,26 @@ export function share(value) {
     svg("rect", { class: "of", width: 100, height: 8 }), svg("rect", { class: "is", width: Math.max(1, Math.min(100, value * 100)), height: 8 }));
 }
 
+// Shows the page again, with what the server says now.
+export function again() {
+  window.dispatchEvent(new HashChangeEvent("hashchange"));
+}
+
+// Does something at most once in so many milliseconds, while this element is on the page: events come all the time,
+// and a token has its rate.
+export function seldom(node, ms, act) {
+  let waits = false;
+  return () => {
+    if (waits) return;
+    waits = true;
+    setTimeout(async () => {
+      waits = false;
+      // What fails here is done with the next event.
+      if (node.isConnected) await Promise.resolve(act()).catch(() => {});
+    }, ms);
+  };
+}
+
 // What somebody did, said where everybody hears it.
 export function say(text) {
   at("said").textContent = text;

@@ -1,7 +1,7 @@
 // The fleet at a glance.
 
 import { ask } from "/dashboard/server.js";
-import { bars, el, svg, table } from "/dashboard/dom.js";
+import { bars, el, seldom, svg, table } from "/dashboard/dom.js";
 import { alertItem } from "/dashboard/alerts.js";
 import { eventItem } from "/dashboard/devices.js";
 
@@ -26,22 +26,17 @@ export async function overviewPage() {
   };
   sums.replaceChildren(...summed(overview));
   lists();
-  let waits = false;
   const node = el("div", {}, sums, el("div", { class: "two" },
     el("section", {}, el("h2", {}, "Newest alerts"), list),
     el("section", {}, el("h2", {}, "Agents"), happened)));
+  const soon = seldom(node, AGAIN_MS, async () => sums.replaceChildren(...summed(await ask("/overview"))));
   return {
     title: "Overview", node,
     take(name, data) {
       if (name === "alert") newest.set(data.id, data);
       if (name === "event") told.set(data.id, data);
       if (name === "alert" || name === "event") lists();
-      if (waits) return;
-      waits = true;
-      setTimeout(async () => {
-        waits = false;
-        if (node.isConnected) sums.replaceChildren(...summed(await ask("/overview")));
-      }, AGAIN_MS);
+      soon();
     },
   };
 }

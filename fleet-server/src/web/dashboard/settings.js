@@ -1,23 +1,22 @@
 // Enrolment tokens, users, rules that hide alerts, and who changed what.
 
 import { ask, may, session } from "/dashboard/server.js";
-import { button, choice, el, field, say, table, time } from "/dashboard/dom.js";
+import { again, button, choice, el, field, say, table, time } from "/dashboard/dom.js";
 
 const ROLES = [["viewer", "viewer"], ["analyst", "analyst"], ["admin", "admin"]];
 
 export async function settingsPage() {
   const { suppressions } = await ask("/suppressions");
-  const again = () => window.dispatchEvent(new HashChangeEvent("hashchange"));
-  const node = el("div", {}, el("p", {}, "Signed in as " + session.me.name + " (" + session.me.role + ")."), rules(suppressions, again));
+  const node = el("div", {}, el("p", {}, "Signed in as " + session.me.name + " (" + session.me.role + ")."), rules(suppressions));
   if (may("admin")) {
     const [{ tokens }, { users }, { audit }] = await Promise.all([ask("/tokens"), ask("/users"), ask("/audit?limit=50")]);
-    node.append(enrolment(tokens, again), people(users, again), el("section", {}, el("h2", {}, "Audit log"),
+    node.append(enrolment(tokens), people(users), el("section", {}, el("h2", {}, "Audit log"),
       table(["When", "Who", "From", "What", "To what", ""], audit.map((row) => [time(row.unix_ms), row.who, row.from, row.action, row.target, row.detail]), "Nothing was changed yet.")));
   }
   return { title: "Settings", node };
 }
 
-function rules(suppressions, again) {
+function rules(suppressions) {
   return el("section", {}, el("h2", {}, "Rules that hide alerts"), table(["Hides", "Why", "By", "Until", "Hidden", ""], suppressions.map((rule) => [
     Object.entries(rule.matcher).map(([name, value]) => name + " " + value).join(", "), rule.why, rule.by,
     rule.expires_unix_ms ? time(rule.expires_unix_ms) : "for ever", rule.hidden,
@@ -30,7 +29,7 @@ function secret(text) {
   return el("p", { class: "secret" }, el("code", {}, text), " ", button("Copy", async () => { await navigator.clipboard.writeText(text); say("copied"); }));
 }
 
-function enrolment(tokens, again) {
+function enrolment(tokens) {
   const group = el("input", { value: "default" }), uses = el("input", { type: "number", min: 1, value: 1 }), hours = el("input", { type: "number", min: 1, max: 720, value: 24 });
   const made = el("div", { role: "status" });
   return el("section", {}, el("h2", {}, "Enrolment tokens"),
@@ -42,7 +41,7 @@ function enrolment(tokens, again) {
       time(row.expires_unix_s * 1000), row.by, button("Delete", async () => { await ask("/tokens/" + row.id, { method: "DELETE" }); say("the token is worth nothing"); again(); })]), "None."));
 }
 
-function people(users, again) {
+function people(users) {
   const name = el("input"), role = choice(ROLES, "viewer"), made = el("div", { role: "status" });
   const token = async (user, label) => {
     const answer = await ask("/users/" + user + "/tokens", { sent: { label } });
