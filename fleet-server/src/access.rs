@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::names::UserName;
+
 /// What a user may do; each may do what those before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -54,6 +56,19 @@ pub const OWNER: &str = "owner";
 
 /// Whoever runs a command on the server's own machine.
 pub const LOCAL: &str = "local";
+
+/// The name of a user that people may make.
+///
+/// # Errors
+/// A sentence that says what is wrong with it, e.g. that it is one of the server's own.
+pub fn user_name(text: &str) -> Result<UserName, String> {
+    let name = UserName::parse(text).map_err(|error| error.to_string())?;
+    if [OWNER, LOCAL].contains(&name.as_str()) {
+        Err(format!("`{name}` is a name of the server's own"))
+    } else {
+        Ok(name)
+    }
+}
 
 impl Principal {
     /// Whoever has the token in the state folder.

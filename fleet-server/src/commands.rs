@@ -4,14 +4,14 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use fleet_server::access::{LOCAL, Role};
+use fleet_server::access::{self, LOCAL, Role};
 use fleet_server::config::Config;
 use fleet_server::counters::Counters;
-use fleet_server::enrolment::Token;
+use fleet_server::enrolment::{Issued, TTL_MAX_S, USES_MAX, Wanted};
 use fleet_server::names::{DeviceId, GroupId, UserName};
 use fleet_server::pki::Pki;
-use fleet_server::store::{self, AuditRow, Changed, NewToken};
-use fleet_server::{clock, files, secret, server};
+use fleet_server::store::{self, AuditRow, Change, Changed};
+use fleet_server::{clock, enrolment, files, secret, server};
 use rusqlite::Connection;
 
 type Done = Result<(), Box<dyn Error>>;
@@ -31,7 +31,7 @@ pub(crate) enum TokenCommand {
         #[arg(long, value_parser = device, conflicts_with = "uses")]
         device: Option<DeviceId>,
         /// How many devices may use it.
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(USES_MAX)))]
         uses: u32,
         /// How long it is good, e.g. 30m, 24h or 7d.
         #[arg(long, default_value = "1h", value_parser = seconds)]
@@ -179,12 +179,10 @@ pub(crate) fn token(command: TokenCommand) -> Done {
             };
             let ca_pem = std::fs::read_to_string(state.join("ca.pem"))
                 .map_err(|error| format!("{}: {error}", state.join("ca.pem").display()))?;
-            let token = Token { v: 1, url, secret: secret::random(), ca_pem };
             let now_s = clock::unix_s();
-            let target = device.as_ref().map_or_else(|| "any device".to_owned(), ToString::to_string);
-            let detail = format!("group {group}, {uses} uses, {expires} s");
-            let hash = secret::hash(&token.secret);
-            let row = NewToken { hash, group, device, uses, expires_s: now_s + expires, by: LOCAL.into() };
+            let wanted = Wanted { group, device, uses, ttl_s: expires };
+            let Issued { token, row, target, detail } =
+                enrolment::issue(wanted, url, ca_pem, LOCAL.into(), now_s);
             change(&state, "token.create", &target, &detail, |c| store::add_token(c, &row, now_s))?
                 .then_some(())
                 .ok_or("too many tokens are kept; delete some, or wait for some to expire")?;
@@ -255,7 +253,7 @@ pub(crate) fn user_command(command: UserCommand) -> Done {
             let hash = secret::hash(&text);
             let added = change(&state, "user.set", name.as_str(), role.as_str(), |c| {
                 let added = store::add_user(c, &name, role, now_ms)?;
-                Ok(if added == Changed::Done {
+                Ok(if added == Changed::Made {
                     store::add_api_token(c, &name, hash, "first", None, now_ms)?
                 } else {
                     added
@@ -308,23 +306,6 @@ pub(crate) fn user_command(command: UserCommand) -> Done {
     }
 }
 
-/// Whether something was changed.
-trait Change {
-    fn is_done(&self) -> bool;
-}
-
-impl Change for bool {
-    fn is_done(&self) -> bool {
-        *self
-    }
-}
-
-impl Change for Changed {
-    fn is_done(&self) -> bool {
-        *self == Self::Done
-    }
-}
-
 /// Does a change and notes it, both or neither.
 fn change<T: Change>(
     state: &Path,
@@ -370,7 +351,7 @@ fn found(there: bool, otherwise: &str) -> Done {
 
 fn told(done: Changed, name: &UserName) -> Done {
     match done {
-        Changed::Done => Ok(()),
+        Changed::Done | Changed::Made => Ok(()),
         Changed::Missing => Err(format!("there is no user {name}; see behaveguard-fleet user list").into()),
         Changed::There => {
             Err(format!("there is a user {name}; for a further token: behaveguard-fleet user token").into())
@@ -401,7 +382,7 @@ fn group(text: &str) -> Result<GroupId, String> {
 }
 
 fn user(text: &str) -> Result<UserName, String> {
-    UserName::parse(text).map_err(|error| error.to_string())
+    access::user_name(text)
 }
 
 fn role(text: &str) -> Result<Role, String> {
@@ -413,7 +394,5 @@ fn seconds(text: &str) -> Result<u64, String> {
     let parsed = units
         .iter()
         .find_map(|(unit, factor)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*factor));
-    parsed
-        .filter(|ttl| (1..=30 * 86_400).contains(ttl))
-        .ok_or("must be like 30m, 1h or 2d, at most 30d".into())
+    parsed.filter(|ttl| (1..=TTL_MAX_S).contains(ttl)).ok_or("must be like 30m, 1h or 2d, at most 30d".into())
 }

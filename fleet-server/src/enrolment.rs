@@ -8,6 +8,54 @@
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 
+use crate::names::{DeviceId, GroupId};
+use crate::secret;
+use crate::store::NewToken;
+
+/// How long a token may be good, in seconds.
+pub const TTL_MAX_S: u64 = 30 * 86_400;
+
+/// How many devices may use one token.
+pub const USES_MAX: u32 = 100_000;
+
+/// What is asked for; the bounds are the caller's to check, in its own words.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The group that the devices join.
+    pub group: GroupId,
+    /// The only device that may use it.
+    pub device: Option<DeviceId>,
+    /// How many devices may use it, at most [`USES_MAX`].
+    pub uses: u32,
+    /// How long it is good, in seconds, at most [`TTL_MAX_S`].
+    pub ttl_s: u64,
+}
+
+/// A token that was made: what is handed out, and what is kept.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// For the operator.
+    pub token: Token,
+    /// For the store.
+    pub row: NewToken,
+    /// For the audit log: for which device.
+    pub target: String,
+    /// For the audit log: what it allows.
+    pub detail: String,
+}
+
+/// Makes a token with a new secret.
+#[must_use]
+pub fn issue(wanted: Wanted, url: String, ca_pem: String, by: String, now_s: u64) -> Issued {
+    let Wanted { group, device, uses, ttl_s } = wanted;
+    let token = Token { v: 1, url, secret: secret::random(), ca_pem };
+    let target = device.as_ref().map_or_else(|| "any device".to_owned(), ToString::to_string);
+    let detail = format!("group {group}, {uses} uses, {ttl_s} s");
+    let hash = secret::hash(&token.secret);
+    let row = NewToken { hash, group, device, uses, expires_s: now_s + ttl_s, by };
+    Issued { token, row, target, detail }
+}
+
 /// The contents of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,7 +99,6 @@ impl Token {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret;
 
     #[test]
     fn a_token_reads_back_and_every_truncation_is_refused() {

@@ -23,7 +23,6 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use crate::clock;
 use crate::counters::Counter;
-use crate::secret;
 use crate::server::Shared;
 use crate::store::{self, Channel, Format, Notice, StoreError, StoredAlert};
 use crate::web;
@@ -75,6 +74,9 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
                 continue;
             }
             _ = stop.wait_for(|stop| *stop) => return,
+        }
+        if shared.standing().channels.is_empty() {
+            continue;
         }
         let channels = match shared.store.read(store::channels).await {
             Ok(channels) => channels,
@@ -307,11 +309,6 @@ fn plain(text: &str) -> String {
         c => c,
     };
     text.chars().map(escape).collect()
-}
-
-/// A new channel's secret.
-pub(crate) fn new_secret() -> String {
-    secret::random()
 }
 
 #[cfg(test)]

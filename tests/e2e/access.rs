@@ -78,6 +78,7 @@ fn each_role_may_do_what_it_is_for_and_every_change_is_in_the_audit_log() {
     fleet.command(&["user", "remove", "vera"]).unwrap();
     assert_eq!(send("GET", "alerts", None, &viewer).0, 401);
     assert_eq!(send("PUT", "users/owner", Some(json!({ "role": "viewer" })), &owner).0, 400);
+    assert!(fleet.command(&["user", "add", "owner"]).is_err(), "a name of the server's own");
 
     // Hashes only: no token can be found in the database.
     for file in ["fleet.db", "fleet.db-wal"] {

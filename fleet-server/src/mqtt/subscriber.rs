@@ -103,7 +103,7 @@ impl Subscriber<'_> {
         keep_alive: Duration,
     ) -> Result<(), End> {
         let mut events = self.shared.hub.listen();
-        // In a task of its own, because reading a packet must not be given up in the middle.
+        // A future of its own, because reading a packet must not be given up in the middle.
         let (packets, mut incoming) = tokio::sync::mpsc::channel(16);
         let reading = async move {
             loop {
@@ -199,8 +199,7 @@ impl Subscriber<'_> {
 
     async fn event(&mut self, stored: &StoredEvent) -> Result<(), End> {
         let wanted = stored.device.clone();
-        let device = self.shared.store.read(move |c| store::device(c, &wanted)).await?;
-        let group = device.map_or_else(String::new, |device| device.group);
+        let group = self.shared.store.read(move |c| store::group_of(c, &wanted)).await?.unwrap_or_default();
         let topic = |kind| feed::topic(kind, &group, &stored.device, &stored.kind);
         self.tell(&topic(Kind::Event), || {
             let message = FeedEvent {

@@ -7,10 +7,10 @@ use models::program::ProgramId;
 use models::wire::{Alert, UplinkFrame};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
+use super::devices::group_of;
 use super::evidence::{forget_evidence, note_evidence, print_of};
 use super::frames::Intake;
 use super::incidents::{join_incident, leave_incident};
-use super::suppressions::group_of;
 use super::{StoreError, bits, int, uint};
 use crate::counters::{Counter, Counters};
 use crate::names::DeviceId;
@@ -135,10 +135,8 @@ pub(super) fn put_alert(
             suppressed.map(int),
         ])?;
     let row = c.last_insert_rowid();
-    c.prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, ?)")?
-        .execute(params![row, words(device.as_str(), alert)])?;
+    index(c, row, device.as_str(), alert, print, now_ms)?;
     c.prepare_cached("UPDATE devices SET alerts = alerts + 1 WHERE id = ?")?.execute([device.as_str()])?;
-    note_evidence(c, print, device.as_str(), now_ms)?;
     drop_oldest(c, counters, row - i64::from(intake.limits.alerts))?;
     let stored = StoredAlert {
         id: uint(row),
@@ -155,6 +153,20 @@ pub(super) fn put_alert(
         intake.channels.note(c, counters, &stored)?;
     }
     Ok(Some(stored))
+}
+
+/// Notes an alert's words, and that its device told this.
+fn index(
+    c: &Connection,
+    row: i64,
+    device: &str,
+    alert: &Alert,
+    print: i64,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    c.prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, ?)")?
+        .execute(params![row, words(device, alert)])?;
+    note_evidence(c, print, device, now_ms)
 }
 
 /// Drops alerts up to this one, with all that belongs to them.
@@ -234,9 +246,7 @@ pub(super) fn fill(c: &Connection) -> Result<(), StoreError> {
             int(incident),
             id
         ])?;
-        c.prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, ?)")?
-            .execute(params![id, words(&device, &alert)])?;
-        note_evidence(c, print, &device, uint(received_ms))?;
+        index(c, id, &device, &alert, print, uint(received_ms))?;
     }
     Ok(())
 }

@@ -24,6 +24,25 @@ pub struct AuditRow {
     pub detail: String,
 }
 
+/// What became of something that was asked for.
+pub trait Change {
+    /// Whether anything was changed, and is to be in the audit log.
+    fn is_done(&self) -> bool;
+}
+
+impl Change for bool {
+    fn is_done(&self) -> bool {
+        *self
+    }
+}
+
+/// The id of something that was made.
+impl Change for Option<u64> {
+    fn is_done(&self) -> bool {
+        self.is_some()
+    }
+}
+
 /// Adds an entry, whose id is not used; the oldest makes room.
 ///
 /// # Errors

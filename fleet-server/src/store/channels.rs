@@ -96,6 +96,12 @@ pub struct Notice {
 pub struct Channels(Vec<(u64, Severity, Matcher)>);
 
 impl Channels {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Puts a notice for every channel that this alert is for.
     pub(super) fn note(
         &self,
@@ -105,7 +111,7 @@ impl Channels {
     ) -> Result<(), StoreError> {
         let alert = &stored.alert;
         for (channel, least, matcher) in &self.0 {
-            if alert.severity < *least || !matcher.hides(&stored.device, &stored.group, alert) {
+            if alert.severity < *least || !matcher.fits(&stored.device, &stored.group, alert) {
                 continue;
             }
             c.prepare_cached(

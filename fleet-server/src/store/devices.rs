@@ -101,6 +101,15 @@ pub fn revoke(c: &Connection, device: &DeviceId, now_ms: u64) -> Result<bool, St
     Ok(c.query_row(there, [device.as_str()], |row| row.get::<_, i64>(0))? > 0)
 }
 
+/// The group that a device is in; `None` when there is no such device.
+///
+/// # Errors
+/// When the database fails.
+pub fn group_of(c: &Connection, device: &str) -> Result<Option<String>, StoreError> {
+    let mut query = c.prepare_cached("SELECT grp FROM devices WHERE id = ?")?;
+    Ok(query.query_row([device], |row| row.get(0)).optional()?)
+}
+
 /// Puts a device into a group; `false` when there is no such device.
 ///
 /// # Errors

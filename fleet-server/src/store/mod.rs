@@ -35,13 +35,13 @@ use crate::clock;
 use crate::counters::{Counter, Counters};
 
 pub use alerts::{StoredAlert, WorkState, alert};
-pub use audit::{AuditRow, audit, put_audit};
+pub use audit::{AuditRow, Change, audit, put_audit};
 pub use bundles::{StoredWindows, newest_offers, put_bundle, put_report, training_candidates, windows_of};
 pub use channels::{
     CHANNELS_MAX, Channel, ChannelConfig, Channels, Format, Notice, add_channel, channel, channels,
     delivered, due, failed, load_channels, remove_channel,
 };
-pub use devices::{Known, known, put_heartbeat, renewed, revoke, seen, set_group};
+pub use devices::{Known, group_of, known, put_heartbeat, renewed, revoke, seen, set_group};
 pub use events::{StoredEvent, TWINS, events, put_heard, put_noticed, put_release, put_silent, releases};
 pub use evidence::{Rarity, rarity};
 pub use find::{AlertFilter, FACETS_OVER, Facet, Facets, Page, facets, find_alerts};

@@ -1,7 +1,7 @@
 //! Rules that hide alerts: still stored and found, but not in the lists, the stream or an incident unless asked for.
 
 use models::wire::Alert;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
 use super::alerts::{ALERT, StoredAlert, read};
@@ -14,7 +14,7 @@ pub const RULES_MAX: usize = 1000;
 /// Alerts that a preview looks at.
 pub const PREVIEWED: u32 = 1000;
 
-/// Which alerts a rule hides: those of which everything that is given is true.
+/// Which alerts a rule hides, or a channel is told of: those of which everything that is given is true.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Matcher {
@@ -72,9 +72,9 @@ impl Matcher {
         texts.iter().any(|text| text.is_some())
     }
 
-    /// Whether it hides this alert of a device in this group.
+    /// Whether this alert of a device in this group is one of them.
     #[must_use]
-    pub fn hides(&self, device: &str, group: &str, alert: &Alert) -> bool {
+    pub fn fits(&self, device: &str, group: &str, alert: &Alert) -> bool {
         let given = |wanted: &Option<String>, is: &dyn Fn(&str) -> bool| wanted.as_deref().is_none_or(is);
         given(&self.device, &|wanted| wanted == device)
             && given(&self.group, &|wanted| wanted == group)
@@ -90,14 +90,8 @@ impl Rules {
     /// The rule that hides this alert, if there is one.
     pub(super) fn hides(&self, device: &DeviceId, group: &str, alert: &Alert, now_ms: u64) -> Option<u64> {
         let mut live = self.0.iter().filter(|rule| rule.expires_ms.is_none_or(|end| end > now_ms));
-        live.find(|rule| rule.matcher.hides(device.as_str(), group, alert)).map(|rule| rule.id)
+        live.find(|rule| rule.matcher.fits(device.as_str(), group, alert)).map(|rule| rule.id)
     }
-}
-
-/// The group that a device is in.
-pub(super) fn group_of(c: &Connection, device: &str) -> Result<Option<String>, StoreError> {
-    let mut query = c.prepare_cached("SELECT grp FROM devices WHERE id = ?")?;
-    Ok(query.query_row([device], |row| row.get(0)).optional()?)
 }
 
 /// Whether a text fits a pattern in which `*` stands for any characters.
@@ -186,7 +180,7 @@ pub fn preview(c: &Connection, matcher: &Matcher) -> Result<(Vec<StoredAlert>, u
     while let Some(row) = rows.next()? {
         let alert = read(row)?;
         of += 1;
-        if matcher.hides(&alert.device, &alert.group, &alert.alert) {
+        if matcher.fits(&alert.device, &alert.group, &alert.alert) {
             hidden.push(alert);
         }
     }

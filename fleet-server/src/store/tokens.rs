@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::audit::Change;
 use super::{StoreError, int, uint};
 use crate::names::{DeviceId, GroupId};
 use crate::pki::Signed;
@@ -61,6 +62,12 @@ pub enum Enrol {
     Expired,
     /// There is a device of that name, and the token is not for replacing it.
     Taken,
+}
+
+impl Change for Enrol {
+    fn is_done(&self) -> bool {
+        matches!(self, Self::Done(_))
+    }
 }
 
 /// Keeps a token; `false` when there are too many.

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::audit::Change;
 use super::{StoreError, int, uint};
 use crate::access::{Principal, Role};
 use crate::names::UserName;
@@ -48,12 +49,20 @@ pub struct ApiTokenRow {
 pub enum Changed {
     /// It is done.
     Done,
+    /// It was made, because it was not there.
+    Made,
     /// There is no such user or token.
     Missing,
     /// There is one already.
     There,
     /// There are as many as may be.
     Full,
+}
+
+impl Change for Changed {
+    fn is_done(&self) -> bool {
+        matches!(self, Self::Done | Self::Made)
+    }
 }
 
 /// Whose token this is; `None` when it is nobody's or has ended.
@@ -105,7 +114,7 @@ pub fn add_user(c: &Connection, name: &UserName, role: Role, now_ms: u64) -> Res
         "INSERT OR IGNORE INTO users(name, role, created_ms) VALUES (?, ?, ?)",
         params![name.as_str(), role.as_str(), int(now_ms)],
     )?;
-    Ok(if added > 0 { Changed::Done } else { Changed::There })
+    Ok(if added > 0 { Changed::Made } else { Changed::There })
 }
 
 /// Gives a user another role.

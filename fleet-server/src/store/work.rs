@@ -3,6 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::alerts::WorkState;
+use super::audit::Change;
 use super::{StoreError, int, uint};
 
 /// Comments of one alert; one more is refused.
@@ -42,6 +43,18 @@ pub enum Worked {
     Missing(u64),
     /// That alert has as many comments as may be; nothing was changed.
     Full(u64),
+}
+
+impl Change for Worked {
+    fn is_done(&self) -> bool {
+        matches!(self, Self::Done(_))
+    }
+}
+
+impl Change for Option<Worked> {
+    fn is_done(&self) -> bool {
+        self.as_ref().is_some_and(Worked::is_done)
+    }
 }
 
 /// Changes alerts, all or none.

@@ -18,7 +18,7 @@ use crate::clock;
 use crate::counters::{Counter, Counters};
 use crate::secret;
 use crate::server::Shared;
-use crate::store::{self, AuditRow, StoreError};
+use crate::store::{self, AuditRow, Change, StoreError};
 
 /// From where a connection comes.
 #[derive(Clone, Copy, Debug)]
@@ -186,11 +186,22 @@ impl Actor {
 }
 
 impl Audit {
-    /// Puts it.
+    /// Does a change and, when anything was changed, puts the entry; both or neither.
     ///
     /// # Errors
-    /// When the database fails; the change is not kept then.
-    pub(super) fn put(&self, c: &Connection) -> Result<(), StoreError> {
-        store::put_audit(c, &self.counters, &self.row, self.max)
+    /// When the database fails.
+    pub(super) async fn write<T: Change + Send + 'static>(
+        self,
+        shared: &Shared,
+        change: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let job = move |c: &Connection| {
+            let done = change(c)?;
+            if done.is_done() {
+                store::put_audit(c, &self.counters, &self.row, self.max)?;
+            }
+            Ok(done)
+        };
+        shared.store.write(job).await
     }
 }

@@ -194,13 +194,7 @@ async fn work_on(shared: &Shared, actor: &Actor, ids: Vec<u64>, work: Work) -> A
     };
     let audit = actor.audit(shared, "alert.work", target, told(&work));
     let who = actor.who.clone();
-    let worked = shared.store.write(move |c| {
-        let worked = store::work(c, &ids, &work, &who, clock::unix_ms())?;
-        if matches!(worked, Worked::Done(_)) {
-            audit.put(c)?;
-        }
-        Ok(worked)
-    });
+    let worked = audit.write(shared, move |c| store::work(c, &ids, &work, &who, clock::unix_ms()));
     answer(shared, worked.await?).await
 }
 

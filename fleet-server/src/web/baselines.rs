@@ -46,6 +46,6 @@ pub(super) async fn train(
         return Err(ApiError::busy("too many trainings wait", "try again when some trainings are done"));
     }
     let audit = actor.audit(&shared, "training.start", device.as_str(), body.program_key);
-    shared.store.write(move |c| audit.put(c)).await?;
+    audit.write(&shared, |_| Ok(true)).await?;
     Ok((StatusCode::ACCEPTED, Json(json!({ "state": "queued" }))).into_response())
 }

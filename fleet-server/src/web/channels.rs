@@ -18,6 +18,7 @@ use super::error::ApiError;
 use super::{Answer, body_of};
 use crate::names::UserName;
 use crate::notify;
+use crate::secret;
 use crate::server::Shared;
 use crate::store::{self, Channel, ChannelConfig, Format, Matcher};
 
@@ -49,16 +50,10 @@ pub(super) async fn create(
     body: Result<Json<ChannelRequest>, JsonRejection>,
 ) -> Result<Response, ApiError> {
     let (name, config) = checked(body_of(body)?)?;
-    let secret = notify::new_secret();
+    let secret = secret::random();
     let audit = actor.audit(&shared, "channel.create", name.as_str(), config.url.as_str());
     let (by, kept) = (actor.who, secret.clone());
-    let id = shared.store.write(move |c| {
-        let id = store::add_channel(c, name.as_str(), &config, &kept, &by)?;
-        if id.is_some() {
-            audit.put(c)?;
-        }
-        Ok(id)
-    });
+    let id = audit.write(&shared, move |c| store::add_channel(c, name.as_str(), &config, &kept, &by));
     let id = id.await?.ok_or_else(|| {
         let public = "there is a channel of this name, or as many as may be";
         ApiError::new(StatusCode::CONFLICT, "exists", public, "choose another name, or remove one")
@@ -74,13 +69,7 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     let id = id_of(&id)?;
     let audit = actor.audit(&shared, "channel.delete", id.to_string(), "");
-    let there = shared.store.write(move |c| {
-        let there = store::remove_channel(c, id)?;
-        if there {
-            audit.put(c)?;
-        }
-        Ok(there)
-    });
+    let there = audit.write(&shared, move |c| store::remove_channel(c, id));
     if !there.await? {
         return Err(ApiError::not_found("channel"));
     }

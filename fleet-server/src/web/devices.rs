@@ -90,13 +90,7 @@ pub(super) async fn change(
         GroupId::parse(&body_of(body)?.group).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let audit = actor.audit(&shared, "device.group", device.as_str(), group.as_str());
     let owner = device.clone();
-    let there = shared.store.write(move |c| {
-        let there = store::set_group(c, &owner, &group)?;
-        if there {
-            audit.put(c)?;
-        }
-        Ok(there)
-    });
+    let there = audit.write(&shared, move |c| store::set_group(c, &owner, &group));
     if !there.await? {
         return Err(ApiError::not_found("device"));
     }
@@ -113,13 +107,7 @@ pub(super) async fn revoke(
     let device = device_of(&id)?;
     let audit = actor.audit(&shared, "device.revoke", device.as_str(), "");
     let owner = device.clone();
-    let there = shared.store.write(move |c| {
-        let there = store::revoke(c, &owner, clock::unix_ms())?;
-        if there {
-            audit.put(c)?;
-        }
-        Ok(there)
-    });
+    let there = audit.write(&shared, move |c| store::revoke(c, &owner, clock::unix_ms()));
     if !there.await? {
         return Err(ApiError::not_found("device"));
     }
@@ -148,13 +136,7 @@ pub(super) async fn release(
     }
     let audit = actor.audit(&shared, "device.release", device.as_str(), format!("containment {containment}"));
     let owner = device.clone();
-    let kept = shared.store.write(move |c| {
-        let kept = store::put_release(c, &owner, containment, clock::unix_ms())?;
-        if kept {
-            audit.put(c)?;
-        }
-        Ok(kept)
-    });
+    let kept = audit.write(&shared, move |c| store::put_release(c, &owner, containment, clock::unix_ms()));
     if !kept.await? {
         return Err(ApiError::busy("too many releases wait", "wait until the device has answered some"));
     }

@@ -17,19 +17,13 @@ use super::error::ApiError;
 use super::{Answer, body_of, device_of};
 use crate::clock;
 use crate::counters::Counter;
-use crate::enrolment::Token;
+use crate::enrolment::{self, Issued, TTL_MAX_S, USES_MAX, Wanted};
 use crate::hub::Event;
 use crate::names::GroupId;
 use crate::pki::Signed;
 use crate::secret;
 use crate::server::Shared;
-use crate::store::{self, Enrol, Known, NewToken};
-
-/// How long a token may be good, in seconds.
-const TTL_MAX_S: u64 = 30 * 86_400;
-
-/// How many devices may use one token.
-const USES_MAX: u32 = 100_000;
+use crate::store::{self, Enrol, Known};
 
 /// A certificate is renewed when this share of its life has passed.
 const RENEW_AFTER: (u64, u64) = (2, 3);
@@ -71,25 +65,18 @@ pub(super) async fn create(
         )));
     }
     let (url, ca_pem) = (shared.addresses.web_url.clone(), shared.pki.ca_pem().to_string());
-    let token = Token { v: 1, url, secret: secret::random(), ca_pem };
     let now_s = clock::unix_s();
-    let hash = secret::hash(&token.secret);
-    let detail = format!("group {group}, {uses} uses, {ttl_s} s");
-    let target = device.as_ref().map_or_else(|| "any device".to_owned(), ToString::to_string);
+    let wanted = Wanted { group, device, uses, ttl_s };
+    let Issued { token, row, target, detail } =
+        enrolment::issue(wanted, url, ca_pem, actor.who.clone(), now_s);
     let audit = actor.audit(&shared, "token.create", target, detail);
-    let row = NewToken { hash, group, device, uses, expires_s: now_s + ttl_s, by: actor.who };
-    let stored = shared.store.write(move |c| {
-        let stored = store::add_token(c, &row, now_s)?;
-        if stored {
-            audit.put(c)?;
-        }
-        Ok(stored)
-    });
+    let (hash, expires_s) = (row.hash, row.expires_s);
+    let stored = audit.write(&shared, move |c| store::add_token(c, &row, now_s));
     if !stored.await? {
         return Err(ApiError::busy("too many tokens are kept", "delete some, or wait for some to expire"));
     }
     let answer = json!({
-        "id": hex(&hash[..8]), "token": token.encode(), "expires_unix_s": now_s + ttl_s,
+        "id": hex(&hash[..8]), "token": token.encode(), "expires_unix_s": expires_s,
     });
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
@@ -100,13 +87,7 @@ pub(super) async fn remove(
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let audit = actor.audit(&shared, "token.delete", id.as_str(), "");
-    let there = shared.store.write(move |c| {
-        let there = store::drop_token(c, &id)?;
-        if there {
-            audit.put(c)?;
-        }
-        Ok(there)
-    });
+    let there = audit.write(&shared, move |c| store::drop_token(c, &id));
     if there.await? { Ok(StatusCode::NO_CONTENT) } else { Err(ApiError::not_found("token")) }
 }
 
@@ -144,13 +125,8 @@ async fn enroll_checked(
     let audit =
         actor.named(format!("token {}", hex(&hash[..8]))).audit(shared, "device.enrol", device.as_str(), "");
     let (owner, certificate) = (device.clone(), signed.clone());
-    let enrolled = shared.store.write(move |c| {
-        let enrolled = store::enrol(c, hash, &owner, &certificate, clock::unix_ms())?;
-        if matches!(enrolled, Enrol::Done(_)) {
-            audit.put(c)?;
-        }
-        Ok(enrolled)
-    });
+    let enrolled =
+        audit.write(shared, move |c| store::enrol(c, hash, &owner, &certificate, clock::unix_ms()));
     let new = "make a new token: behaveguard-fleet token create";
     let refused = |status, code, public, hint| Err(ApiError::new(status, code, public, hint));
     let group = match enrolled.await? {

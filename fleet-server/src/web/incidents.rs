@@ -15,7 +15,7 @@ use super::views::IncidentView;
 use super::{Answer, body_of, limit_of, query_of};
 use crate::clock;
 use crate::server::Shared;
-use crate::store::{self, Worked};
+use crate::store;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,13 +55,8 @@ pub(super) async fn work(
     let change = body_of(body)?.read()?;
     let audit = actor.audit(&shared, "incident.work", id.to_string(), told(&change));
     let who = actor.who;
-    let worked = shared.store.write(move |c| {
-        let worked = store::work_on_incident(c, id, &change, &who, clock::unix_ms())?;
-        if matches!(worked, Some(Worked::Done(_))) {
-            audit.put(c)?;
-        }
-        Ok(worked)
-    });
+    let worked =
+        audit.write(&shared, move |c| store::work_on_incident(c, id, &change, &who, clock::unix_ms()));
     let worked = worked.await?.ok_or_else(|| ApiError::not_found("incident"))?;
     answer(&shared, worked).await
 }

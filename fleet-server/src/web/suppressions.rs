@@ -67,13 +67,7 @@ pub(super) async fn create(
     let rule = Rule { id: 0, matcher, why, by: actor.who.clone(), created_ms, expires_ms, hidden: 0 };
     let told = json!(&rule.matcher).to_string();
     let audit = actor.audit(&shared, "suppression.create", rule.why.as_str(), told);
-    let id = shared.store.write(move |c| {
-        let id = store::add_rule(c, &rule)?;
-        if id.is_some() {
-            audit.put(c)?;
-        }
-        Ok(id)
-    });
+    let id = audit.write(&shared, move |c| store::add_rule(c, &rule));
     let id = id.await?.ok_or_else(|| ApiError::busy("there are as many rules as may be", "remove some"))?;
     shared.reload_standing().await?;
     Ok((StatusCode::CREATED, Json(json!({ "id": id }))).into_response())
@@ -86,13 +80,7 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     let id = id_of(&id)?;
     let audit = actor.audit(&shared, "suppression.delete", id.to_string(), "");
-    let there = shared.store.write(move |c| {
-        let there = store::remove_rule(c, id)?;
-        if there {
-            audit.put(c)?;
-        }
-        Ok(there)
-    });
+    let there = audit.write(&shared, move |c| store::remove_rule(c, id));
     if !there.await? {
         return Err(ApiError::not_found("suppression"));
     }

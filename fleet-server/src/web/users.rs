@@ -8,20 +8,19 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use models::program::hex;
-use rusqlite::Connection;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::access::{Actor, Audit};
+use super::access::Actor;
 use super::admin_views::UserView;
 use super::error::ApiError;
 use super::{Answer, body_of};
-use crate::access::{OWNER, Principal, Role};
+use crate::access::{self, Principal, Role};
 use crate::clock;
 use crate::names::UserName;
 use crate::secret;
 use crate::server::Shared;
-use crate::store::{self, Changed, StoreError};
+use crate::store::{self, Changed};
 
 /// The longest label of a token, in characters.
 const LABEL_MAX: usize = 100;
@@ -53,13 +52,11 @@ pub(super) async fn put(
     let user = name_of(&name)?;
     let role = role_of(&body_of(body)?.role)?;
     let audit = actor.audit(&shared, "user.set", user.as_str(), role.as_str());
-    let (done, made) = changed(&shared, audit, move |c| match store::set_role(c, &user, role)? {
-        Changed::Missing => Ok((store::add_user(c, &user, role, clock::unix_ms())?, true)),
-        done => Ok((done, false)),
-    })
-    .await?;
-    answer(done, "user")?;
-    Ok(if made { StatusCode::CREATED } else { StatusCode::NO_CONTENT })
+    let done = audit.write(&shared, move |c| match store::set_role(c, &user, role)? {
+        Changed::Missing => store::add_user(c, &user, role, clock::unix_ms()),
+        done => Ok(done),
+    });
+    answer(done.await?, "user")
 }
 
 pub(super) async fn remove(
@@ -69,9 +66,7 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     let user = name_of(&name)?;
     let audit = actor.audit(&shared, "user.delete", user.as_str(), "");
-    let (done, ()) = changed(&shared, audit, move |c| Ok((store::remove_user(c, &user)?, ()))).await?;
-    answer(done, "user")?;
-    Ok(StatusCode::NO_CONTENT)
+    answer(audit.write(&shared, move |c| store::remove_user(c, &user)).await?, "user")
 }
 
 #[derive(Deserialize)]
@@ -98,11 +93,9 @@ pub(super) async fn create_token(
     let now_ms = clock::unix_ms();
     let expires_s = body.ttl_s.map(|ttl_s| (now_ms / 1000).saturating_add(ttl_s));
     let audit = actor.audit(&shared, "user.token.create", user.as_str(), body.label.as_str());
-    let (done, ()) = changed(&shared, audit, move |c| {
-        Ok((store::add_api_token(c, &user, hash, &body.label, expires_s, now_ms)?, ()))
-    })
-    .await?;
-    answer(done, "user")?;
+    let done =
+        audit.write(&shared, move |c| store::add_api_token(c, &user, hash, &body.label, expires_s, now_ms));
+    answer(done.await?, "user")?;
     let made = json!({ "id": hex(&hash[..8]), "token": token, "expires_unix_s": expires_s });
     Ok((StatusCode::CREATED, Json(made)).into_response())
 }
@@ -114,31 +107,14 @@ pub(super) async fn remove_token(
 ) -> Result<StatusCode, ApiError> {
     let user = name_of(&name)?;
     let audit = actor.audit(&shared, "user.token.delete", user.as_str(), id.as_str());
-    let (done, ()) =
-        changed(&shared, audit, move |c| Ok((store::remove_api_token(c, &user, &id)?, ()))).await?;
-    answer(done, "token of this user")?;
-    Ok(StatusCode::NO_CONTENT)
+    let done = audit.write(&shared, move |c| store::remove_api_token(c, &user, &id));
+    answer(done.await?, "token of this user")
 }
 
-/// Does a change and, when it is done, notes it.
-async fn changed<T: Send + 'static>(
-    shared: &Shared,
-    audit: Audit,
-    change: impl FnOnce(&Connection) -> Result<(Changed, T), StoreError> + Send + 'static,
-) -> Result<(Changed, T), ApiError> {
-    let job = move |c: &Connection| {
-        let (done, what) = change(c)?;
-        if done == Changed::Done {
-            audit.put(c)?;
-        }
-        Ok((done, what))
-    };
-    Ok(shared.store.write(job).await?)
-}
-
-fn answer(done: Changed, what: &str) -> Result<(), ApiError> {
+fn answer(done: Changed, what: &str) -> Result<StatusCode, ApiError> {
     match done {
-        Changed::Done => Ok(()),
+        Changed::Done => Ok(StatusCode::NO_CONTENT),
+        Changed::Made => Ok(StatusCode::CREATED),
         Changed::Missing => Err(ApiError::not_found(what)),
         Changed::There => Err(ApiError::new(
             StatusCode::CONFLICT,
@@ -151,11 +127,7 @@ fn answer(done: Changed, what: &str) -> Result<(), ApiError> {
 }
 
 fn name_of(text: &str) -> Result<UserName, ApiError> {
-    let name = UserName::parse(text).map_err(|error| ApiError::bad_request(error.to_string()))?;
-    if [OWNER, crate::access::LOCAL].contains(&name.as_str()) {
-        return Err(ApiError::bad_request(format!("`{name}` is a name of the server's own")));
-    }
-    Ok(name)
+    access::user_name(text).map_err(ApiError::bad_request)
 }
 
 fn role_of(text: &str) -> Result<Role, ApiError> {
