@@ -37,7 +37,10 @@ def main():
         print(alert["id"], alert["device"], alert["severity"], alert["summary"], flush=True)
 
     client.on_connect, client.on_subscribe, client.on_message = connected, subscribed, told
-    client.connect(host, int(port), keepalive=30)
+    try:
+        client.connect(host, int(port), keepalive=30)
+    except OSError as error:
+        sys.exit(f"no link to {host}:{port}: {error}")
     client.loop_forever()
 
 

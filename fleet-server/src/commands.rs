@@ -152,7 +152,7 @@ pub(crate) enum UserCommand {
 
 /// Makes what a server needs, without starting it.
 pub(crate) fn init(state: &Path, config: &Config) -> Done {
-    files::make_state_dir(state)?;
+    files::make_state_dir(state).map_err(|error| format!("{}: {error}", state.display()))?;
     let pki = Pki::open(state, &config.certificate_names(), clock::unix_s())?;
     store::open_alone(state)?;
     let folder = state.display();
@@ -335,7 +335,9 @@ fn change<T: Change>(
 }
 
 fn open(state: &Path) -> Result<Connection, Box<dyn Error>> {
-    if !state.join("fleet.db").exists() {
+    let there = state.join("fleet.db").try_exists();
+    // Whoever may not look into the folder must not be told that it is none.
+    if !there.map_err(|error| format!("{}: {error}", state.display()))? {
         return Err(format!(
             "{} is no folder of a fleet server: run `behaveguard-fleet init` first",
             state.display()

@@ -145,6 +145,12 @@ fn a_server_that_was_only_prepared_makes_tokens_for_an_address_that_is_told() {
     };
     let (code, text) = run(&["token", "create", "--state", &state]);
     assert!(code == Some(1) && text.contains("start it, or give --url"), "{text}");
+    let nowhere = dir.path().join("file/fleet").to_string_lossy().into_owned();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    for command in [&["init"][..], &["user", "list"]] {
+        let (code, text) = run(&[command, &["--state", &nowhere]].concat());
+        assert!(code == Some(1) && text.contains(&nowhere) && text.contains("Not a directory"), "{text}");
+    }
     let (code, text) = run(&["init", "--state", &state]);
     assert!(code == Some(0) && text.contains("SHA-256 of ca.pem"), "{text}");
     let (code, text) = run(&["token", "create", "--state", &state, "--url", "http://fleet"]);
