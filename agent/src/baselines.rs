@@ -200,6 +200,16 @@ impl Baselines {
         Ok(verified)
     }
 
+    /// Removes the active bundle, where there is none before it. The highest generation stays.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&mut self, program: &ProgramId) -> Result<(), BaselineError> {
+        let path = self.dir.join(program.key()).join("active.bgb");
+        let removed = fs::remove_file(&path).and_then(|()| files::sync_dir(&path));
+        removed.map_err(|source| BaselineError::File { path, source })
+    }
+
     /// The active bundle of a folder. After a crash between the two renames, the one before is active again.
     fn read(&self, folder: &Path) -> Result<Option<Verified>, BaselineError> {
         for name in ["active.bgb", "previous.bgb"] {
@@ -272,7 +282,7 @@ mod tests {
         let (dir, key) = (tempfile::tempdir().unwrap(), key());
         let (mut baselines, _) = open(dir.path(), &key);
         activate(&mut baselines, &bundle(5, &key)).unwrap();
-        fs::remove_file(dir.path().join("baselines").join(program().key()).join("active.bgb")).unwrap();
+        baselines.remove(&program()).unwrap();
         let (mut baselines, active) = open(dir.path(), &key);
         assert!(active.is_empty());
         assert!(activate(&mut baselines, &bundle(4, &key)).is_err());

@@ -81,6 +81,8 @@ pub enum Entry {
         /// It ended because the file had its full size.
         full: bool,
     },
+    /// A program's baseline was used no longer.
+    Forget(ProgramId),
 }
 
 /// Borrowed twin of [`Entry`], in the same order.
@@ -91,6 +93,7 @@ enum Writing<'a> {
     Switch { program: &'a ProgramId, generation: u64, table: Option<u16> },
     Step { now: Now, input: &'a Input, answers: &'a [Identity] },
     End { entries: u64, full: bool },
+    Forget(&'a ProgramId),
 }
 
 /// Why a capture was not written or read.
@@ -186,6 +189,10 @@ impl Writer {
         table: Option<u16>,
     ) -> Result<(), CaptureError> {
         self.add(&Writing::Switch { program, generation, table })
+    }
+
+    pub(crate) fn forget(&mut self, program: &ProgramId) -> Result<(), CaptureError> {
+        self.add(&Writing::Forget(program))
     }
 
     pub(crate) fn step(&mut self, now: Now, input: &Input, answers: &[Identity]) -> Result<(), CaptureError> {

@@ -290,6 +290,17 @@ impl<L: Lookup> Pipeline<L> {
         Ok(before)
     }
 
+    /// Judges a program by its baseline no longer, and learns it anew. Returns the table it had.
+    pub fn forget(&mut self, id: &ProgramId, out: &mut Vec<Output>) -> Option<u16> {
+        let key = id.key();
+        let program = self.programs.get_mut(&key)?;
+        let before = program.baseline.take().and_then(|before| before.table);
+        let of_it = self.processes.iter().filter(|(_, process)| process.key.as_ref() == Some(&key));
+        out.extend(of_it.map(|(tgid, _)| Output::Follow(how(program, *tgid))));
+        self.units.learn(&id.unit, &self.programs);
+        before
+    }
+
     /// Takes a place in the table of programs, unless it has one.
     ///
     /// # Errors

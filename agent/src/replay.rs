@@ -77,6 +77,9 @@ pub fn replay(
                     None => summary.missing.push(format!("{program} generation {generation}")),
                 }
             }
+            (Entry::Forget(program), Some(pipeline)) => {
+                pipeline.forget(&program, &mut out);
+            }
             (Entry::Step { now, input, answers }, Some(pipeline)) => {
                 pipeline.lookup_mut().0 = answers.into();
                 pipeline.step(now, input, &mut out);

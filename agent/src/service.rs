@@ -470,6 +470,7 @@ impl Service {
                     let _ = answer.send(released);
                 }
             }
+            News::TakeBack(program, generation) => self.taken_back(&program, generation),
         }
         self.show();
     }

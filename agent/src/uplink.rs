@@ -16,6 +16,7 @@ use std::time::Duration;
 use std::{io, thread};
 
 use models::chain::chain;
+use models::program::ProgramId;
 use models::wire::{self, Downlink, Leaf, MESSAGE_MAX, Offer, Request};
 use rumqttc::{
     Client, ConnectReturnCode, ConnectionError, Event, MqttOptions, NetworkOptions, Packet, QoS,
@@ -65,6 +66,8 @@ pub enum News {
         /// What became of it; the fleet is told by an event instead.
         answer: Option<SyncSender<Result<Contained, String>>>,
     },
+    /// A bundle is to be used no longer.
+    TakeBack(ProgramId, u64),
 }
 
 /// What happened how often since the start.
@@ -332,6 +335,10 @@ impl Shared {
             Ok(Downlink::Offer(offer)) => self.tell(News::Offer(offer)),
             Ok(Downlink::Release { containment }) => {
                 self.tell(News::Release { containment, by: "the fleet".into(), answer: None });
+            }
+            Ok(Downlink::TakeBack { program, generation }) => {
+                self.sending().fetch.forget(&program, generation);
+                self.tell(News::TakeBack(program, generation));
             }
             Ok(Downlink::Chunk { sha256, offset, data }) => {
                 let mut sending = self.sending();

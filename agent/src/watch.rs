@@ -7,6 +7,7 @@ use agent_ebpf::records::Class;
 use models::bundle::Verified;
 use models::chain::chain;
 use models::event::Event;
+use models::program::ProgramId;
 
 use crate::capture::{CaptureError, Writer};
 use crate::clock;
@@ -85,7 +86,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the table of programs is full.
-    pub fn make_room(&mut self, program: &models::program::ProgramId) -> Result<(), ActivateError> {
+    pub fn make_room(&mut self, program: &ProgramId) -> Result<(), ActivateError> {
         self.pipeline.make_room(program)
     }
 
@@ -192,6 +193,15 @@ impl Watch {
         self.write(|tap| tap.switch(&manifest.program, manifest.generation, table));
         self.obey(&mut out, 0);
         Ok(())
+    }
+
+    /// Judges a program by its baseline no longer: it is learned anew.
+    pub fn forget(&mut self, program: &ProgramId) {
+        let mut out = Vec::new();
+        let before = self.pipeline.forget(program, &mut out);
+        self.retired.extend(before.map(TableId));
+        self.write(|tap| tap.forget(program));
+        self.obey(&mut out, 0);
     }
 
     /// Uses what was active when the agent stopped; one that cannot be used is logged.

@@ -326,6 +326,14 @@ pub enum Downlink {
         /// As the device numbered it.
         containment: u32,
     },
+    /// A bundle is to be used no longer: the one before is, or the program is learned anew. Answered with a
+    /// [`BundleReport`] that says so in `refused`, also when it is not in use.
+    TakeBack {
+        /// For which program.
+        program: ProgramId,
+        /// Which generation; every other stays.
+        generation: u64,
+    },
 }
 
 /// A bundle that may be fetched.
@@ -447,6 +455,12 @@ mod tests {
             b"\x07\x01\x02\x01\x07\x01\x0agw.service\x0b/usr/bin/gw\x00\x01\x03\x01t"
         );
         assert_eq!(encode(&Downlink::Release { containment: 128 }).unwrap(), b"\x03\x80\x01");
+    }
+
+    #[test]
+    fn the_bytes_of_a_take_back_never_change() {
+        let message = Downlink::TakeBack { program: program(), generation: 128 };
+        assert_eq!(encode(&message).unwrap(), b"\x04\x0agw.service\x0b/usr/bin/gw\x00\x80\x01");
     }
 
     #[test]

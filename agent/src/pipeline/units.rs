@@ -110,7 +110,10 @@ impl Units {
             .filter(|program| program.id.unit == unit)
             .filter_map(|program| program.baseline.as_ref())
             .collect();
-        let Some(first) = of_it.first() else { return };
+        let Some(first) = of_it.first() else {
+            self.known.remove(unit);
+            return;
+        };
         let learned = of_it.iter().flat_map(|baseline| baseline.manifest.traits.iter().copied());
         let common = |id: &u64| {
             Kind::of(*id).is_some_and(|kind| !kind.is_decisive()) && !attack::is_remote_service(*id)

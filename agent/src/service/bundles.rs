@@ -79,6 +79,47 @@ impl Service {
         self.request(&Request::Bundle(BundleReport { program, generation, refused }));
     }
 
+    /// The fleet wants a bundle to be used no longer.
+    pub(super) fn taken_back(&mut self, program: &ProgramId, generation: u64) {
+        let told = if self.generation(program) != generation {
+            "it is not in use here".to_owned()
+        } else {
+            match self.roll_back(program).and_then(|done| match done {
+                Some((_, to)) => Ok(format!("generation {to} is active again")),
+                None => self.unlearn(program).map(|()| "the program is learned anew".to_owned()),
+            }) {
+                Ok(now) => {
+                    self.counters.bundles_rolled_back += 1;
+                    let text = format!("the fleet took back generation {generation} for {program}: {now}");
+                    log::warn!("{text}");
+                    self.event(EventKind::BaselineRolledBack, Some(program.clone()), None, text);
+                    format!("the fleet took it back, and {now}")
+                }
+                Err(reason) => {
+                    // Without an answer the fleet asks again at the next connection.
+                    log::error!("generation {generation} for {program} was not taken back: {reason}");
+                    return;
+                }
+            }
+        };
+        let (program, refused) = (program.clone(), Some(told));
+        self.request(&Request::Bundle(BundleReport { program, generation, refused }));
+        self.beat();
+    }
+
+    /// Uses the fleet's baseline of a program no longer, where there is none before it.
+    fn unlearn(&mut self, program: &ProgramId) -> Result<(), String> {
+        self.baselines.remove(program).map_err(|error| chain(&error))?;
+        self.watch.forget(program);
+        Ok(())
+    }
+
+    /// The active generation of a program; 0 for none.
+    fn generation(&self, program: &ProgramId) -> u64 {
+        let states = self.watch.pipeline().programs(clock::now().unix_ms / 1000);
+        states.iter().find(|state| state.program == *program).map_or(0, |state| state.generation)
+    }
+
     /// Takes back new baselines that alarm far above their promise, where there is one before.
     pub(super) fn take_back(&mut self) {
         let promises = self.watch.pipeline().promises();
@@ -105,10 +146,7 @@ impl Service {
 
     /// Generations before and after; `None` when there is no way back, or it was gone already.
     fn roll_back(&mut self, program: &ProgramId) -> Result<Option<(u64, u64)>, String> {
-        let now_unix_s = clock::now().unix_ms / 1000;
-        let states = self.watch.pipeline().programs(now_unix_s);
-        let active =
-            states.iter().find(|state| state.program == *program).map_or(0, |state| state.generation);
+        let active = self.generation(program);
         // This device's own baselines have generations of their own; one that is not the newest was rolled back before.
         if active == 0 || active != self.baselines.highest(program) || !self.baselines.has_previous(program) {
             return Ok(None);

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use models::bundle::{BUNDLE_MAX, sha256};
+use models::program::ProgramId;
 use models::wire::{CHUNK_MAX, Offer, Request};
 
 /// Offers that wait; one more drops the oldest, which the fleet offers again at the next connection.
@@ -43,6 +44,16 @@ impl Fetch {
             self.waiting.pop_front();
         }
         self.waiting.push_back(offer);
+    }
+
+    /// Fetches this bundle no longer.
+    pub(super) fn forget(&mut self, program: &ProgramId, generation: u64) {
+        let same = |offer: &Offer| offer.program == *program && offer.generation == generation;
+        self.waiting.retain(|offer| !same(offer));
+        if self.current.as_ref().is_some_and(|(offer, _)| same(offer)) {
+            // An answer that still comes is for nobody.
+            (self.current, self.asked_ns) = (None, None);
+        }
     }
 
     /// What to ask for now, if nothing is on its way.
@@ -91,8 +102,6 @@ impl Fetch {
 
 #[cfg(test)]
 mod tests {
-    use models::program::ProgramId;
-
     use super::*;
 
     fn offer(bytes: &[u8]) -> Offer {
@@ -134,6 +143,22 @@ mod tests {
         changed[39_999] = 2;
         assert_eq!(check(&changed, &bytes, 1000), Some(false));
         assert_eq!(check(&bytes[..30_000], &bytes, 1000), Some(false));
+    }
+
+    #[test]
+    fn what_was_taken_back_is_fetched_no_longer() {
+        let mut fetch = Fetch::default();
+        let taken = offer(&[1; 10]);
+        fetch.add(taken.clone());
+        let Some(Request::Chunk { sha256, offset, .. }) = fetch.next(0) else { panic!("it is fetched") };
+        fetch.forget(&taken.program, 2);
+        assert!(fetch.current.is_some(), "another generation");
+        fetch.forget(&taken.program, 1);
+        assert!(matches!(fetch.take(sha256, offset, &[1; 10]), Fetched::Nothing));
+        assert!(fetch.next(0).is_none());
+        fetch.add(taken.clone());
+        fetch.forget(&taken.program, 1);
+        assert!(fetch.next(0).is_none(), "it waited");
     }
 
     #[test]
