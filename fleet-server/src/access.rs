@@ -2,10 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use crate::names::UserName;
 
 /// What a user may do; each may do what those before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Reads alerts, devices, baselines and counters.
     Viewer,
@@ -63,11 +67,13 @@ pub const LOCAL: &str = "local";
 /// A sentence that says what is wrong with it, e.g. that it is one of the server's own.
 pub fn user_name(text: &str) -> Result<UserName, String> {
     let name = UserName::parse(text).map_err(|error| error.to_string())?;
-    if [OWNER, LOCAL].contains(&name.as_str()) {
-        Err(format!("`{name}` is a name of the server's own"))
-    } else {
-        Ok(name)
-    }
+    if is_reserved(&name) { Err(format!("`{name}` is a name of the server's own")) } else { Ok(name) }
+}
+
+/// Whether a name is one of the server's own, which no user may have.
+#[must_use]
+pub fn is_reserved(name: &UserName) -> bool {
+    [OWNER, LOCAL].contains(&name.as_str())
 }
 
 impl Principal {

@@ -78,6 +78,10 @@ counters! {
     TrainingsFailed = "trainings_failed",
     /// Trainings put off because the queue was full.
     TrainingsDeferred = "trainings_deferred",
+    /// Rollouts that came to their end.
+    RolloutsDone = "rollouts_done",
+    /// Rollouts that were taken back, by a guard or a person.
+    RolloutsRolledBack = "rollouts_rolled_back",
     /// Devices enrolled with a token.
     Enrolled = "enrolled",
     /// Enrolments refused.

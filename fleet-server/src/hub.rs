@@ -11,6 +11,7 @@ use crate::clock;
 use crate::counters::{Counter, Counters};
 use crate::names::DeviceId;
 use crate::store::{StoredAlert, StoredEvent};
+use crate::trainer::Target;
 
 /// Messages that may wait for one device; one more closes its connection, and it gets everything again.
 pub const OUTGOING_MAX: usize = 256;
@@ -35,7 +36,9 @@ pub enum Event {
     /// A device connected, went away, or spoke.
     Device(DeviceId),
     /// A training began, ended or has new windows.
-    Training(DeviceId),
+    Training(Target),
+    /// A rollout went on.
+    Rollout(u64),
 }
 
 /// What waits to be written to a device.

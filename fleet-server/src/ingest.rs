@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use models::program::ProgramId;
 use models::schema::FEATURES;
-use models::wire::{self, Alert, CHUNK_MAX, Request, TrainingWindows, Uplink, UplinkFrame};
+use models::wire::{self, Alert, CHUNK_MAX, Downlink, Request, TrainingWindows, Uplink, UplinkFrame};
 
 use crate::clock;
 use crate::hub::Event;
 use crate::names::DeviceId;
 use crate::server::{Shared, Standing};
 use crate::store::{self, FrameOutcome, Intake, Limits, Pending, Rejected, StoreError, StoredEvent};
+use crate::trainer::Target;
 
 /// Epochs remembered per connection, to know which frame is the first of its epoch.
 const EPOCHS_SEEN_MAX: usize = 8;
@@ -171,8 +173,12 @@ pub async fn stored(
                 tell_event(shared, event);
             }
             if let Some(windows) = outcome.windows {
-                shared.trainer.consider(device, &windows.program.key(), windows.total, windows.generation);
-                shared.hub.tell(Event::Training(device.clone()));
+                let target = Target::Device(device.clone());
+                shared.trainer.consider(&target, &windows.program.key(), windows.total, windows.generation);
+                shared.hub.tell(Event::Training(target));
+                if windows.is_new {
+                    offer_what_is_there(shared, device, &windows.program).await?;
+                }
             }
             Ok(Some((epoch, outcome.acked)))
         }
@@ -190,6 +196,20 @@ pub async fn stored(
             Ok(None)
         }
     }
+}
+
+/// A program that is new on a device may have a baseline already, of its group or of all.
+async fn offer_what_is_there(
+    shared: &Shared,
+    device: &DeviceId,
+    program: &ProgramId,
+) -> Result<(), StoreError> {
+    let owner = device.clone();
+    let offers = shared.store.read(move |c| store::newest_offers(c, &owner)).await?;
+    for offer in offers.into_iter().filter(|offer| offer.program == *program) {
+        shared.hub.send(device, &Downlink::Offer(offer));
+    }
+    Ok(())
 }
 
 /// Notes that two agents seem to use one identity, and tells people.

@@ -20,6 +20,7 @@ pub mod mqtt;
 pub mod names;
 mod notify;
 pub mod pki;
+pub mod rollouts;
 pub mod secret;
 pub mod server;
 mod silence;

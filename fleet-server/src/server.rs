@@ -23,9 +23,10 @@ use crate::mqtt;
 use crate::names::DeviceId;
 use crate::notify;
 use crate::pki::{Pki, PkiError};
+use crate::rollouts;
 use crate::silence;
 use crate::store::{self, Channels, Rules, Store, StoreError, Threads};
-use crate::trainer::{self, Fit, Trainer};
+use crate::trainer::{self, Fit, Target, Trainer};
 use crate::web::{self, Rates};
 
 /// How often counters are saved when nothing else is.
@@ -185,6 +186,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     tasks.spawn(web::serve(Arc::clone(&shared), web_listener, web_tls, stopped.clone()));
     tasks.spawn(silence::watch(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(notify::run(Arc::clone(&shared), stopped.clone()));
+    tasks.spawn(rollouts::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(save_counters(shared.store.clone(), stopped));
     let path = dir.join("addresses.json");
     let json = serde_json::to_vec(&shared.addresses).expect("addresses have a JSON form");
@@ -262,7 +264,7 @@ async fn train_what_waited(shared: &Arc<Shared>) -> Result<(), StoreError> {
     let needed = shared.config.learn_windows;
     for (device, key, total) in shared.store.read(move |c| store::training_candidates(c, needed)).await? {
         if let Ok(device) = DeviceId::parse(&device) {
-            shared.trainer.consider(&device, &key, total, 0);
+            shared.trainer.consider(&Target::Device(device), &key, total, 0);
         }
     }
     Ok(())

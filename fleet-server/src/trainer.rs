@@ -4,6 +4,7 @@
 //! tried again after a quarter more windows.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -18,13 +19,16 @@ use crate::counters::{Counter, Counters};
 use crate::hub::Event;
 use crate::names::DeviceId;
 use crate::server::Shared;
-use crate::store::{self, StoreError};
+use crate::store::{self, BASELINES_MAX, NewBaseline, Scope, StoreError};
 
 /// Trainings that may wait. One more is put off until that program's next windows arrive.
 const QUEUE_MAX: usize = 256;
 
 /// Programs whose state is remembered; when it is full, finished ones are forgotten.
 const STATES_MAX: usize = 10_000;
+
+/// Who asked for the first training of a program.
+const AUTOMATIC: &str = "server";
 
 /// Something that fits models; `models::train` in the server, something quick in tests.
 pub trait Fit: Send + 'static {
@@ -68,6 +72,9 @@ pub enum TrainerError {
     /// The bundle could not be offered.
     #[error("the bundle of {0} bytes is over the limit for devices")]
     TooLarge(usize),
+    /// No place for it.
+    #[error("there are {BASELINES_MAX} baselines of many devices, which is as many as may be: remove some")]
+    Full,
 }
 
 /// What the trainer is doing with a program.
@@ -86,12 +93,37 @@ pub enum State {
     },
 }
 
-type Key = (DeviceId, String);
+/// Whom a bundle is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// One device, which is offered it at once.
+    Device(DeviceId),
+    /// Many, to whom it is rolled out.
+    Many(Scope),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(device) => write!(f, "device {device}"),
+            Self::Many(Scope::Group(group)) => write!(f, "group {group}"),
+            Self::Many(Scope::Fleet) => f.write_str("the fleet"),
+        }
+    }
+}
+
+type Key = (Target, String);
+
+/// A training that waits.
+struct Asked {
+    at: Key,
+    by: String,
+}
 
 /// A way to ask for trainings.
 #[derive(Debug)]
 pub struct Trainer {
-    queue: SyncSender<Key>,
+    queue: SyncSender<Asked>,
     states: Arc<Mutex<HashMap<Key, State>>>,
     learn_windows: u64,
     counters: Arc<Counters>,
@@ -99,7 +131,7 @@ pub struct Trainer {
 
 /// What the thread needs.
 pub(crate) struct Work {
-    jobs: Receiver<Key>,
+    jobs: Receiver<Asked>,
     states: Arc<Mutex<HashMap<Key, State>>>,
 }
 
@@ -112,29 +144,29 @@ impl Trainer {
     }
 
     /// Trains the program's first bundle when it has enough windows.
-    pub fn consider(&self, device: &DeviceId, key: &str, total: u64, generation: u64) {
+    pub fn consider(&self, target: &Target, key: &str, total: u64, generation: u64) {
         if generation > 0 || total < self.learn_windows {
             return;
         }
-        if let Some(State::Failed { at_total, .. }) = self.state(device, key)
+        if let Some(State::Failed { at_total, .. }) = self.state(target, key)
             && total < at_total + (self.learn_windows / 4).max(1)
         {
             return;
         }
-        self.request(device, key);
+        self.request(target, key, AUTOMATIC);
     }
 
     /// Trains now, also when there is a bundle already; `false` when the queue is full.
-    pub fn request(&self, device: &DeviceId, key: &str) -> bool {
+    pub fn request(&self, target: &Target, key: &str, by: &str) -> bool {
         let mut states = lock(&self.states);
-        let at = (device.clone(), key.to_string());
+        let at = (target.clone(), key.to_string());
         if matches!(states.get(&at), Some(State::Queued | State::Training)) {
             return true;
         }
         if states.len() >= STATES_MAX {
             states.retain(|_, state| matches!(state, State::Queued | State::Training));
         }
-        match self.queue.try_send(at.clone()) {
+        match self.queue.try_send(Asked { at: at.clone(), by: by.to_owned() }) {
             Ok(()) => {
                 states.insert(at, State::Queued);
                 true
@@ -148,8 +180,19 @@ impl Trainer {
 
     /// What is being done with a program at the moment.
     #[must_use]
-    pub fn state(&self, device: &DeviceId, key: &str) -> Option<State> {
-        lock(&self.states).get(&(device.clone(), key.to_string())).cloned()
+    pub fn state(&self, target: &Target, key: &str) -> Option<State> {
+        lock(&self.states).get(&(target.clone(), key.to_string())).cloned()
+    }
+
+    /// What is being done for many devices, with the programs' keys.
+    #[must_use]
+    pub fn of_many(&self) -> Vec<(Scope, String, State)> {
+        let states = lock(&self.states);
+        let many = states.iter().filter_map(|((target, key), state)| match target {
+            Target::Many(scope) => Some((scope.clone(), key.clone(), state.clone())),
+            Target::Device(_) => None,
+        });
+        many.collect()
     }
 }
 
@@ -161,12 +204,12 @@ pub(crate) fn spawn(
     mut fit: Box<dyn Fit>,
 ) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("trainer".into()).spawn(move || {
-        while let Ok((device, key)) = work.jobs.recv() {
+        while let Ok(Asked { at, by }) = work.jobs.recv() {
             let Some(shared) = shared.upgrade() else { return };
-            let at = (device.clone(), key.clone());
+            let (target, key) = at.clone();
             lock(&work.states).insert(at.clone(), State::Training);
-            shared.hub.tell(Event::Training(device.clone()));
-            let result = train_one(&shared, &runtime, fit.as_mut(), &device, &key);
+            shared.hub.tell(Event::Training(target.clone()));
+            let result = train_one(&shared, &runtime, fit.as_mut(), &target, &key, &by);
             let mut states = lock(&work.states);
             match result {
                 Ok(()) => {
@@ -175,12 +218,12 @@ pub(crate) fn spawn(
                 }
                 Err((at_total, error)) => {
                     shared.counters.bump(Counter::TrainingsFailed);
-                    log::error!("training {key} of device {device}: {error}");
+                    log::error!("training {key} of {target}: {error}");
                     states.insert(at, State::Failed { at_total, reason: error.to_string() });
                 }
             }
             drop(states);
-            shared.hub.tell(Event::Training(device));
+            shared.hub.tell(Event::Training(target));
         }
     })
 }
@@ -189,12 +232,17 @@ fn train_one(
     shared: &Shared,
     runtime: &Handle,
     fit: &mut dyn Fit,
-    device: &DeviceId,
+    target: &Target,
     key: &str,
+    by: &str,
 ) -> Result<(), (u64, TrainerError)> {
-    let (owner, wanted) = (device.clone(), key.to_string());
-    let stored = runtime
-        .block_on(shared.store.read(move |c| store::windows_of(c, &owner, &wanted)))
+    let (of, wanted, max) = (target.clone(), key.to_string(), shared.config.windows_max);
+    let read = move |c: &_| match &of {
+        Target::Device(device) => Ok(store::windows_of(c, device, &wanted)?.map(|stored| (stored, 1))),
+        Target::Many(scope) => store::windows_of_many(c, scope, &wanted, max),
+    };
+    let (stored, devices) = runtime
+        .block_on(shared.store.search(read))
         .map_err(|error| (0, error.into()))?
         .ok_or((0, TrainerError::Unknown))?;
     let total = stored.total;
@@ -202,8 +250,8 @@ fn train_one(
     let generation = stored.generation + 1;
     // Same program, same generation, same windows: the same bundle.
     let mut seed = [0; 8];
-    seed.copy_from_slice(&sha256(format!("{device} {key} {generation}").as_bytes())[..8]);
-    log::info!("training {} of device {device} with {} windows", stored.program, stored.windows.len());
+    seed.copy_from_slice(&sha256(format!("{target} {key} {generation}").as_bytes())[..8]);
+    log::info!("training {} of {target} with {} windows", stored.program, stored.windows.len());
     let fitted = fit
         .fit(&stored.windows, u64::from_le_bytes(seed), now_unix_s)
         .map_err(|reason| (total, TrainerError::Fit(reason)))?;
@@ -213,11 +261,25 @@ fn train_one(
     if bytes.len() > models::bundle::BUNDLE_MAX {
         return Err((total, TrainerError::TooLarge(bytes.len())));
     }
-    let (owner, program, size) = (device.clone(), stored.program.clone(), bytes.len());
-    let put = move |c: &_| store::put_bundle(c, &owner, &program, generation, &bytes, clock::unix_ms());
-    let offer = runtime.block_on(shared.store.write(put)).map_err(|error| (total, error.into()))?;
-    log::info!("generation {generation} for {} of device {device}: {size} bytes", stored.program);
-    shared.hub.send(device, &Downlink::Offer(offer));
+    log::info!("generation {generation} for {} of {target}: {} bytes", stored.program, bytes.len());
+    let failed = |error: StoreError| (total, error.into());
+    match target {
+        Target::Device(device) => {
+            let (owner, program) = (device.clone(), stored.program.clone());
+            let put =
+                move |c: &_| store::put_bundle(c, &owner, &program, generation, &bytes, clock::unix_ms());
+            let offer = runtime.block_on(shared.store.write(put)).map_err(failed)?;
+            shared.hub.send(device, &Downlink::Offer(offer));
+        }
+        Target::Many(scope) => {
+            let windows = stored.windows.len() as u64;
+            let (scope, program, by) = (scope.clone(), stored.program, by.to_owned());
+            let new = NewBaseline { scope, program, generation, by, windows, devices, bytes };
+            let put = move |c: &_| store::put_baseline(c, &new, clock::unix_ms());
+            let made = runtime.block_on(shared.store.write(put)).map_err(failed)?;
+            made.ok_or((total, TrainerError::Full))?;
+        }
+    }
     Ok(())
 }
 

@@ -77,7 +77,7 @@ fn each_role_may_do_what_it_is_for_and_every_change_is_in_the_audit_log() {
     assert_eq!(send("GET", "me", None, &viewer).1["role"], "analyst");
     fleet.command(&["user", "remove", "vera"]).unwrap();
     assert_eq!(send("GET", "alerts", None, &viewer).0, 401);
-    assert_eq!(send("PUT", "users/owner", Some(json!({ "role": "viewer" })), &owner).0, 400);
+    assert_eq!(send("PUT", "users/owner", Some(json!({ "role": "viewer" })), &owner).0, 409);
     assert!(fleet.command(&["user", "add", "owner"]).is_err(), "a name of the server's own");
 
     // Hashes only: no token can be found in the database.

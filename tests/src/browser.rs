@@ -95,6 +95,14 @@ impl Browser {
         self.post("/execute/sync", &json!({ "script": format!("return {expression}"), "args": [] }))
     }
 
+    /// Runs JavaScript in the page.
+    ///
+    /// # Errors
+    /// When it throws.
+    pub fn run(&self, script: &str) -> Result<(), Failed> {
+        self.post("/execute/sync", &json!({ "script": script, "args": [] })).map(drop)
+    }
+
     /// Waits until an expression is true.
     ///
     /// # Errors

@@ -29,6 +29,18 @@ pub fn binary(name: &str) -> Result<PathBuf, Failed> {
     found.ok_or_else(|| Failed(format!("{name} is not built: run this through `cargo xtask`")))
 }
 
+/// A file of the checkers that `cargo xtask test` installs into the target folder.
+///
+/// # Errors
+/// When it is not there.
+pub fn checker(path: &str) -> Result<PathBuf, Failed> {
+    let me = std::env::current_exe().map_err(|error| Failed::new("finding this program", error))?;
+    let found = me.ancestors().map(|folder| folder.join("checkers").join(path)).find(|file| file.is_file());
+    found.ok_or_else(|| {
+        Failed(format!("checkers/{path} is missing: run this through `cargo xtask test`, which installs it"))
+    })
+}
+
 impl Process {
     /// Starts a program; its output goes to `log`.
     ///

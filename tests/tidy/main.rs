@@ -68,6 +68,32 @@ fn the_wire_format_is_described_as_it_is() {
 }
 
 #[test]
+fn every_operation_of_the_api_has_a_line_for_people() {
+    let page = read("docs/api.md");
+    let description = fleet_server::web::description();
+    let missing: Vec<String> = description["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, item)| {
+            item.as_object().unwrap().keys().map(move |method| (path, method.to_uppercase()))
+        })
+        // One line may name two methods, and what may stand behind the `?`.
+        .filter(|(path, method)| {
+            let names = |line: &str| {
+                let at = line.find(path.as_str()).map(|at| &line[at + path.len()..]);
+                line.starts_with("| ")
+                    && line.contains(&format!("`{method}"))
+                    && at.is_some_and(|rest| rest.starts_with(['`', '?']))
+            };
+            !page.lines().any(names)
+        })
+        .map(|(path, method)| format!("{method} {path}"))
+        .collect();
+    assert!(missing.is_empty(), "docs/api.md has no line for {missing:?}");
+}
+
+#[test]
 fn the_feature_table_is_the_one_in_the_code() {
     let mut text = String::from(
         "# Features\n\nThe vector of 427 values, each in 0 to 1: the raw value divided by its cap, at most 1. Made from \

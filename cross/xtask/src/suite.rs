@@ -69,6 +69,19 @@ const LISTENER: &[Need] = &[Need {
     why: "a program of others listens to alerts",
 }];
 
+/// For the checkers that come as Python packages.
+const PYTHON: &[Need] = &[Need {
+    file: "/usr/share/doc/python3-venv",
+    packages: &["python3-venv"],
+    why: "installs the checkers of the API and of the dashboard",
+}];
+
+/// Sends the API what its description allows, and what it does not.
+const OF_API: &str = "schemathesis==4.32.5";
+
+/// Brings axe.min.js, which finds what assistive technology could not use. The browser runs it, so nothing else is needed.
+const OF_DASHBOARD: &str = "axe-playwright-python==0.1.8";
+
 /// For the simulated attacks: without one of these its variants are skipped, and the test of the probe fails.
 pub(crate) const SIMULATOR: &[Need] = &[
     Need { file: "/usr/bin/python3", packages: &["python3"], why: "simulated attacks that a script makes" },
@@ -104,6 +117,8 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, kernels: &[Kernel]) -> Resu
     tools::install(tools::BUILD)?;
     tools::install(BROWSER)?;
     tools::install(LISTENER)?;
+    tools::install(PYTHON)?;
+    install_checkers(root)?;
     tools::install(SIMULATOR)?;
     if !Path::new("/sys/kernel/tracing/events").exists() {
         // systemd mounts it; in a container or a small machine nobody may have. The kernel tests say what they miss.
@@ -144,6 +159,28 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, kernels: &[Kernel]) -> Resu
         }
     }
     Ok(totals)
+}
+
+/// Installs the checkers into an environment of their own, `checkers` in the target folder, where tests look for them.
+fn install_checkers(root: &Path) -> Result<(), ToolError> {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
+    let dir = target.join("checkers");
+    let wanted = format!("{OF_API}\n{OF_DASHBOARD}\n");
+    let done = dir.join("installed");
+    if std::fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    println!("installing the checkers of the API and of the dashboard");
+    tools::run(std::process::Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&dir))?;
+    let pip = || {
+        let mut pip = std::process::Command::new(dir.join("bin/pip"));
+        pip.args(["install", "--quiet", "--disable-pip-version-check"]);
+        pip
+    };
+    tools::run(pip().arg(OF_API))?;
+    tools::run(pip().args(["--no-deps", OF_DASHBOARD, "--target"]).arg(dir.join("axe")))?;
+    std::fs::write(&done, wanted).map_err(|error| ToolError::Read(done, error))
 }
 
 fn checks(root: &Path, totals: &mut Totals) {

@@ -322,11 +322,15 @@ impl Reader {
         self.session.set_subscribed(true);
         let owner = self.device.clone();
         let query = move |c: &_| {
-            Ok((store::acks(c, &owner)?, store::newest_offers(c, &owner)?, store::releases(c, &owner)?))
+            let waiting = (store::take_backs(c, &owner)?, store::releases(c, &owner)?);
+            Ok((store::acks(c, &owner)?, store::newest_offers(c, &owner)?, waiting))
         };
-        let (acks, offers, releases) = self.shared.store.read(query).await?;
+        let (acks, offers, (take_backs, releases)) = self.shared.store.read(query).await?;
         for (epoch, seq) in acks {
             self.send_down(&Downlink::Ack { epoch, seq }).await?;
+        }
+        for (program, generation) in take_backs {
+            self.send_down(&Downlink::TakeBack { program, generation }).await?;
         }
         for offer in offers {
             self.send_down(&Downlink::Offer(offer)).await?;

@@ -6,6 +6,8 @@ use models::policy::Severity;
 use models::program::ProgramId;
 use models::wire::{Alert, UplinkFrame};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::devices::group_of;
 use super::evidence::{forget_evidence, note_evidence, print_of};
@@ -16,7 +18,8 @@ use crate::counters::{Counter, Counters};
 use crate::names::DeviceId;
 
 /// How far people are with an alert or an incident.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum WorkState {
     /// Nobody has looked.
     #[default]

@@ -1,10 +1,13 @@
 //! Training windows out, sealed bundles in, and what devices said about them.
 
+use std::collections::BTreeMap;
+
 use models::bundle::sha256;
 use models::program::ProgramId;
 use models::wire::{BundleReport, Offer, TrainingWindow};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::baselines::offer_row;
 use super::{StoreError, int, uint};
 use crate::names::DeviceId;
 
@@ -16,7 +19,7 @@ const BUNDLES_KEPT: i64 = 2;
 pub struct StoredWindows {
     /// Which program.
     pub program: ProgramId,
-    /// The last generation made, 0 for none.
+    /// The last generation that there was for whom it is trained, 0 for none.
     pub generation: u64,
     /// All windows ever stored.
     pub total: u64,
@@ -31,12 +34,14 @@ pub struct StoredWindows {
 pub fn windows_of(c: &Connection, device: &DeviceId, key: &str) -> Result<Option<StoredWindows>, StoreError> {
     let row = c
         .query_row(
-            "SELECT program, generation, total FROM programs WHERE device = ? AND key = ?",
+            "SELECT program, total, max(generation, reported_generation,
+                 ifnull((SELECT max(b.generation) FROM baselines b WHERE b.key = programs.key), 0))
+             FROM programs WHERE device = ? AND key = ?",
             params![device.as_str(), key],
             |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)),
         )
         .optional()?;
-    let Some((program, generation, total)) = row else { return Ok(None) };
+    let Some((program, total, generation)) = row else { return Ok(None) };
     let program = postcard::from_bytes(&program).map_err(StoreError::Damaged)?;
     let mut query = c.prepare_cached("SELECT body FROM windows WHERE device = ? AND key = ? ORDER BY id")?;
     let rows = query.query_map(params![device.as_str(), key], |row| row.get::<_, Vec<u8>>(0))?;
@@ -56,7 +61,8 @@ pub fn training_candidates(
     learn_windows: u32,
 ) -> Result<Vec<(String, String, u64)>, StoreError> {
     let mut query = c.prepare(
-        "SELECT device, key, total FROM programs WHERE generation = 0 AND total >= ? ORDER BY total LIMIT 1000",
+        "SELECT device, key, total FROM programs WHERE generation = 0 AND (reported_generation = 0 OR refused IS NOT NULL)
+             AND total >= ? ORDER BY total LIMIT 1000",
     )?;
     let rows = query
         .query_map([learn_windows], |row| Ok((row.get(0)?, row.get(1)?, uint(row.get::<_, i64>(2)?))))?;
@@ -92,7 +98,25 @@ pub fn put_bundle(
     Ok(Offer { program: program.clone(), generation, sha256: hash, size })
 }
 
-/// The newest bundle of every program of a device.
+/// Whether there is anything to train a program with: on one device, or on any of a group or of all.
+///
+/// # Errors
+/// When the database fails.
+pub fn has_windows(
+    c: &Connection,
+    device: Option<&DeviceId>,
+    group: Option<&str>,
+    key: &str,
+) -> Result<bool, StoreError> {
+    let mut query = c.prepare_cached(
+        "SELECT 1 FROM programs p JOIN devices d ON d.id = p.device WHERE p.key = ?1 AND p.total > 0
+         AND (?2 IS NULL OR p.device = ?2) AND (?3 IS NULL OR d.grp = ?3)",
+    )?;
+    Ok(query.exists(params![key, device.map(DeviceId::as_str), group])?)
+}
+
+/// The newest bundle of every program of a device, made for it or rolled out to it. One that the device has had, and went
+/// back from, is not offered again.
 ///
 /// # Errors
 /// When the database fails or holds damaged rows.
@@ -101,14 +125,23 @@ pub fn newest_offers(c: &Connection, device: &DeviceId) -> Result<Vec<Offer>, St
         "SELECT p.program, b.generation, b.sha256, b.size FROM programs p JOIN bundles b
          ON b.device = p.device AND b.key = p.key AND b.generation = p.generation WHERE p.device = ?",
     )?;
-    let rows = query.query_map([device.as_str()], |row| {
-        Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?, row.get::<_, [u8; 32]>(2)?, row.get(3)?))
-    })?;
-    let mut offers = Vec::new();
-    for row in rows {
-        let (program, generation, sha256, size) = row?;
-        let program = postcard::from_bytes(&program).map_err(StoreError::Damaged)?;
-        offers.push(Offer { program, generation: uint(generation), sha256, size });
+    let mut newest: BTreeMap<String, Offer> = BTreeMap::new();
+    let own =
+        query.query_map([device.as_str()], offer_row)?.map(|row| row?).collect::<Result<Vec<_>, _>>()?;
+    for offer in own.into_iter().chain(super::rollouts::offers(c, device)?) {
+        let key = offer.program.key();
+        if newest.get(&key).is_none_or(|other| other.generation < offer.generation) {
+            newest.insert(key, offer);
+        }
+    }
+    let mut reported =
+        c.prepare_cached("SELECT reported_generation FROM programs WHERE device = ? AND key = ?")?;
+    let mut offers = Vec::with_capacity(newest.len());
+    for (key, offer) in newest {
+        let reported: i64 = reported.query_row(params![device.as_str(), key], |row| row.get(0))?;
+        if offer.generation >= uint(reported) {
+            offers.push(offer);
+        }
     }
     Ok(offers)
 }
@@ -128,5 +161,5 @@ pub fn put_report(
         "UPDATE programs SET reported_generation = ?, refused = ? WHERE device = ? AND key = ?",
         params![int(report.generation), report.refused, device.as_str(), report.program.key()],
     )?;
-    Ok(())
+    super::rollouts::put_rollout_report(c, device, report, now_ms)
 }

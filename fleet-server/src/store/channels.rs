@@ -6,6 +6,7 @@
 use models::policy::Severity;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::alerts::{StoredAlert, severity_of};
 use super::suppressions::Matcher;
@@ -22,7 +23,7 @@ const NOTICES_MAX: i64 = 10_000;
 const TRIM_EVERY: i64 = 256;
 
 /// In which form a channel is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// The alert as the API gives it.
@@ -34,8 +35,7 @@ pub enum Format {
 }
 
 /// Where alerts are told, and which.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ChannelConfig {
     /// Where it is posted to.
     pub url: String,

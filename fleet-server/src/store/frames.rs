@@ -73,8 +73,10 @@ pub struct WindowsOutcome {
     pub program: ProgramId,
     /// All windows ever stored.
     pub total: u64,
-    /// The newest bundle, 0 for none.
+    /// The newest bundle that the device has or is to have, 0 for none.
     pub generation: u64,
+    /// The program is new on this device.
+    pub is_new: bool,
 }
 
 /// A message that is kept only to be looked at.
@@ -278,10 +280,13 @@ fn put_windows(
     counters.add(Counter::WindowsDropped, dropped as u64);
     let (total, generation): (i64, i64) = c
         .prepare_cached(
-            "UPDATE programs SET total = total + ? WHERE device = ? AND key = ? RETURNING total, generation",
+            "UPDATE programs SET total = total + ? WHERE device = ? AND key = ? RETURNING total,
+                 max(generation, CASE WHEN refused IS NULL THEN reported_generation ELSE 0 END)",
         )?
         .query_row(params![windows.len() as i64, id, key], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    Ok(Some(WindowsOutcome { program: program.clone(), total: uint(total), generation: uint(generation) }))
+    let is_new = total == windows.len() as i64;
+    let (total, generation) = (uint(total), uint(generation));
+    Ok(Some(WindowsOutcome { program: program.clone(), total, generation, is_new }))
 }
 
 /// Whether the program has a row, making one while there is room.

@@ -7,6 +7,7 @@
 
 mod alerts;
 mod audit;
+mod baselines;
 mod bundles;
 mod channels;
 mod devices;
@@ -17,6 +18,7 @@ mod frames;
 mod incidents;
 mod overview;
 mod read;
+mod rollouts;
 mod schema;
 mod suppressions;
 mod tokens;
@@ -36,7 +38,13 @@ use crate::counters::{Counter, Counters};
 
 pub use alerts::{StoredAlert, WorkState, alert};
 pub use audit::{AuditRow, Change, audit, put_audit};
-pub use bundles::{StoredWindows, newest_offers, put_bundle, put_report, training_candidates, windows_of};
+pub use baselines::{
+    BASELINES_MAX, BaselineRow, NewBaseline, Removed, Scope, baseline, baselines, offer_of, put_baseline,
+    remove_baseline, windows_of_many,
+};
+pub use bundles::{
+    StoredWindows, has_windows, newest_offers, put_bundle, put_report, training_candidates, windows_of,
+};
 pub use channels::{
     CHANNELS_MAX, Channel, ChannelConfig, Channels, Format, Notice, add_channel, channel, channels,
     delivered, due, failed, load_channels, remove_channel,
@@ -49,6 +57,10 @@ pub use frames::{FrameOutcome, Intake, Limits, Rejected, WindowsOutcome, acks, p
 pub use incidents::{IncidentRow, incident, incidents};
 pub use overview::{Overview, Suspect, overview};
 pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, training};
+pub use rollouts::{
+    NotBegun, RolloutDevice, RolloutRow, UNDER_WAY_MAX, begin_rollout, pause_rollout, put_stage, rollout,
+    rollout_devices, rollout_facts, rollouts, rollouts_under_way, set_pinned, take_backs,
+};
 pub use suppressions::{
     Matcher, PREVIEWED, RULES_MAX, Rule, Rules, add_rule, load_rules, preview, remove_rule, rules,
 };

@@ -47,6 +47,16 @@ pub struct TrainingRow {
     pub reported_generation: u64,
     /// Why the device refused it.
     pub refused: Option<String>,
+    /// It keeps what it has, whatever is rolled out.
+    pub pinned: bool,
+}
+
+impl TrainingRow {
+    /// The device uses a baseline that was not made for it alone.
+    #[must_use]
+    pub fn uses_another(&self) -> bool {
+        self.reported_generation > 0 && self.refused.is_none()
+    }
 }
 
 const DEVICE: &str = "SELECT id, enrolled_ms, seen_ms, alerts, heartbeat_ms,
@@ -102,7 +112,8 @@ fn device_row(row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
 /// When the database fails or holds damaged rows.
 pub fn training(c: &Connection, device: Option<&str>) -> Result<Vec<TrainingRow>, StoreError> {
     let mut query = c.prepare_cached(
-        "SELECT device, key, program, total, generation, trained_s, reported_generation, refused FROM programs
+        "SELECT device, key, program, total, generation, trained_s, reported_generation, refused,
+             EXISTS (SELECT 1 FROM pins WHERE pins.device = programs.device AND pins.key = programs.key) FROM programs
          WHERE ?1 IS NULL OR device = ?1 ORDER BY device, key LIMIT 10000",
     )?;
     let mut rows = query.query([device])?;
@@ -118,12 +129,13 @@ pub fn training(c: &Connection, device: Option<&str>) -> Result<Vec<TrainingRow>
             trained_s: uint(row.get(5)?),
             reported_generation: uint(row.get(6)?),
             refused: row.get(7)?,
+            pinned: row.get(8)?,
         });
     }
     Ok(found)
 }
 
-/// Bytes of a bundle that was made for this device.
+/// Bytes of a bundle that was made for this device, or for its group or all, and of a program that it runs.
 ///
 /// # Errors
 /// When the database fails.
@@ -135,8 +147,12 @@ pub fn chunk(
     len: u32,
 ) -> Result<Option<Vec<u8>>, StoreError> {
     let mut query = c.prepare_cached(
-        "SELECT substr(b.body, ?, ?) FROM bundles b JOIN devices d ON d.id = b.device
-             WHERE b.sha256 = ? AND b.device = ? AND d.revoked_ms = 0",
+        "SELECT substr(b.body, ?1, ?2) FROM bundles b JOIN devices d ON d.id = b.device
+             WHERE b.sha256 = ?3 AND b.device = ?4 AND d.revoked_ms = 0
+         UNION ALL
+         SELECT substr(b.body, ?1, ?2) FROM baselines b JOIN programs p ON p.key = b.key
+             JOIN devices d ON d.id = p.device AND (b.grp IS NULL OR b.grp = d.grp)
+             WHERE b.sha256 = ?3 AND p.device = ?4 AND d.revoked_ms = 0",
     )?;
     let found = query
         .query_row(params![i64::from(offset) + 1, len, sha256, device.as_str()], |row| row.get(0))

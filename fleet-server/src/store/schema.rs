@@ -8,7 +8,7 @@ use super::{StoreError, int, uint};
 use crate::counters::{Counter, Counters};
 
 /// The `user_version` this server writes.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 
 /// `acks` holds the highest number without a gap below it; `ahead` what was stored beyond it.
 const V1: &str = "
@@ -154,8 +154,33 @@ CREATE TABLE notices(
 CREATE INDEX notices_by_channel ON notices(channel, id);
 ";
 
+/// Baselines of many devices and their rollouts; what devices are to take back, and keep.
+const V6: &str = "
+CREATE TABLE baselines(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, grp TEXT, key TEXT NOT NULL, program BLOB NOT NULL, generation INTEGER NOT NULL,
+    sha256 BLOB NOT NULL, size INTEGER NOT NULL, created_ms INTEGER NOT NULL, by TEXT NOT NULL,
+    windows INTEGER NOT NULL, devices INTEGER NOT NULL, body BLOB NOT NULL, UNIQUE(key, generation)
+);
+CREATE INDEX baselines_by_hash ON baselines(sha256);
+CREATE TABLE rollouts(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, baseline INTEGER NOT NULL UNIQUE, plan TEXT NOT NULL, state TEXT NOT NULL,
+    paused INTEGER NOT NULL DEFAULT 0, by TEXT NOT NULL, created_ms INTEGER NOT NULL, stage_ms INTEGER NOT NULL,
+    reason TEXT NOT NULL, first_alert INTEGER NOT NULL
+);
+CREATE TABLE rollout_devices(
+    rollout INTEGER NOT NULL, device TEXT NOT NULL, canary INTEGER NOT NULL, offered_ms INTEGER NOT NULL,
+    active_ms INTEGER NOT NULL DEFAULT 0, refused TEXT, PRIMARY KEY(rollout, device)
+) WITHOUT ROWID;
+CREATE TABLE take_backs(
+    device TEXT NOT NULL, key TEXT NOT NULL, program BLOB NOT NULL, generation INTEGER NOT NULL, asked_ms INTEGER NOT NULL,
+    PRIMARY KEY(device, key, generation)
+) WITHOUT ROWID;
+CREATE TABLE pins(device TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY(device, key)) WITHOUT ROWID;
+CREATE INDEX programs_by_key ON programs(key, device);
+";
+
 /// The steps from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5];
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6];
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {

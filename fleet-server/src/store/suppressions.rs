@@ -3,6 +3,7 @@
 use models::wire::Alert;
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::alerts::{ALERT, StoredAlert, read};
 use super::{StoreError, int, uint};
@@ -15,7 +16,7 @@ pub const RULES_MAX: usize = 1000;
 pub const PREVIEWED: u32 = 1000;
 
 /// Which alerts a rule hides, or a channel is told of: those of which everything that is given is true.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Matcher {
     /// The device's group.
@@ -38,6 +39,7 @@ pub struct Matcher {
     pub reason: Option<String>,
     /// Scores above it are shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 100)]
     pub max_score: Option<f32>,
 }
 

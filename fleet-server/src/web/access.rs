@@ -179,6 +179,11 @@ impl Actor {
         Audit { row, counters: Arc::clone(&shared.counters), max: shared.config.audit_max }
     }
 
+    /// From where.
+    pub(super) fn from(&self) -> &str {
+        &self.from
+    }
+
     /// The same for someone without a token, e.g. a device that enrols.
     pub(super) fn named(&self, who: impl Into<String>) -> Self {
         Self { who: who.into(), from: self.from.clone() }

@@ -1,12 +1,15 @@
 //! Stored rows of administration as the API's JSON: tokens, users, the audit log, notification channels.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use crate::access::Role;
 use crate::names::DeviceId;
 use crate::store::{ApiTokenRow, AuditRow, Channel, TokenRow, UserRow};
 
 /// An enrolment token, without its secret.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Token)]
 pub(super) struct TokenView<'a> {
     id: &'a str,
     group: &'a str,
@@ -31,16 +34,19 @@ impl<'a> From<&'a TokenRow> for TokenView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = User)]
 pub(super) struct UserView<'a> {
     name: &'a str,
     /// `viewer`, `analyst` or `admin`.
+    #[schema(value_type = Role)]
     role: &'static str,
     created_unix_ms: u64,
     tokens: Vec<ApiTokenView<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiToken)]
 struct ApiTokenView<'a> {
     id: &'a str,
     label: &'a str,
@@ -67,7 +73,8 @@ impl<'a> From<&'a UserRow> for UserView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Audit)]
 pub(super) struct AuditView<'a> {
     id: u64,
     unix_ms: u64,
@@ -93,7 +100,8 @@ impl<'a> From<&'a AuditRow> for AuditView<'a> {
 }
 
 /// A notification channel, without its secret.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Channel)]
 pub(super) struct ChannelView<'a> {
     id: u64,
     name: &'a str,

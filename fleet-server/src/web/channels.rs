@@ -3,53 +3,64 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use models::policy::Severity;
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
+use super::Answer;
 use super::access::Actor;
 use super::admin_views::ChannelView;
-use super::alerts::id_of;
-use super::error::ApiError;
-use super::{Answer, body_of};
+use super::answers::{ChannelList, DeliveredView, MadeChannelView};
+use super::error::{ApiError, Problem};
+use super::extract::{Body, Id, object};
+use super::suppressions::check_score;
+use super::words::SeverityWord;
 use crate::names::UserName;
 use crate::notify;
 use crate::secret;
 use crate::server::Shared;
-use crate::store::{self, Channel, ChannelConfig, Format, Matcher};
+use crate::store::{self, ChannelConfig, Format, Matcher};
 
 /// The longest address, in bytes.
 const URL_MAX: usize = 2048;
 
+/// Notification channels.
+#[utoipa::path(get, path = "/channels", tag = "channels", responses((status = 200, description = "Done.", body = ChannelList)))]
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Answer {
     let channels = shared.store.read(store::channels).await?;
     let views: Vec<_> = channels.iter().map(ChannelView::from).collect();
-    Ok(Json(json!({ "channels": views })))
+    Ok(Json(json!(ChannelList { channels: views })))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ChannelRequest {
-    name: String,
+    name: UserName,
+    #[schema(pattern = "^https?://[^/]", max_length = 2048)]
     url: String,
     format: Option<Format>,
     ca_pem: Option<String>,
-    severity: Option<String>,
+    /// At least so severe; HIGH by default.
+    severity: Option<SeverityWord>,
+    #[serde(default, deserialize_with = "object")]
     matcher: Option<Matcher>,
+    /// From 1 to 1000; 20 by default.
+    #[schema(minimum = 1, maximum = 1000)]
     per_minute: Option<u32>,
 }
 
 /// Makes a channel; the secret that signs its posts is in this answer and nowhere else.
+#[utoipa::path(post, path = "/channels", tag = "channels", request_body = ChannelRequest, responses((status = 201, description = "Made.", body = MadeChannelView), (status = 409, description = "Not as things are.", body = Problem)))]
 pub(super) async fn create(
     State(shared): State<Arc<Shared>>,
     actor: Actor,
-    body: Result<Json<ChannelRequest>, JsonRejection>,
+    Body(body): Body<ChannelRequest>,
 ) -> Result<Response, ApiError> {
-    let (name, config) = checked(body_of(body)?)?;
+    let (name, config) = checked(body)?;
     let secret = secret::random();
     let audit = actor.audit(&shared, "channel.create", name.as_str(), config.url.as_str());
     let (by, kept) = (actor.who, secret.clone());
@@ -59,15 +70,16 @@ pub(super) async fn create(
         ApiError::new(StatusCode::CONFLICT, "exists", public, "choose another name, or remove one")
     })?;
     shared.reload_standing().await?;
-    Ok((StatusCode::CREATED, Json(json!({ "id": id, "secret": secret }))).into_response())
+    Ok((StatusCode::CREATED, Json(MadeChannelView { id, secret })).into_response())
 }
 
+/// Ends a channel, with what waits.
+#[utoipa::path(delete, path = "/channels/{id}", tag = "channels", params(("id" = u64, Path)), responses((status = 204, description = "Done.")))]
 pub(super) async fn remove(
     State(shared): State<Arc<Shared>>,
     actor: Actor,
-    Path(id): Path<String>,
+    Id(id): Id,
 ) -> Result<StatusCode, ApiError> {
-    let id = id_of(&id)?;
     let audit = actor.audit(&shared, "channel.delete", id.to_string(), "");
     let there = audit.write(&shared, move |c| store::remove_channel(c, id));
     if !there.await? {
@@ -78,47 +90,36 @@ pub(super) async fn remove(
 }
 
 /// Posts a test now and says what became of it.
-pub(super) async fn test(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
-    let channel = channel_of(&shared, &id).await?;
-    match notify::test(&shared, &channel).await {
-        Ok(()) => Ok(Json(json!({ "delivered": true }))),
-        Err(why) => {
-            let hint = "check the channel's address and certificates";
-            Err(ApiError::new(StatusCode::BAD_GATEWAY, "not_delivered", why, hint))
-        }
-    }
-}
-
-async fn channel_of(shared: &Shared, id: &str) -> Result<Channel, ApiError> {
-    let id = id_of(id)?;
+#[utoipa::path(post, path = "/channels/{id}/test", tag = "channels", params(("id" = u64, Path)), responses((status = 200, description = "Done.", body = DeliveredView)))]
+pub(super) async fn test(State(shared): State<Arc<Shared>>, Id(id): Id) -> Answer {
     let channel = shared.store.read(move |c| store::channel(c, id)).await?;
-    channel.ok_or_else(|| ApiError::not_found("channel"))
+    let channel = channel.ok_or_else(|| ApiError::not_found("channel"))?;
+    let error = notify::test(&shared, &channel).await.err();
+    Ok(Json(json!(DeliveredView { delivered: error.is_none(), error })))
 }
 
 fn checked(request: ChannelRequest) -> Result<(UserName, ChannelConfig), ApiError> {
-    let name = UserName::parse(&request.name)
-        .map_err(|_| ApiError::bad_request("a channel's name is 1 to 64 characters of a-z, 0-9 and -"))?;
     let host = ["https://", "http://"].iter().find_map(|scheme| request.url.strip_prefix(scheme));
     if !host.is_some_and(|host| !host.is_empty() && !host.starts_with('/')) || request.url.len() > URL_MAX {
         return Err(ApiError::bad_request("url must begin with https:// or http:// and a host"));
     }
     if request.ca_pem.as_deref().is_some_and(|pem| !notify::check_ca(pem)) {
-        return Err(ApiError::bad_request("ca_pem holds no certificate"));
+        return Err(ApiError::unprocessable("ca_pem holds no certificate"));
     }
-    let severity = request.severity.unwrap_or_else(|| "HIGH".into());
-    let severity = Severity::from_word(&severity)
-        .ok_or_else(|| ApiError::bad_request("a severity is MEDIUM, HIGH or CRITICAL"))?;
+    let severity: Severity = request.severity.unwrap_or(SeverityWord::High).into();
     let per_minute = request.per_minute.unwrap_or(20);
     if !(1..=1000).contains(&per_minute) {
         return Err(ApiError::bad_request("per_minute is from 1 to 1000"));
     }
+    let matcher = request.matcher.unwrap_or_default();
+    check_score(&matcher)?;
     let config = ChannelConfig {
         url: request.url,
         format: request.format.unwrap_or(Format::Json),
         ca_pem: request.ca_pem,
         severity: severity.as_str().into(),
-        matcher: request.matcher.unwrap_or_default(),
+        matcher,
         per_minute,
     };
-    Ok((name, config))
+    Ok((request.name, config))
 }

@@ -3,37 +3,41 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use models::wire::Downlink;
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
 
 use super::access::Actor;
+use super::answers::{DeviceList, EventList, QueuedView};
 use super::error::ApiError;
+use super::extract::{Asked, Body, OfDevice};
 use super::views::{DeviceView, EventView};
-use super::{Answer, body_of, device_of, limit_of, query_of};
+use super::{Answer, limit_of};
 use crate::clock;
 use crate::hub::Event;
-use crate::names::GroupId;
+use crate::names::{DeviceId, GroupId};
 use crate::server::Shared;
 use crate::store;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct DevicesQuery {
+    /// Those whose names come behind this.
     after: Option<String>,
+    /// At most so many: 100 by default, 1000 at most.
     limit: Option<u32>,
     group: Option<String>,
 }
 
-pub(super) async fn list(
-    State(shared): State<Arc<Shared>>,
-    query: Result<Query<DevicesQuery>, QueryRejection>,
-) -> Answer {
-    let DevicesQuery { after, limit, group } = query_of(query)?;
+/// Devices by name.
+#[utoipa::path(get, path = "/devices", tag = "devices", params(DevicesQuery), responses((status = 200, description = "Done.", body = DeviceList)))]
+pub(super) async fn list(State(shared): State<Arc<Shared>>, Asked(query): Asked<DevicesQuery>) -> Answer {
+    let DevicesQuery { after, limit, group } = query;
     let limit = limit_of(limit);
     let rows = shared
         .store
@@ -43,51 +47,54 @@ pub(super) async fn list(
     let views: Vec<_> =
         rows.iter().map(|row| DeviceView::new(row, shared.hub.is_online(&row.id), now)).collect();
     let next = (rows.len() == limit as usize).then(|| rows.last().map(|row| row.id.as_str())).flatten();
-    Ok(Json(json!({ "devices": views, "next_after": next })))
+    Ok(Json(json!(DeviceList { devices: views, next_after: next })))
 }
 
-pub(super) async fn one(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
-    let row = shared.store.read(move |c| store::device(c, &id)).await?;
+/// One device, with its last heartbeat.
+#[utoipa::path(get, path = "/devices/{id}", tag = "devices", params(("id" = DeviceId, Path)), responses((status = 200, description = "Done.", body = DeviceView)))]
+pub(super) async fn one(State(shared): State<Arc<Shared>>, OfDevice(device): OfDevice) -> Answer {
+    let row = shared.store.read(move |c| store::device(c, device.as_str())).await?;
     let row = row.ok_or_else(|| ApiError::not_found("device"))?;
     Ok(Json(json!(DeviceView::new(&row, shared.hub.is_online(&row.id), clock::unix_ms()))))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
+    /// The first behind this id; the newest without it.
     after: Option<u64>,
+    /// At most so many: 100 by default, 1000 at most.
     limit: Option<u32>,
     device: Option<String>,
 }
 
-pub(super) async fn events(
-    State(shared): State<Arc<Shared>>,
-    query: Result<Query<EventsQuery>, QueryRejection>,
-) -> Answer {
-    let EventsQuery { after, limit, device } = query_of(query)?;
+/// What happened to agents, in ascending order of ids.
+#[utoipa::path(get, path = "/events", tag = "devices", params(EventsQuery), responses((status = 200, description = "Done.", body = EventList)))]
+pub(super) async fn events(State(shared): State<Arc<Shared>>, Asked(query): Asked<EventsQuery>) -> Answer {
+    let EventsQuery { after, limit, device } = query;
     let limit = limit_of(limit);
     let events = shared.store.read(move |c| store::events(c, after, limit, device.as_deref())).await?;
     let next = events.last().map(|event| event.id).or(after).unwrap_or(0);
     let views: Vec<_> = events.iter().map(EventView::from).collect();
-    Ok(Json(json!({ "events": views, "next_after": next })))
+    Ok(Json(json!(EventList { events: views, next_after: next })))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Changes {
-    group: String,
+    group: GroupId,
 }
 
 /// Puts a device into another group.
+#[utoipa::path(patch, path = "/devices/{id}", tag = "devices", request_body = Changes, params(("id" = DeviceId, Path)), responses((status = 204, description = "Done.")))]
 pub(super) async fn change(
     State(shared): State<Arc<Shared>>,
     actor: Actor,
-    Path(id): Path<String>,
-    body: Result<Json<Changes>, JsonRejection>,
+    OfDevice(device): OfDevice,
+    Body(body): Body<Changes>,
 ) -> Result<StatusCode, ApiError> {
-    let device = device_of(&id)?;
-    let group =
-        GroupId::parse(&body_of(body)?.group).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let group = body.group;
     let audit = actor.audit(&shared, "device.group", device.as_str(), group.as_str());
     let owner = device.clone();
     let there = audit.write(&shared, move |c| store::set_group(c, &owner, &group));
@@ -99,12 +106,12 @@ pub(super) async fn change(
 }
 
 /// From now on nothing of the device is taken; its connection is closed.
+#[utoipa::path(post, path = "/devices/{id}/revoke", tag = "devices", params(("id" = DeviceId, Path)), responses((status = 204, description = "Done.")))]
 pub(super) async fn revoke(
     State(shared): State<Arc<Shared>>,
     actor: Actor,
-    Path(id): Path<String>,
+    OfDevice(device): OfDevice,
 ) -> Result<StatusCode, ApiError> {
-    let device = device_of(&id)?;
     let audit = actor.audit(&shared, "device.revoke", device.as_str(), "");
     let owner = device.clone();
     let there = audit.write(&shared, move |c| store::revoke(c, &owner, clock::unix_ms()));
@@ -116,20 +123,21 @@ pub(super) async fn revoke(
     Ok(StatusCode::NO_CONTENT)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReleaseRequest {
     containment: u32,
 }
 
+/// Asks the device to undo a containment.
+#[utoipa::path(post, path = "/devices/{id}/release", tag = "devices", request_body = ReleaseRequest, params(("id" = DeviceId, Path)), responses((status = 202, description = "Asked for.", body = QueuedView)))]
 pub(super) async fn release(
     State(shared): State<Arc<Shared>>,
     actor: Actor,
-    Path(id): Path<String>,
-    body: Result<Json<ReleaseRequest>, JsonRejection>,
+    OfDevice(device): OfDevice,
+    Body(body): Body<ReleaseRequest>,
 ) -> Result<Response, ApiError> {
-    let ReleaseRequest { containment } = body_of(body)?;
-    let device = device_of(&id)?;
+    let ReleaseRequest { containment } = body;
     let wanted = device.clone();
     if shared.store.read(move |c| store::device(c, wanted.as_str())).await?.is_none() {
         return Err(ApiError::not_found("device"));
@@ -143,5 +151,5 @@ pub(super) async fn release(
     // Whoever is away gets it when it connects.
     shared.hub.send(&device, &Downlink::Release { containment });
     log::warn!("device {device} is asked by {} to release containment {containment}", actor.who);
-    Ok((StatusCode::ACCEPTED, Json(json!({ "state": "asked" }))).into_response())
+    Ok((StatusCode::ACCEPTED, Json(QueuedView { state: "asked" })).into_response())
 }

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::pki::PkiError;
 use crate::store::StoreError;
@@ -25,8 +26,8 @@ pub struct ApiError {
 }
 
 /// A problem of RFC 9457; `code` and `hint` are ours.
-#[derive(Serialize)]
-struct Body<'a> {
+#[derive(Serialize, ToSchema)]
+pub(super) struct Problem<'a> {
     r#type: String,
     title: &'a str,
     status: u16,
@@ -60,6 +61,13 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", public, hint)
     }
 
+    /// A request that can be understood, and asks for what cannot be.
+    #[must_use]
+    pub fn unprocessable(public: impl Into<String>) -> Self {
+        let hint = "see the API's documentation";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unprocessable", public, hint)
+    }
+
     /// A request that cannot be understood.
     #[must_use]
     pub fn bad_request(public: impl Into<String>) -> Self {
@@ -86,7 +94,7 @@ impl From<PkiError> for ApiError {
     fn from(error: PkiError) -> Self {
         let (status, code, public) = match error {
             PkiError::Request(_) => {
-                (StatusCode::BAD_REQUEST, "bad_csr", "the signing request cannot be used")
+                (StatusCode::UNPROCESSABLE_ENTITY, "bad_csr", "the signing request cannot be used")
             }
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "pki", "the certificate could not be made"),
         };
@@ -100,7 +108,7 @@ impl IntoResponse for ApiError {
         if self.status.is_server_error() {
             log::error!("a request failed: {self}");
         }
-        let body = Json(Body {
+        let body = Json(Problem {
             r#type: format!("urn:behaveguard:problem:{}", self.code),
             title: self.status.canonical_reason().unwrap_or("refused"),
             status: self.status.as_u16(),

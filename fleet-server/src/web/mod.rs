@@ -3,29 +3,34 @@
 mod access;
 mod admin_views;
 mod alerts;
+mod answers;
 mod baselines;
 mod channels;
 mod devices;
 mod enrolment;
 mod error;
+mod extract;
 mod incidents;
+mod openapi;
 mod pages;
 mod rates;
+mod rollout_views;
+mod rollouts;
 mod stream;
 mod suppressions;
 mod system;
 mod users;
 mod views;
+mod words;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Query, Request};
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{delete, get, patch, post, put};
+use axum::routing::get;
 use axum::{Extension, Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -34,12 +39,16 @@ use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::access::Role;
 use crate::counters::Counter;
 use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store::{StoredAlert, StoredEvent};
+
+use openapi::Needs;
 
 pub use error::ApiError;
 pub use rates::Rates;
@@ -60,58 +69,19 @@ type Answer = Result<Json<Value>, ApiError>;
 /// The whole web interface.
 pub fn router(shared: Arc<Shared>) -> Router {
     let least = |role| middleware::from_fn_with_state((Arc::clone(&shared), role), access::require);
-    let viewer = Router::new()
-        .route("/alerts", get(alerts::list))
-        .route("/alerts/facets", get(alerts::facets))
-        .route("/alerts/{id}", get(alerts::one))
-        .route("/incidents", get(incidents::list))
-        .route("/incidents/{id}", get(incidents::one))
-        .route("/suppressions", get(suppressions::list))
-        .route("/suppressions/preview", post(suppressions::preview))
-        .route("/events", get(devices::events))
-        .route("/devices", get(devices::list))
-        .route("/devices/{id}", get(devices::one))
-        .route("/training", get(baselines::list))
-        .route("/counters", get(system::counters))
-        .route("/metrics", get(system::metrics))
-        .route("/me", get(users::me))
-        .route("/overview", get(system::overview))
-        .route("/stream", get(stream::stream))
-        .route_layer(least(Role::Viewer));
-    let analyst = Router::new()
-        .route("/alerts", patch(alerts::work_on_many))
-        .route("/alerts/{id}", patch(alerts::work_on_one))
-        .route("/incidents/{id}", patch(incidents::work))
-        .route("/suppressions", post(suppressions::create))
-        .route("/suppressions/{id}", delete(suppressions::remove))
-        .route("/devices/{id}/release", post(devices::release))
-        .route("/training", post(baselines::train))
-        .route_layer(least(Role::Analyst));
-    let admin = Router::new()
-        .route("/devices/{id}", patch(devices::change))
-        .route("/devices/{id}/revoke", post(devices::revoke))
-        .route("/tokens", get(enrolment::list).post(enrolment::create))
-        .route("/tokens/{id}", delete(enrolment::remove))
-        .route("/users", get(users::list))
-        .route("/users/{name}", put(users::put).delete(users::remove))
-        .route("/users/{name}/tokens", post(users::create_token))
-        .route("/users/{name}/tokens/{id}", delete(users::remove_token))
-        .route("/channels", get(channels::list).post(channels::create))
-        .route("/channels/{id}", delete(channels::remove))
-        .route("/channels/{id}/test", post(channels::test))
-        .route("/audit", get(system::audit))
-        .route_layer(least(Role::Admin));
-    let guarded = viewer
-        .merge(analyst)
-        .merge(admin)
+    let Parts { viewer, analyst, admin, by_key, open } = Parts::new();
+    let guarded = Router::from(viewer)
+        .route_layer(least(Role::Viewer))
+        .merge(Router::from(analyst).route_layer(least(Role::Analyst)))
+        .merge(Router::from(admin).route_layer(least(Role::Admin)))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), access::authenticate));
-    let by_key = Router::new()
-        .route("/enroll", post(enrolment::enroll))
-        .route("/renew", post(enrolment::renew))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), access::limit_failures));
-    let open = Router::new().route("/health", get(system::health)).route("/ca.pem", get(system::ca));
+    let limited = middleware::from_fn_with_state(Arc::clone(&shared), access::limit_failures);
+    let api = guarded
+        .merge(Router::from(by_key).route_layer(limited))
+        .merge(Router::from(open))
+        .route("/openapi.json", get(described));
     Router::new()
-        .nest("/api/v1", guarded.merge(by_key).merge(open))
+        .nest("/api/v1", api)
         .merge(pages::router())
         .fallback(|| async { ApiError::not_found("page") })
         .method_not_allowed_fallback(|| async {
@@ -121,6 +91,87 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(middleware::from_fn(add_headers))
         .with_state(shared)
+}
+
+/// The API's operations, by who may use them.
+struct Parts {
+    viewer: OpenApiRouter<Arc<Shared>>,
+    analyst: OpenApiRouter<Arc<Shared>>,
+    admin: OpenApiRouter<Arc<Shared>>,
+    by_key: OpenApiRouter<Arc<Shared>>,
+    open: OpenApiRouter<Arc<Shared>>,
+}
+
+impl Parts {
+    fn new() -> Self {
+        let viewer = OpenApiRouter::default()
+            .routes(routes!(alerts::list))
+            .routes(routes!(alerts::facets))
+            .routes(routes!(alerts::one))
+            .routes(routes!(incidents::list))
+            .routes(routes!(incidents::one))
+            .routes(routes!(suppressions::list))
+            .routes(routes!(suppressions::preview))
+            .routes(routes!(devices::events))
+            .routes(routes!(devices::list))
+            .routes(routes!(devices::one))
+            .routes(routes!(baselines::training))
+            .routes(routes!(baselines::list))
+            .routes(routes!(rollouts::list))
+            .routes(routes!(rollouts::one))
+            .routes(routes!(system::counters))
+            .routes(routes!(system::metrics))
+            .routes(routes!(users::me))
+            .routes(routes!(system::overview))
+            .routes(routes!(stream::stream));
+        let analyst = OpenApiRouter::default()
+            .routes(routes!(alerts::work_on_many))
+            .routes(routes!(alerts::work_on_one))
+            .routes(routes!(incidents::work))
+            .routes(routes!(suppressions::create))
+            .routes(routes!(suppressions::remove))
+            .routes(routes!(devices::release))
+            .routes(routes!(baselines::train));
+        let admin = OpenApiRouter::default()
+            .routes(routes!(devices::change))
+            .routes(routes!(devices::revoke))
+            .routes(routes!(enrolment::list, enrolment::create))
+            .routes(routes!(enrolment::remove))
+            .routes(routes!(users::list))
+            .routes(routes!(users::put, users::remove))
+            .routes(routes!(users::create_token))
+            .routes(routes!(users::remove_token))
+            .routes(routes!(baselines::remove))
+            .routes(routes!(rollouts::create))
+            .routes(routes!(rollouts::work))
+            .routes(routes!(rollouts::pin, rollouts::unpin))
+            .routes(routes!(channels::list, channels::create))
+            .routes(routes!(channels::remove))
+            .routes(routes!(channels::test))
+            .routes(routes!(system::audit));
+        let by_key =
+            OpenApiRouter::default().routes(routes!(enrolment::enroll)).routes(routes!(enrolment::renew));
+        let open = OpenApiRouter::default().routes(routes!(system::health)).routes(routes!(system::ca));
+        Self { viewer, analyst, admin, by_key, open }
+    }
+}
+
+/// The API's description, OpenAPI 3.1.
+#[must_use]
+pub fn description() -> Value {
+    let Parts { viewer, analyst, admin, by_key, open } = Parts::new();
+    openapi::describe(vec![
+        (viewer.into_openapi(), Needs::Role(Role::Viewer)),
+        (analyst.into_openapi(), Needs::Role(Role::Analyst)),
+        (admin.into_openapi(), Needs::Role(Role::Admin)),
+        (by_key.into_openapi(), Needs::Key),
+        (open.into_openapi(), Needs::Nothing),
+    ])
+}
+
+async fn described() -> Json<Value> {
+    static DESCRIPTION: LazyLock<Value> = LazyLock::new(description);
+    Json(DESCRIPTION.clone())
 }
 
 /// An alert as the API gives it in lists, for those who listen elsewhere.
@@ -140,16 +191,6 @@ fn json(view: &impl serde::Serialize) -> Vec<u8> {
 /// Rows of one answer: 100 unless asked for otherwise, 1000 at most.
 fn limit_of(asked: Option<u32>) -> u32 {
     asked.unwrap_or(100).clamp(1, 1000)
-}
-
-/// What stands behind the `?`, or what is wrong with it.
-fn query_of<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
-    query.map(|Query(query)| query).map_err(|error| ApiError::bad_request(error.body_text()))
-}
-
-/// A request's JSON, or what is wrong with it.
-fn body_of<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, ApiError> {
-    body.map(|Json(body)| body).map_err(|error| ApiError::bad_request(error.body_text()))
 }
 
 /// A device's name in a request.

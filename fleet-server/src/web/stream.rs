@@ -5,7 +5,9 @@
 //! | `alert` | as in `GET /api/v1/alerts/{id}`, when it is stored and when people worked on it |
 //! | `event` | as one of `GET /api/v1/events` |
 //! | `device` | as one of `GET /api/v1/devices` |
-//! | `training` | `{"device": "..."}`: ask `GET /api/v1/training` again |
+//! | `training` | `{"device": "..."}`: ask `GET /api/v1/training` again; `{"group": "..."}`, null for the whole fleet: ask
+//! `GET /api/v1/baselines` again |
+//! | `rollout` | `{"id": n}`: ask `GET /api/v1/rollouts/{id}` again |
 //! | `lagged` | `{"lost": n}`: the reader was too slow; ask the lists again |
 
 use std::convert::Infallible;
@@ -25,7 +27,10 @@ use crate::hub::Event;
 use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store;
+use crate::trainer::Target;
 
+/// Alerts, events, devices and trainings as server-sent events, from now on.
+#[utoipa::path(get, path = "/stream", tag = "system", responses((status = 200, description = "Done.", body = String, content_type = "text/event-stream")))]
 pub(super) async fn stream(
     State(shared): State<Arc<Shared>>,
 ) -> axum::response::Sse<impl Stream<Item = Result<Sse, Infallible>>> {
@@ -42,7 +47,13 @@ pub(super) async fn stream(
                     sse("alert", json!(AlertView::from(alert.as_ref())))
                 }
                 Ok(Event::Agent(event)) => sse("event", json!(EventView::from(event.as_ref()))),
-                Ok(Event::Training(device)) => sse("training", json!({ "device": device.as_str() })),
+                Ok(Event::Training(Target::Device(device))) => {
+                    sse("training", json!({ "device": device.as_str() }))
+                }
+                Ok(Event::Training(Target::Many(scope))) => {
+                    sse("training", json!({ "group": scope.group() }))
+                }
+                Ok(Event::Rollout(id)) => sse("rollout", json!({ "id": id })),
                 Ok(Event::Device(device)) => match of_device(&shared, device).await {
                     Some(event) => event,
                     None => continue,

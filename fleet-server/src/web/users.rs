@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use models::program::hex;
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::ToSchema;
 
+use super::Answer;
 use super::access::Actor;
 use super::admin_views::UserView;
-use super::error::ApiError;
-use super::{Answer, body_of};
+use super::answers::{MadeTokenView, MeView, UserList};
+use super::error::{ApiError, Problem};
+use super::extract::{Body, Words};
 use crate::access::{self, Principal, Role};
 use crate::clock;
 use crate::names::UserName;
@@ -26,31 +28,35 @@ use crate::store::{self, Changed};
 const LABEL_MAX: usize = 100;
 
 /// Who asks.
+#[utoipa::path(get, path = "/me", tag = "users", responses((status = 200, description = "Done.", body = MeView)))]
 pub(super) async fn me(axum::Extension(principal): axum::Extension<Principal>) -> Answer {
-    Ok(Json(json!({ "name": principal.name, "role": principal.role.as_str() })))
+    Ok(Json(json!(MeView { name: &principal.name, role: principal.role })))
 }
 
+/// Users and their tokens.
+#[utoipa::path(get, path = "/users", tag = "users", responses((status = 200, description = "Done.", body = UserList)))]
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Answer {
     let users = shared.store.read(store::users).await?;
     let views: Vec<_> = users.iter().map(UserView::from).collect();
-    Ok(Json(json!({ "users": views })))
+    Ok(Json(json!(UserList { users: views })))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct UserRequest {
-    role: String,
+    role: Role,
 }
 
 /// Makes a user, or gives one another role.
+#[utoipa::path(put, path = "/users/{name}", tag = "users", request_body = UserRequest, params(("name" = UserName, Path)), responses((status = 201, description = "A new user."), (status = 204, description = "Another role."), (status = 409, description = "Not as things are.", body = Problem)))]
 pub(super) async fn put(
     State(shared): State<Arc<Shared>>,
     actor: Actor,
-    Path(name): Path<String>,
-    body: Result<Json<UserRequest>, JsonRejection>,
+    Words(name): Words<String>,
+    Body(body): Body<UserRequest>,
 ) -> Result<StatusCode, ApiError> {
     let user = name_of(&name)?;
-    let role = role_of(&body_of(body)?.role)?;
+    let role = body.role;
     let audit = actor.audit(&shared, "user.set", user.as_str(), role.as_str());
     let done = audit.write(&shared, move |c| match store::set_role(c, &user, role)? {
         Changed::Missing => store::add_user(c, &user, role, clock::unix_ms()),
@@ -59,32 +65,37 @@ pub(super) async fn put(
     answer(done.await?, "user")
 }
 
+/// Removes a user with all tokens.
+#[utoipa::path(delete, path = "/users/{name}", tag = "users", params(("name" = UserName, Path)), responses((status = 204, description = "Done."), (status = 409, description = "Not as things are.", body = Problem)))]
 pub(super) async fn remove(
     State(shared): State<Arc<Shared>>,
     actor: Actor,
-    Path(name): Path<String>,
+    Words(name): Words<String>,
 ) -> Result<StatusCode, ApiError> {
     let user = name_of(&name)?;
     let audit = actor.audit(&shared, "user.delete", user.as_str(), "");
     answer(audit.write(&shared, move |c| store::remove_user(c, &user)).await?, "user")
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ApiTokenRequest {
+    /// At most 100 printable characters.
+    #[schema(max_length = 100, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     label: String,
+    /// Seconds from now; for ever when it is missing.
     ttl_s: Option<u64>,
 }
 
 /// Makes a token; its text is in this answer and nowhere else.
+#[utoipa::path(post, path = "/users/{name}/tokens", tag = "users", request_body = ApiTokenRequest, params(("name" = UserName, Path)), responses((status = 201, description = "Made.", body = MadeTokenView), (status = 409, description = "Not as things are.", body = Problem)))]
 pub(super) async fn create_token(
     State(shared): State<Arc<Shared>>,
     actor: Actor,
-    Path(name): Path<String>,
-    body: Result<Json<ApiTokenRequest>, JsonRejection>,
+    Words(name): Words<String>,
+    Body(body): Body<ApiTokenRequest>,
 ) -> Result<Response, ApiError> {
     let user = name_of(&name)?;
-    let body = body_of(body)?;
     if body.label.chars().count() > LABEL_MAX || body.label.chars().any(char::is_control) {
         return Err(ApiError::bad_request(format!("a label is at most {LABEL_MAX} printable characters")));
     }
@@ -96,14 +107,16 @@ pub(super) async fn create_token(
     let done =
         audit.write(&shared, move |c| store::add_api_token(c, &user, hash, &body.label, expires_s, now_ms));
     answer(done.await?, "user")?;
-    let made = json!({ "id": hex(&hash[..8]), "token": token, "expires_unix_s": expires_s });
+    let made = MadeTokenView { id: hex(&hash[..8]), token, expires_unix_s: expires_s };
     Ok((StatusCode::CREATED, Json(made)).into_response())
 }
 
+/// Ends a token.
+#[utoipa::path(delete, path = "/users/{name}/tokens/{id}", tag = "users", params(("name" = UserName, Path), ("id" = String, Path)), responses((status = 204, description = "Done."), (status = 409, description = "Not as things are.", body = Problem)))]
 pub(super) async fn remove_token(
     State(shared): State<Arc<Shared>>,
     actor: Actor,
-    Path((name, id)): Path<(String, String)>,
+    Words((name, id)): Words<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
     let user = name_of(&name)?;
     let audit = actor.audit(&shared, "user.token.delete", user.as_str(), id.as_str());
@@ -127,9 +140,10 @@ fn answer(done: Changed, what: &str) -> Result<StatusCode, ApiError> {
 }
 
 fn name_of(text: &str) -> Result<UserName, ApiError> {
-    access::user_name(text).map_err(ApiError::bad_request)
-}
-
-fn role_of(text: &str) -> Result<Role, ApiError> {
-    Role::parse(text).ok_or_else(|| ApiError::bad_request("a role is viewer, analyst or admin"))
+    let name = UserName::parse(text).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    if access::is_reserved(&name) {
+        let public = format!("`{name}` is a name of the server's own");
+        return Err(ApiError::new(StatusCode::CONFLICT, "reserved", public, "choose another name"));
+    }
+    Ok(name)
 }

@@ -4,19 +4,22 @@ use models::program::ProgramId;
 use models::wire::Heartbeat;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
+use super::words::SeverityWord;
 use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store::{
-    Comment, DeviceRow, Facet, Facets, IncidentRow, Overview, Rarity, Rule, StoredAlert, StoredEvent,
-    Suspect, TrainingRow,
+    Comment, DeviceRow, Facet, Facets, IncidentRow, Overview, Rarity, Rule, Scope, StoredAlert, StoredEvent,
+    Suspect, TrainingRow, WorkState,
 };
-use crate::trainer::State;
+use crate::trainer::{State, Target};
 
 /// A device is late when its heartbeat is older than this, in milliseconds.
 const LATE_MS: u64 = 180_000;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Program)]
 pub(super) struct ProgramView<'a> {
     key: String,
     unit: &'a str,
@@ -26,7 +29,7 @@ pub(super) struct ProgramView<'a> {
 }
 
 impl<'a> ProgramView<'a> {
-    fn new(program: &'a ProgramId) -> Self {
+    pub(super) fn new(program: &'a ProgramId) -> Self {
         Self {
             key: program.key(),
             unit: &program.unit,
@@ -37,7 +40,8 @@ impl<'a> ProgramView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Alert)]
 pub(super) struct AlertView<'a> {
     id: u64,
     device: &'a str,
@@ -46,6 +50,7 @@ pub(super) struct AlertView<'a> {
     received_unix_ms: u64,
     unix_ms: u64,
     /// `new`, `acknowledged`, `resolved` or `false_positive`.
+    #[schema(value_type = WorkState)]
     state: &'static str,
     assignee: Option<&'a str>,
     incident: Option<u64>,
@@ -54,6 +59,7 @@ pub(super) struct AlertView<'a> {
     program: ProgramView<'a>,
     pid: u32,
     comm: &'a str,
+    #[schema(value_type = SeverityWord)]
     severity: &'static str,
     score: f32,
     techniques: &'a [String],
@@ -65,7 +71,8 @@ pub(super) struct AlertView<'a> {
     degraded: &'a [String],
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Reason)]
 struct ReasonView<'a> {
     layer: &'a str,
     name: &'a str,
@@ -73,7 +80,8 @@ struct ReasonView<'a> {
     share: f32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Detector)]
 struct DetectorView<'a> {
     name: &'a str,
     z: f32,
@@ -114,7 +122,8 @@ impl<'a> From<&'a StoredAlert> for AlertView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Event)]
 pub(super) struct EventView<'a> {
     id: u64,
     device: &'a str,
@@ -142,7 +151,8 @@ impl<'a> From<&'a StoredEvent> for EventView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Device)]
 pub(super) struct DeviceView<'a> {
     id: &'a str,
     group: &'a str,
@@ -155,7 +165,8 @@ pub(super) struct DeviceView<'a> {
     heartbeat: Option<HeartbeatView<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Heartbeat)]
 struct HeartbeatView<'a> {
     received_unix_ms: u64,
     unix_ms: u64,
@@ -166,25 +177,29 @@ struct HeartbeatView<'a> {
     cpu_ms: u64,
     uptime_ms: u64,
     outbox_waiting: u64,
+    #[schema(value_type = Object)]
     counters: Map<String, Value>,
     layers: Vec<LayerView<'a>>,
     programs: Vec<ProgramStateView<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Layer)]
 struct LayerView<'a> {
     layer: &'a str,
     backend: &'a str,
     failed: Vec<FailedView<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Failed)]
 struct FailedView<'a> {
     backend: &'a str,
     reason: &'a str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProgramState)]
 struct ProgramStateView<'a> {
     program: ProgramView<'a>,
     state: &'a str,
@@ -246,7 +261,8 @@ impl<'a> HeartbeatView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Training)]
 pub(super) struct TrainingView<'a> {
     device: &'a str,
     program: ProgramView<'a>,
@@ -259,17 +275,17 @@ pub(super) struct TrainingView<'a> {
     /// The generation the device last reported on, and why it refused it.
     reported_generation: u64,
     refused: Option<&'a str>,
+    /// It keeps what it has, whatever is rolled out.
+    pinned: bool,
     failure: Option<String>,
 }
 
 impl<'a> TrainingView<'a> {
     pub(super) fn new(row: &'a TrainingRow, shared: &Shared) -> Self {
-        let current = DeviceId::parse(&row.device).ok().and_then(|id| shared.trainer.state(&id, &row.key));
-        let (state, failure) = match current {
-            Some(State::Queued) => ("queued", None),
-            Some(State::Training) => ("training", None),
-            Some(State::Failed { reason, .. }) => ("failed", Some(reason)),
-            None if row.generation > 0 => ("ready", None),
+        let target = DeviceId::parse(&row.device).ok().map(Target::Device);
+        let (state, failure) = match target.and_then(|target| shared.trainer.state(&target, &row.key)) {
+            Some(state) => state_of(state),
+            None if row.generation > 0 || row.uses_another() => ("ready", None),
             None => ("collecting", None),
         };
         Self {
@@ -282,13 +298,42 @@ impl<'a> TrainingView<'a> {
             trained_unix_s: row.trained_s,
             reported_generation: row.reported_generation,
             refused: row.refused.as_deref(),
+            pinned: row.pinned,
             failure,
         }
     }
 }
 
+/// What is being done, and why it failed.
+fn state_of(state: State) -> (&'static str, Option<String>) {
+    match state {
+        State::Queued => ("queued", None),
+        State::Training => ("training", None),
+        State::Failed { reason, .. } => ("failed", Some(reason)),
+    }
+}
+
+/// A training for many devices.
+#[derive(Serialize, ToSchema)]
+#[schema(as = GroupTraining)]
+pub(super) struct GroupTrainingView {
+    /// Null for the whole fleet.
+    group: Option<String>,
+    program_key: String,
+    /// `queued`, `training` or `failed`.
+    state: &'static str,
+    failure: Option<String>,
+}
+
+impl GroupTrainingView {
+    pub(super) fn new(scope: &Scope, key: &str, state: State) -> Self {
+        let (state, failure) = state_of(state);
+        Self { group: scope.group().map(str::to_owned), program_key: key.to_owned(), state, failure }
+    }
+}
+
 /// One alert with everything that is known about it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 pub(super) struct AlertPage<'a> {
     #[serde(flatten)]
     pub(super) alert: AlertView<'a>,
@@ -297,7 +342,8 @@ pub(super) struct AlertPage<'a> {
 }
 
 /// The same program doing the same, over the fleet.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Rarity)]
 pub(super) struct RarityView {
     devices: u64,
     of: u64,
@@ -318,7 +364,8 @@ impl From<Rarity> for RarityView {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Comment)]
 pub(super) struct CommentView<'a> {
     unix_ms: u64,
     who: &'a str,
@@ -331,7 +378,8 @@ impl<'a> From<&'a Comment> for CommentView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Facets)]
 pub(super) struct FacetsView<'a> {
     counted: u64,
     complete: bool,
@@ -342,7 +390,8 @@ pub(super) struct FacetsView<'a> {
     technique: Vec<ValueView<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Value)]
 struct ValueView<'a> {
     value: &'a str,
     /// For people, when it is another.
@@ -372,7 +421,8 @@ impl<'a> From<&'a Facets> for FacetsView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Incident)]
 pub(super) struct IncidentView<'a> {
     id: u64,
     first_unix_ms: u64,
@@ -381,7 +431,9 @@ pub(super) struct IncidentView<'a> {
     devices: u64,
     /// The device of its first alert.
     device: &'a str,
+    #[schema(value_type = SeverityWord)]
     severity: &'static str,
+    #[schema(value_type = WorkState)]
     state: &'static str,
     assignee: Option<&'a str>,
     title: &'a str,
@@ -404,7 +456,8 @@ impl<'a> From<&'a IncidentRow> for IncidentView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Rule)]
 pub(super) struct RuleView<'a> {
     id: u64,
     matcher: &'a crate::store::Matcher,
@@ -429,7 +482,8 @@ impl<'a> From<&'a Rule> for RuleView<'a> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Overview)]
 pub(super) struct OverviewView<'a> {
     since_unix_ms: u64,
     /// Alerts per hour: MEDIUM, HIGH, CRITICAL.
@@ -446,13 +500,15 @@ pub(super) struct OverviewView<'a> {
     heat: Vec<SuspectView<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Group)]
 struct GroupView<'a> {
     group: &'a str,
     devices: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Suspect)]
 struct SuspectView<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     device: &'a str,

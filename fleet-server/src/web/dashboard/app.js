@@ -6,6 +6,7 @@ import { alertPage, alertsPage, incidentPage, incidentsPage } from "/dashboard/a
 import { baselinesPage } from "/dashboard/baselines.js";
 import { devicePage, devicesPage } from "/dashboard/devices.js";
 import { overviewPage } from "/dashboard/overview.js";
+import { rolloutPage, rolloutsPage } from "/dashboard/rollouts.js";
 import { settingsPage } from "/dashboard/settings.js";
 
 // Each makes a page of the rest of the address and its query: { title, node, take(event, data) }.
@@ -18,6 +19,8 @@ const PAGES = [
   [/^\/devices$/, devicesPage],
   [/^\/devices\/([a-z0-9-]+)$/, devicePage],
   [/^\/baselines$/, baselinesPage],
+  [/^\/rollouts$/, rolloutsPage],
+  [/^\/rollouts\/(\d+)$/, rolloutPage],
   [/^\/settings$/, settingsPage],
 ];
 

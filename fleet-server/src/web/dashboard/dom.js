@@ -44,7 +44,7 @@ export const techniques = (ids) => ids.map((id) => el("a", {
 export function table(head, rows, empty) {
   if (!rows.length) return el("p", { class: "quiet" }, empty);
   return el("div", { class: "wide" }, el("table", {},
-    el("thead", {}, el("tr", {}, head.map((text) => el("th", { scope: "col" }, text)))),
+    el("thead", {}, el("tr", {}, head.map((text) => text ? el("th", { scope: "col" }, text) : el("td")))),
     el("tbody", {}, rows.map((cells) => el("tr", {}, cells.map((cell) => el("td", {}, ...[cell].flat())))))));
 }
 
