@@ -55,6 +55,8 @@ pub(crate) enum Load {
 struct Counts {
     connected: AtomicU64,
     lost: AtomicU64,
+    /// Connections made anew after the server went away.
+    reconnected: AtomicU64,
     sent: AtomicU64,
     durable: AtomicU64,
     /// From sending to the acknowledgement, in microseconds, while paced.
@@ -67,13 +69,20 @@ pub(crate) struct Devices {
     identities: Vec<Identity>,
     counts: Arc<Counts>,
     load: watch::Sender<Load>,
+    /// The server may go away: each comes back and sends again what was not acknowledged.
+    come_back: bool,
 }
 
 impl Devices {
     pub(crate) fn new(address: &str, identities: Vec<Identity>) -> Result<Self, Failed> {
         let address = address.parse().map_err(|error| Failed::new("the server's address", error))?;
         let (load, _) = watch::channel(Load::None);
-        Ok(Self { address, identities, counts: Arc::default(), load })
+        Ok(Self { address, identities, counts: Arc::default(), load, come_back: false })
+    }
+
+    /// The same for a server that goes away now and then.
+    pub(crate) fn that_come_back(address: &str, identities: Vec<Identity>) -> Result<Self, Failed> {
+        Ok(Self { come_back: true, ..Self::new(address, identities)? })
     }
 
     /// Connects them all and leaves them running.
@@ -86,9 +95,9 @@ impl Devices {
                 .await
                 .map_err(|error| Failed::new("a place", error))?;
             let (address, counts, load) = (self.address, Arc::clone(&self.counts), self.load.subscribe());
-            let (name, config) = (identity.name.clone(), config(identity)?);
+            let (name, config, come_back) = (identity.name.clone(), config(identity)?, self.come_back);
             tokio::spawn(async move {
-                let mut device = match Device::open(address, name, config).await {
+                let mut device = match Device::open(address, name, Arc::clone(&config)).await {
                     Ok(device) => device,
                     Err(error) => {
                         counts.lost.fetch_add(1, Relaxed);
@@ -98,10 +107,16 @@ impl Devices {
                 };
                 drop(permit);
                 counts.connected.fetch_add(1, Relaxed);
-                if let Err(error) = device.run(n, of, &counts, load).await
-                    && counts.lost.fetch_add(1, Relaxed) < 5
-                {
-                    eprintln!("{} was disconnected: {error}", device.name);
+                let mut random = fastrand::Rng::with_seed(n as u64);
+                while let Err(error) = device.run((n, of), &mut random, &counts, load.clone()).await {
+                    if !come_back {
+                        if counts.lost.fetch_add(1, Relaxed) < 5 {
+                            eprintln!("{} was disconnected: {error}", device.name);
+                        }
+                        return;
+                    }
+                    device.reopen(address, &config, &mut random).await;
+                    counts.reconnected.fetch_add(1, Relaxed);
                 }
             });
         }
@@ -128,6 +143,11 @@ impl Devices {
     /// Alerts that the server said are stored.
     pub(crate) fn durable(&self) -> u64 {
         self.counts.durable.load(Relaxed)
+    }
+
+    /// Connections that were made anew.
+    pub(crate) fn reconnected(&self) -> u64 {
+        self.counts.reconnected.load(Relaxed)
     }
 
     /// Waits until everything that was sent is acknowledged.
@@ -177,6 +197,8 @@ struct Device {
     next_id: u16,
     seq: u64,
     acked: u64,
+    /// What was sent and not acknowledged.
+    unacked: std::collections::VecDeque<Vec<u8>>,
     /// When each of those on their way was sent.
     sent_at: std::collections::VecDeque<SystemTime>,
 }
@@ -196,6 +218,7 @@ impl Device {
             next_id: 0,
             seq: 0,
             acked: 0,
+            unacked: std::collections::VecDeque::new(),
             sent_at: std::collections::VecDeque::new(),
         };
         let id = device.name.clone();
@@ -220,8 +243,35 @@ impl Device {
         Ok(device)
     }
 
-    async fn run(&mut self, n: usize, of: usize, counts: &Counts, mut load: watch::Receiver<Load>) -> Io<()> {
-        let mut random = fastrand::Rng::with_seed(n as u64);
+    /// Connects again, however long it takes.
+    async fn reopen(
+        &mut self,
+        address: SocketAddr,
+        config: &Arc<rustls::ClientConfig>,
+        random: &mut fastrand::Rng,
+    ) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(random.u64(50..500))).await;
+            if let Ok(Self { stream, rest, .. }) =
+                Self::open(address, self.name.clone(), Arc::clone(config)).await
+            {
+                (self.stream, self.rest) = (stream, rest);
+                return;
+            }
+        }
+    }
+
+    async fn run(
+        &mut self,
+        (n, of): (usize, usize),
+        random: &mut fastrand::Rng,
+        counts: &Counts,
+        mut load: watch::Receiver<Load>,
+    ) -> Io<()> {
+        for n in 0..self.unacked.len() {
+            let bytes = self.unacked[n].clone();
+            self.publish(Leaf::Up, &bytes).await?;
+        }
         let share = (n as f64 + random.f64()) / of as f64;
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.reset_after(HEARTBEAT.mul_f64(share));
@@ -231,7 +281,7 @@ impl Device {
             let paced = matches!(now, Load::Paced { .. });
             let full = now == Load::Full && n < FULL_DEVICES;
             while full && self.seq - self.acked < WINDOW {
-                self.alert(&mut random, counts).await?;
+                self.alert(random, counts).await?;
             }
             let due = tokio::select! {
                 packet = next_packet(&mut self.stream, &mut self.rest) => {
@@ -252,7 +302,7 @@ impl Device {
                         wire::encode(&Request::Heartbeat(self.heartbeat())).map_err(std::io::Error::other)?;
                     self.publish(Leaf::Req, &heartbeat).await?;
                 }
-                Due::Alert => self.alert(&mut random, counts).await?,
+                Due::Alert => self.alert(random, counts).await?,
                 Due::Load => {
                     if let Load::Paced { per_s } = *load.borrow() {
                         let every = Duration::from_secs_f64(of as f64 / per_s as f64);
@@ -270,6 +320,7 @@ impl Device {
         let bytes = wire::encode(&frame).map_err(std::io::Error::other)?;
         self.sent_at.push_back(SystemTime::now());
         counts.sent.fetch_add(1, Relaxed);
+        self.unacked.push_back(bytes.clone());
         self.publish(Leaf::Up, &bytes).await
     }
 
@@ -293,6 +344,7 @@ impl Device {
             let fresh = seq - self.acked;
             counts.durable.fetch_add(fresh, Relaxed);
             self.acked = seq;
+            self.unacked.drain(..usize::try_from(fresh).unwrap_or(0).min(self.unacked.len()));
             let done = self.sent_at.drain(..usize::try_from(fresh).unwrap_or(0).min(self.sent_at.len()));
             if paced && let Ok(mut latencies) = counts.latencies.lock() {
                 let us = |at: SystemTime| {

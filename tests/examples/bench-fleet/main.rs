@@ -4,6 +4,7 @@
 //! is the binary beside this one, with its embedded broker and store. Last line: one JSON object.
 
 mod device;
+mod kills;
 mod people;
 
 use std::fs;
@@ -37,6 +38,9 @@ struct Arguments {
     /// Alerts that are stored before searches and the restart are timed.
     #[arg(long, default_value_t = 1_000_000)]
     alerts: u64,
+    /// Kills the server again and again for so many seconds while devices send what they can, and measures nothing.
+    #[arg(long, default_value_t = 0)]
+    kills: u64,
 }
 
 fn main() -> ExitCode {
@@ -60,6 +64,9 @@ fn run(arguments: &Arguments) -> Result<(), Failed> {
     let dir = tempfile::tempdir().map_err(|error| failed("making a temporary folder")(&error))?;
     let state = dir.path().join("fleet");
     let identities = enrol(&state, arguments.devices)?;
+    if arguments.kills > 0 {
+        return kills::run(&state, identities, Duration::from_secs(arguments.kills));
+    }
     let config = format!("mqtt_connections_max = {}\nalerts_max = 100000000\n", arguments.devices + 100);
     let mut fleet = Fleet::start_with(&state, 1000, &config)?;
     let empty_mib = fleet.resident_mib()?;
