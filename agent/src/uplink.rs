@@ -397,6 +397,11 @@ impl Shared {
                     return;
                 }
             };
+            // In a new connection the first number tells what was before it, too.
+            let (epoch, from) = (outbox.epoch(), lane.cursor + 1);
+            if seq > from && !self.publish(client, &Request::Gone { epoch, from, to: seq - 1 }) {
+                return;
+            }
             let topic = wire::topic(&self.identity.device, Leaf::Up);
             if client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_err() {
                 return;
@@ -422,18 +427,22 @@ impl Shared {
 
     fn request(&self, sending: &Sending, request: &Request) -> bool {
         let Some(client) = &sending.client else { return false };
+        let sent = self.publish(client, request);
+        if !sent {
+            self.counters.requests_dropped.fetch_add(1, Relaxed);
+        }
+        sent
+    }
+
+    fn publish(&self, client: &Client, request: &Request) -> bool {
         let topic = wire::topic(&self.identity.device, Leaf::Req);
-        let sent = match wire::encode(request) {
+        match wire::encode(request) {
             Ok(bytes) => client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_ok(),
             Err(error) => {
                 log::error!("a request was not sent: {error}");
                 false
             }
-        };
-        if !sent {
-            self.counters.requests_dropped.fetch_add(1, Relaxed);
         }
-        sent
     }
 
     fn tell(&self, news: News) {

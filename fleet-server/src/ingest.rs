@@ -13,26 +13,6 @@ use crate::server::{Shared, Standing};
 use crate::store::{self, FrameOutcome, Intake, Limits, Pending, Rejected, StoreError, StoredEvent};
 use crate::trainer::Target;
 
-/// Epochs remembered per connection, to know which frame is the first of its epoch.
-const EPOCHS_SEEN_MAX: usize = 8;
-
-/// What one connection remembers between its frames.
-#[derive(Debug, Default)]
-pub struct Connection {
-    epochs: Vec<u64>,
-}
-
-impl Connection {
-    /// Whether this is the connection's first frame of the epoch.
-    fn is_first(&mut self, epoch: u64) -> bool {
-        let first = !self.epochs.contains(&epoch) && self.epochs.len() < EPOCHS_SEEN_MAX;
-        if first {
-            self.epochs.push(epoch);
-        }
-        first
-    }
-}
-
 /// A message on its way into the store.
 #[derive(Debug)]
 pub enum Stored {
@@ -49,6 +29,13 @@ pub enum Stored {
         epoch: u64,
         /// After the commit.
         pending: Pending<Option<u64>>,
+    },
+    /// Numbers that the device no longer has.
+    Gone {
+        /// Which outbox.
+        epoch: u64,
+        /// After the commit.
+        pending: Pending<u64>,
     },
     /// A heartbeat, with the event that a silent device is heard again.
     Heartbeat(Pending<Option<StoredEvent>>),
@@ -76,22 +63,16 @@ pub enum Asked {
 ///
 /// # Errors
 /// When the store has stopped.
-pub async fn up(
-    shared: &Arc<Shared>,
-    device: &DeviceId,
-    connection: &mut Connection,
-    raw: Vec<u8>,
-) -> Result<Stored, StoreError> {
+pub async fn up(shared: &Arc<Shared>, device: &DeviceId, raw: Vec<u8>) -> Result<Stored, StoreError> {
     let frame = match decode_frame(&raw) {
         Ok(frame) => frame,
-        Err(reason) => return reject(shared, device, connection, "up", reason, raw).await,
+        Err(reason) => return reject(shared, device, "up", reason, raw).await,
     };
-    let first = connection.is_first(frame.epoch);
     let epoch = frame.epoch;
     let (counters, owner, intake) = (Arc::clone(&shared.counters), device.clone(), intake(shared));
     let pending = shared
         .store
-        .submit(move |c| store::put_frame(c, &counters, &owner, &frame, first, clock::unix_ms(), &intake))
+        .submit(move |c| store::put_frame(c, &counters, &owner, &frame, clock::unix_ms(), &intake))
         .await?;
     Ok(Stored::Frame { epoch, pending })
 }
@@ -100,12 +81,7 @@ pub async fn up(
 ///
 /// # Errors
 /// When the store has stopped.
-pub async fn request(
-    shared: &Arc<Shared>,
-    device: &DeviceId,
-    connection: &mut Connection,
-    raw: Vec<u8>,
-) -> Result<Asked, StoreError> {
+pub async fn request(shared: &Arc<Shared>, device: &DeviceId, raw: Vec<u8>) -> Result<Asked, StoreError> {
     let owner = device.clone();
     let pending = match wire::decode::<Request>(&raw) {
         Ok(Request::Chunk { sha256, offset, len }) => {
@@ -137,10 +113,18 @@ pub async fn request(
             };
             return Ok(Asked::Stored(Stored::Heartbeat(shared.store.submit(job).await?)));
         }
+        Ok(Request::Gone { epoch, from, to }) if usable(from) && usable(to) && from <= to => {
+            let counters = Arc::clone(&shared.counters);
+            let job = move |c: &_| store::put_gone(c, &counters, &owner, epoch, (from, to), clock::unix_ms());
+            let pending = shared.store.submit(job).await?;
+            return Ok(Asked::Stored(Stored::Gone { epoch, pending }));
+        }
+        Ok(Request::Gone { from, to, .. }) => {
+            let reason = format!("the numbers from {from} to {to} are out of range");
+            return reject(shared, device, "req", reason, raw).await.map(Asked::Stored);
+        }
         Err(error) => {
-            return reject(shared, device, connection, "req", error.to_string(), raw)
-                .await
-                .map(Asked::Stored);
+            return reject(shared, device, "req", error.to_string(), raw).await.map(Asked::Stored);
         }
     };
     Ok(Asked::Stored(Stored::Note(pending)))
@@ -182,6 +166,7 @@ pub async fn stored(
             }
             Ok(Some((epoch, outcome.acked)))
         }
+        Stored::Gone { epoch, pending } => Ok(Some((epoch, pending.done().await?))),
         Stored::Rejected { epoch, pending } => Ok(pending.done().await?.map(|seq| (epoch, seq))),
         Stored::Heartbeat(pending) => {
             if let Some(event) = pending.done().await? {
@@ -237,7 +222,6 @@ pub fn tell_event(shared: &Shared, event: StoredEvent) {
 async fn reject(
     shared: &Arc<Shared>,
     device: &DeviceId,
-    connection: &mut Connection,
     topic: &'static str,
     reason: String,
     raw: Vec<u8>,
@@ -245,12 +229,11 @@ async fn reject(
     log::warn!("device {device} sent {} bytes on {topic} that were rejected: {reason}", raw.len());
     let number = if topic == "up" { leading_number(&raw) } else { None };
     let epoch = number.map_or(0, |(epoch, _)| epoch);
-    let first = number.is_some() && connection.is_first(epoch);
     let rejected = Rejected { topic, reason, number, raw };
     let (counters, owner) = (Arc::clone(&shared.counters), device.clone());
     let pending = shared
         .store
-        .submit(move |c| store::put_rejected(c, &counters, &owner, &rejected, first, clock::unix_ms()))
+        .submit(move |c| store::put_rejected(c, &counters, &owner, &rejected, clock::unix_ms()))
         .await?;
     Ok(Stored::Rejected { epoch, pending })
 }

@@ -236,6 +236,16 @@ pub enum Request {
     Bundle(BundleReport),
     /// The device is alive.
     Heartbeat(Heartbeat),
+    /// Numbers that the device no longer has: acknowledged before, or dropped to make room. Told before the next one
+    /// that it has, so that nobody waits for them.
+    Gone {
+        /// Of which outbox.
+        epoch: u64,
+        /// The first of them.
+        from: u64,
+        /// The last of them.
+        to: u64,
+    },
 }
 
 /// What became of an offered bundle on the device.
@@ -455,6 +465,12 @@ mod tests {
             b"\x07\x01\x02\x01\x07\x01\x0agw.service\x0b/usr/bin/gw\x00\x01\x03\x01t"
         );
         assert_eq!(encode(&Downlink::Release { containment: 128 }).unwrap(), b"\x03\x80\x01");
+    }
+
+    #[test]
+    fn the_bytes_of_numbers_that_are_gone_never_change() {
+        let message = Request::Gone { epoch: 7, from: 1, to: 300 };
+        assert_eq!(encode(&message).unwrap(), b"\x03\x07\x01\xac\x02");
     }
 
     #[test]

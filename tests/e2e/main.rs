@@ -13,6 +13,7 @@ mod described;
 mod device;
 mod faults;
 mod feed;
+mod gaps;
 mod identity;
 mod kills;
 mod notified;

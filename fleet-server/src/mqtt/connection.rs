@@ -191,7 +191,6 @@ async fn established(
         session: session.clone(),
         queue: queue.clone(),
         storing,
-        memory: ingest::Connection::default(),
         unacked: Arc::clone(&unacked),
     };
     // A task of its own: what was committed is told to people and the trainer even when the device has gone.
@@ -229,7 +228,6 @@ struct Reader {
     session: Session,
     queue: mpsc::Sender<Outgoing>,
     storing: mpsc::Sender<(Option<u16>, Stored)>,
-    memory: ingest::Connection,
     unacked: Arc<AtomicU32>,
 }
 
@@ -273,9 +271,9 @@ impl Reader {
         }
         let id = (qos == 1).then_some(id);
         let stored = if leaf == Leaf::Up {
-            ingest::up(&self.shared, &self.device, &mut self.memory, payload).await?
+            ingest::up(&self.shared, &self.device, payload).await?
         } else {
-            match ingest::request(&self.shared, &self.device, &mut self.memory, payload).await? {
+            match ingest::request(&self.shared, &self.device, payload).await? {
                 Asked::Stored(stored) => stored,
                 Asked::Chunk { sha256, offset, len } => return self.chunk(id, sha256, offset, len).await,
             }

@@ -101,13 +101,12 @@ pub fn put_frame(
     counters: &Counters,
     device: &DeviceId,
     frame: &UplinkFrame,
-    first: bool,
     now_ms: u64,
     intake: &Intake,
 ) -> Result<FrameOutcome, StoreError> {
     let limits = intake.limits;
     super::seen(c, device, now_ms)?;
-    let (fresh, acked) = number(c, counters, device, (frame.epoch, frame.seq), first, now_ms)?;
+    let (fresh, acked) = number(c, counters, device, (frame.epoch, frame.seq), now_ms)?;
     let mut outcome = FrameOutcome { fresh, acked, alert: None, event: None, windows: None };
     match &frame.body {
         // Also when the number is known: a frame that was given up as missing may still come.
@@ -137,7 +136,6 @@ pub fn put_rejected(
     counters: &Counters,
     device: &DeviceId,
     rejected: &Rejected,
-    first: bool,
     now_ms: u64,
 ) -> Result<Option<u64>, StoreError> {
     super::seen(c, device, now_ms)?;
@@ -150,7 +148,7 @@ pub fn put_rejected(
         c.execute("DELETE FROM rejected WHERE id <= (SELECT max(id) FROM rejected) - ?", [REJECTED_MAX])?;
     counters.add(Counter::RejectedDropped, dropped as u64);
     match rejected.number {
-        Some(at) => number(c, counters, device, at, first, now_ms).map(|(_, acked)| Some(acked)),
+        Some(at) => number(c, counters, device, at, now_ms).map(|(_, acked)| Some(acked)),
         None => Ok(None),
     }
 }
@@ -161,7 +159,6 @@ fn number(
     counters: &Counters,
     device: &DeviceId,
     (epoch, seq): (u64, u64),
-    first: bool,
     now_ms: u64,
 ) -> Result<(bool, u64), StoreError> {
     let (id, epoch, seq) = (device.as_str(), bits(epoch), int(seq));
@@ -181,36 +178,83 @@ fn number(
     } else if seq > acked {
         let insert = "INSERT OR IGNORE INTO ahead VALUES (?, ?, ?)";
         fresh = c.prepare_cached(insert)?.execute(params![id, epoch, seq])? == 1;
-        let to = if first {
-            Some(seq)
-        } else if fresh && ahead_count(c, id, epoch)? > AHEAD_MAX {
+        if fresh && ahead_count(c, id, epoch)? > AHEAD_MAX {
             let mut lowest = c.prepare_cached("SELECT min(seq) FROM ahead WHERE device = ? AND epoch = ?")?;
-            Some(lowest.query_row(params![id, epoch], |row| row.get::<_, i64>(0))?)
-        } else {
-            None
-        };
-        if let Some(to) = to {
-            let below = "DELETE FROM ahead WHERE device = ? AND epoch = ? AND seq < ?";
-            let stored = c.prepare_cached(below)?.execute(params![id, epoch, to])? as i64;
-            // A new epoch need not begin at 1: nothing of it was promised yet.
-            if known.is_some() {
-                let missing = uint(to - 1 - acked - stored);
-                counters.add(Counter::FramesMissing, missing);
-                log::warn!("device {id} no longer has {missing} numbers of epoch {epoch:x} below {to}");
-            }
-            acked = to - 1;
+            let lowest: i64 = lowest.query_row(params![id, epoch], |row| row.get(0))?;
+            acked = give_up(c, counters, (id, epoch), acked, lowest - 1)?;
         }
     }
     if acked > before {
         acked = roll_forward(c, id, epoch, acked)?;
     }
-    c.prepare_cached("INSERT OR REPLACE INTO acks VALUES (?, ?, ?, ?)")?.execute(params![
-        id,
-        epoch,
-        acked,
-        int(now_ms)
-    ])?;
+    put_ack(c, (id, epoch), acked, now_ms)?;
     Ok((fresh, uint(acked)))
+}
+
+/// Notes that a device no longer has the numbers from `from` to `to`; gives the acknowledgement after it.
+///
+/// # Errors
+/// [`StoreError::Revoked`], or when the database fails.
+pub fn put_gone(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    epoch: u64,
+    (from, to): (u64, u64),
+    now_ms: u64,
+) -> Result<u64, StoreError> {
+    super::seen(c, device, now_ms)?;
+    let (id, epoch, from, to) = (device.as_str(), bits(epoch), int(from), int(to));
+    let known: Option<i64> = c
+        .prepare_cached("SELECT acked FROM acks WHERE device = ? AND epoch = ?")?
+        .query_row(params![id, epoch], |row| row.get(0))
+        .optional()?;
+    if known.is_none() {
+        forget_epochs(c, counters, id)?;
+    }
+    let acked = match known {
+        None if from == 1 => to,
+        Some(acked) if from <= acked + 1 && to > acked => {
+            let acked = give_up(c, counters, (id, epoch), acked, to)?;
+            roll_forward(c, id, epoch, acked)?
+        }
+        // What is before it is still on its way, by another connection or another server: each number waits for it,
+        // as if it were stored. What has no place waits until the device tells it again.
+        None | Some(_) if to > known.unwrap_or(0) => {
+            let room = AHEAD_MAX - ahead_count(c, id, epoch)?;
+            let mut insert = c.prepare_cached("INSERT OR IGNORE INTO ahead VALUES (?, ?, ?)")?;
+            for seq in from..=to.min(from.saturating_add(room - 1)) {
+                counters.add(Counter::FramesMissing, insert.execute(params![id, epoch, seq])? as u64);
+            }
+            known.unwrap_or(0)
+        }
+        None | Some(_) => known.unwrap_or(0),
+    };
+    put_ack(c, (id, epoch), acked, now_ms)?;
+    Ok(uint(acked))
+}
+
+/// Acknowledges everything up to `to`, counts what of it is missing, and gives `to`.
+fn give_up(
+    c: &Connection,
+    counters: &Counters,
+    (id, epoch): (&str, i64),
+    acked: i64,
+    to: i64,
+) -> Result<i64, StoreError> {
+    let below = "DELETE FROM ahead WHERE device = ? AND epoch = ? AND seq <= ?";
+    let stored = c.prepare_cached(below)?.execute(params![id, epoch, to])? as i64;
+    // A new epoch need not begin at 1: nothing of it was promised yet.
+    let missing = if acked > 0 { uint(to - acked - stored) } else { 0 };
+    counters.add(Counter::FramesMissing, missing);
+    log::debug!("device {id} no longer has {missing} numbers of epoch {epoch:x} up to {to}");
+    Ok(to)
+}
+
+fn put_ack(c: &Connection, (id, epoch): (&str, i64), acked: i64, now_ms: u64) -> Result<(), StoreError> {
+    let write = "INSERT OR REPLACE INTO acks VALUES (?, ?, ?, ?)";
+    c.prepare_cached(write)?.execute(params![id, epoch, acked, int(now_ms)])?;
+    Ok(())
 }
 
 /// The acknowledgements of all epochs of a device, as (epoch, seq).
@@ -311,4 +355,91 @@ fn program_row(
     let body = postcard::to_stdvec(program).map_err(StoreError::Damaged)?;
     c.execute("INSERT INTO programs(device, key, program) VALUES (?, ?, ?)", params![device, key, body])?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::schema;
+    use super::*;
+
+    struct Numbers {
+        c: Connection,
+        counters: Counters,
+        device: DeviceId,
+    }
+
+    impl Numbers {
+        fn new() -> Self {
+            let c = Connection::open_in_memory().unwrap();
+            schema::migrate(&c, Path::new("test")).unwrap();
+            c.execute("INSERT INTO devices(id, certificate, enrolled_ms) VALUES ('gw', x'00', 1)", [])
+                .unwrap();
+            Self { c, counters: Counters::default(), device: DeviceId::parse("gw").unwrap() }
+        }
+
+        /// A number came; whether it is new, and what is acknowledged.
+        fn came(&self, seq: u64) -> (bool, u64) {
+            number(&self.c, &self.counters, &self.device, (7, seq), 5).unwrap()
+        }
+
+        fn gone(&self, from: u64, to: u64) -> u64 {
+            put_gone(&self.c, &self.counters, &self.device, 7, (from, to), 5).unwrap()
+        }
+
+        fn missing(&self) -> u64 {
+            self.counters.get(Counter::FramesMissing)
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_gone_are_waited_for_no_longer_and_counted_once() {
+        let n = Numbers::new();
+        assert_eq!(n.came(1), (true, 1));
+        assert_eq!(n.came(2), (true, 2));
+        assert_eq!(n.gone(3, 9), 9);
+        assert_eq!(n.came(10), (true, 10));
+        assert_eq!(n.came(10), (false, 10));
+        assert_eq!((n.gone(3, 9), n.missing()), (10, 7), "told again");
+        // In a new connection all that was before the first number is told.
+        assert_eq!((n.gone(1, 12), n.missing()), (12, 9));
+        assert_eq!(n.came(13), (true, 13));
+    }
+
+    #[test]
+    fn what_comes_in_another_order_gives_the_same() {
+        let n = Numbers::new();
+        n.came(1);
+        assert_eq!(n.came(6), (true, 1), "5 is on its way, 2 to 4 are gone");
+        assert_eq!(n.came(5), (true, 1));
+        assert_eq!((n.gone(2, 4), n.missing()), (6, 3));
+        assert_eq!(n.gone(9, 10), 6, "7 and 8 are on their way");
+        assert_eq!(n.came(8), (true, 6));
+        assert_eq!((n.came(7), n.missing()), ((true, 10), 5));
+    }
+
+    #[test]
+    fn a_new_outbox_may_begin_anywhere_and_nothing_of_it_is_missing() {
+        let n = Numbers::new();
+        assert_eq!(n.gone(1, 5000), 5000);
+        assert_eq!(n.came(5001), (true, 5001));
+        let n = {
+            let other = Numbers::new();
+            assert_eq!(other.came(5001), (true, 0), "before it is known what there was");
+            assert_eq!(other.gone(1, 5000), 5001);
+            other
+        };
+        assert_eq!(n.missing(), 0);
+    }
+
+    #[test]
+    fn a_gap_that_nobody_explains_is_given_up_when_too_much_waits_behind_it() {
+        let n = Numbers::new();
+        n.came(1);
+        let last = 3 + AHEAD_MAX as u64;
+        let acked: Vec<u64> = (3..=last).map(|seq| n.came(seq).1).collect();
+        assert_eq!((acked[acked.len() - 2], acked[acked.len() - 1]), (1, last));
+        assert_eq!(n.missing(), 1);
+    }
 }

@@ -53,7 +53,9 @@ pub use devices::{Known, group_of, known, put_heartbeat, renewed, revoke, seen, 
 pub use events::{StoredEvent, TWINS, events, put_heard, put_noticed, put_release, put_silent, releases};
 pub use evidence::{Rarity, rarity};
 pub use find::{AlertFilter, FACETS_OVER, Facet, Facets, Page, facets, find_alerts};
-pub use frames::{FrameOutcome, Intake, Limits, Rejected, WindowsOutcome, acks, put_frame, put_rejected};
+pub use frames::{
+    FrameOutcome, Intake, Limits, Rejected, WindowsOutcome, acks, put_frame, put_gone, put_rejected,
+};
 pub use incidents::{IncidentRow, incident, incidents};
 pub use overview::{Overview, Suspect, overview};
 pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, training};
