@@ -1,10 +1,12 @@
-//! Tells people outside of the dashboard: alerts to webhooks, signed, tried again, a flood as one digest.
+//! Tells people outside of the dashboard: alerts to webhooks, signed, and to syslog; tried again, a flood as one digest.
 //!
 //! ```text
 //! put_alert ──► notices (in its transaction) ──► due, oldest first ──► single posts within the rate, else one digest
 //!                     ▲                                                        │
 //!                     └── waits 5 s, 10 s, … 1 h, given up after a day ◄── failed
 //! ```
+
+mod syslog;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -155,9 +157,7 @@ async fn tell(shared: &Arc<Shared>, channel: &Channel, notices: &[Notice]) -> Re
     };
     let result = match message {
         None => Ok(()),
-        Some(message) => {
-            post(channel, body(channel.config.format, &message, &shared.addresses.web_url), first.id).await
-        }
+        Some(message) => deliver(shared, channel, &message, first.id).await,
     };
     let (id, first, tries, last) = (channel.id, first.id, first.tries, last.id);
     match result {
@@ -187,7 +187,40 @@ async fn tell(shared: &Arc<Shared>, channel: &Channel, notices: &[Notice]) -> Re
 /// # Errors
 /// Why it did not arrive.
 pub(crate) async fn test(shared: &Shared, channel: &Channel) -> Result<(), String> {
-    post(channel, body(channel.config.format, &Message::Test, &shared.addresses.web_url), 0).await
+    deliver(shared, channel, &Message::Test, 0).await
+}
+
+/// What is wrong with an address, or with a form that is not for it.
+pub(crate) fn problem(url: &str, format: Format) -> Option<&'static str> {
+    let host = ["https://", "http://"].iter().find_map(|scheme| url.strip_prefix(scheme));
+    let is_web = host.is_some_and(|host| !host.is_empty() && !host.starts_with('/'));
+    let is_syslog = syslog::Address::parse(url).is_some();
+    match format {
+        _ if !is_web && !is_syslog => Some(
+            "url must be https:// or http:// and a host, or syslog+tls:// or syslog+tcp:// with host and port",
+        ),
+        Format::Json | Format::Slack | Format::Teams if is_syslog => {
+            Some("format must be syslog, cef or ocsf for a syslog address")
+        }
+        Format::Syslog | Format::Cef if is_web => {
+            Some("format must be json, slack, teams or ocsf for a web address")
+        }
+        _ => None,
+    }
+}
+
+async fn deliver(
+    shared: &Shared,
+    channel: &Channel,
+    message: &Message<'_>,
+    delivery: u64,
+) -> Result<(), String> {
+    match syslog::Address::parse(&channel.config.url) {
+        Some(address) => syslog::send(channel, address, message).await,
+        None => {
+            post(channel, body(channel.config.format, message, &shared.addresses.web_url), delivery).await
+        }
+    }
 }
 
 async fn post(channel: &Channel, body: String, delivery: u64) -> Result<(), String> {
@@ -203,10 +236,12 @@ fn post_blocking(channel: &Channel, body: &str, delivery: u64) -> Result<(), Str
         .max_redirects(0)
         .timeout_global(Some(TIMEOUT));
     if config.url.starts_with("https://") {
+        let roots = trusted(config.ca_pem.as_deref())?;
+        let roots: Vec<_> = roots.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::new_with_certs(&trusted(config.ca_pem.as_deref())?))
+            .root_certs(RootCerts::new_with_certs(&roots))
             .build();
         builder = builder.tls_config(tls);
     }
@@ -227,7 +262,7 @@ fn signature(secret: &str, now_s: u64, body: &str) -> String {
     format!("t={now_s},v1={}", models::program::hex(tag.as_ref()))
 }
 
-fn trusted(own: Option<&str>) -> Result<Vec<Certificate<'static>>, String> {
+fn trusted(own: Option<&str>) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = match own {
         Some(pem) => pem.as_bytes().to_vec(),
         None => TRUSTED.iter().find_map(|path| std::fs::read(path).ok()).ok_or(
@@ -235,7 +270,7 @@ fn trusted(own: Option<&str>) -> Result<Vec<Certificate<'static>>, String> {
         )?,
     };
     let read = CertificateDer::pem_slice_iter(&pem);
-    let all: Vec<_> = read.filter_map(Result::ok).map(|der| Certificate::from_der(&der).to_owned()).collect();
+    let all: Vec<_> = read.filter_map(Result::ok).collect();
     if all.is_empty() { Err("there is no certificate in ca_pem".into()) } else { Ok(all) }
 }
 
@@ -246,7 +281,12 @@ pub(crate) fn check_ca(pem: &str) -> bool {
 
 fn body(format: Format, message: &Message<'_>, web_url: &str) -> String {
     let value = match format {
-        Format::Json => as_json(message),
+        Format::Json | Format::Syslog | Format::Cef => as_json(message),
+        Format::Ocsf => match message {
+            Message::One(alert) => syslog::ocsf(alert),
+            Message::Digest { newest, .. } => newest.iter().map(syslog::ocsf).collect(),
+            Message::Test => as_json(message),
+        },
         Format::Slack => json!({ "text": lines(message, web_url).join("\n") }),
         Format::Teams => {
             let texts: Vec<Value> = lines(message, web_url)

@@ -16,6 +16,7 @@ mod feed;
 mod gaps;
 mod identity;
 mod kills;
+mod live;
 mod notified;
 mod power;
 mod rolled;

@@ -94,8 +94,11 @@ fn a_channel_is_told_of_what_it_is_for_signed_and_again_until_it_takes_it() {
         json!({ "name": "x", "url": "ftp://h" }),
         json!({ "name": "X", "url": hook.url() }),
         json!({ "name": "x", "url": hook.url(), "severity": "LOUD" }),
+        json!({ "name": "x", "url": hook.url(), "format": "cef" }),
+        json!({ "name": "x", "url": "syslog+tls://siem.example:6514", "format": "slack" }),
+        json!({ "name": "x", "url": "syslog+tls://siem.example" }),
     ] {
-        assert_eq!(make(bad.clone()).0, 400, "{bad}");
+        assert!([400, 422].contains(&make(bad.clone()).0), "{bad}");
     }
     // The test button says what became of it.
     assert_eq!(fleet.post("channels/1/test", &json!({})).unwrap().1["delivered"], true);
@@ -162,4 +165,70 @@ fn a_flood_of_alerts_comes_as_one_digest() {
     assert!(posts <= 3, "{posts} posts for {told} alerts");
     let waiting = fleet.get("channels").unwrap()["channels"][0]["waiting"].as_u64().unwrap();
     assert!(told + waiting >= 50, "{told} told, {waiting} wait");
+}
+
+/// A receiver of syslog over TLS: gives all that each connection said, and the certificate to trust.
+fn collector() -> (SocketAddr, String, Receiver<String>) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, said) = channel();
+    std::thread::spawn(move || {
+        for tcp in listener.incoming() {
+            let tls = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut text = String::new();
+            // One that does not trust the certificate says nothing.
+            let read = rustls::StreamOwned::new(tls, tcp.unwrap()).read_to_string(&mut text);
+            if read.is_ok() && tell.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    (address, made.cert.pem(), said)
+}
+
+#[test]
+fn a_log_server_is_told_over_tls_in_the_form_it_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet::start(&dir.path().join("fleet"), 60).unwrap();
+    let (identity, tls) = enroll(dir.path(), &fleet, "gw-a");
+    let device = Device::connect(&identity, tls);
+    device.welcome().unwrap();
+    let (address, ca_pem, said) = collector();
+    let url = format!("syslog+tls://localhost:{}", address.port());
+    for format in ["syslog", "cef", "ocsf"] {
+        let channel = json!({ "name": format, "url": url, "format": format, "ca_pem": ca_pem });
+        assert_eq!(fleet.post("channels", &channel).unwrap().0, 201);
+    }
+    // Who does not show the certificate that is trusted is told nothing.
+    let stranger = json!({ "name": "stranger", "url": url, "ca_pem": collector().1 });
+    let id = fleet.post("channels", &stranger).unwrap().1["id"].as_u64().unwrap();
+    let (_, told) = fleet.post(&format!("channels/{id}/test"), &json!({})).unwrap();
+    assert!(told["delivered"] == false && told["error"].to_string().contains("certificate"), "{told}");
+
+    tell(&device, 1, "opened /etc/shadow");
+    let mut forms: Vec<String> = Vec::new();
+    for _ in 0..3 {
+        let text = said.recv_timeout(Duration::from_secs(20)).expect("a message");
+        let (length, message) = text.split_once(' ').unwrap();
+        assert_eq!(length.parse::<usize>().unwrap(), message.len(), "RFC 6587: the length comes first");
+        assert!(
+            message.starts_with("<82>1 ") && message.contains(" gw-a behaveguard-fleet - CRITICAL "),
+            "{message}"
+        );
+        forms.push(message.split_once('\u{feff}').unwrap().1.to_owned());
+    }
+    assert!(forms.iter().any(|text| text == "opened /etc/shadow"), "{forms:?}");
+    assert!(forms.iter().any(|text| text.starts_with("CEF:0|BehaveGuard|")), "{forms:?}");
+    let ocsf = forms.iter().find_map(|text| serde_json::from_str::<Value>(text).ok()).unwrap();
+    assert_eq!((&ocsf["class_uid"], &ocsf["device"]["hostname"]), (&json!(2004), &json!("gw-a")));
 }

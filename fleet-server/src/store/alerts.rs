@@ -62,6 +62,15 @@ impl WorkState {
     }
 }
 
+/// The id of the newest alert, 0 for none.
+///
+/// # Errors
+/// When the database fails.
+pub fn newest_alert(c: &Connection) -> Result<u64, StoreError> {
+    let mut query = c.prepare_cached("SELECT ifnull(max(id), 0) FROM alerts")?;
+    Ok(query.query_row([], |row| row.get(0).map(uint))?)
+}
+
 /// An alert as it is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredAlert {

@@ -32,6 +32,12 @@ pub enum Format {
     Slack,
     /// An adaptive card for Microsoft Teams.
     Teams,
+    /// A sentence with structured data, RFC 5424.
+    Syslog,
+    /// ArcSight Common Event Format, in syslog.
+    Cef,
+    /// A detection finding of the Open Cybersecurity Schema Framework 1.3, in syslog or posted.
+    Ocsf,
 }
 
 /// Where alerts are told, and which.

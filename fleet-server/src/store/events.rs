@@ -180,6 +180,15 @@ pub fn put_noticed(
     insert(c, counters, None, event, events_max)
 }
 
+/// The id of the newest event, 0 for none.
+///
+/// # Errors
+/// When the database fails.
+pub fn newest_event(c: &Connection) -> Result<u64, StoreError> {
+    let mut query = c.prepare_cached("SELECT ifnull(max(id), 0) FROM events")?;
+    Ok(query.query_row([], |row| row.get(0).map(uint))?)
+}
+
 /// Events in ascending order: the first `limit` after `after`, or without it the last `limit`.
 ///
 /// # Errors

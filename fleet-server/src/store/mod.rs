@@ -36,7 +36,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock;
 use crate::counters::{Counter, Counters};
 
-pub use alerts::{StoredAlert, WorkState, alert};
+pub use alerts::{StoredAlert, WorkState, alert, newest_alert};
 pub use audit::{AuditRow, Change, audit, put_audit};
 pub use baselines::{
     BASELINES_MAX, BaselineRow, NewBaseline, Removed, Scope, baseline, baselines, offer_of, put_baseline,
@@ -50,7 +50,9 @@ pub use channels::{
     delivered, due, failed, load_channels, remove_channel,
 };
 pub use devices::{Known, group_of, known, put_heartbeat, renewed, revoke, seen, set_group};
-pub use events::{StoredEvent, TWINS, events, put_heard, put_noticed, put_release, put_silent, releases};
+pub use events::{
+    StoredEvent, TWINS, events, newest_event, put_heard, put_noticed, put_release, put_silent, releases,
+};
 pub use evidence::{Rarity, rarity};
 pub use find::{AlertFilter, FACETS_OVER, Facet, Facets, Page, facets, find_alerts};
 pub use frames::{

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use rusqlite::Connection;
@@ -34,8 +34,7 @@ pub(super) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let hash = given.and_then(|value| value.strip_prefix("Bearer ")).map(secret::hash);
+    let hash = token_of(request.headers()).map(secret::hash);
     let principal = match hash {
         Some(hash) => match who(&shared, hash).await {
             Ok(principal) => principal,
@@ -63,6 +62,18 @@ pub(super) async fn authenticate(
     };
     left.tell(response.headers_mut());
     response
+}
+
+/// The token of a request. A browser's WebSocket cannot send it as everybody else does and names it among its protocols.
+fn token_of(headers: &HeaderMap) -> Option<&str> {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    match text(header::AUTHORIZATION) {
+        Some(given) => given.strip_prefix("Bearer "),
+        None => {
+            let mut protocols = text(header::SEC_WEBSOCKET_PROTOCOL)?.split(',');
+            protocols.find_map(|protocol| protocol.trim().strip_prefix("token."))
+        }
+    }
 }
 
 async fn who(shared: &Shared, hash: [u8; 32]) -> Result<Option<Principal>, StoreError> {

@@ -40,7 +40,7 @@ pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Answer {
 #[serde(deny_unknown_fields)]
 pub(super) struct ChannelRequest {
     name: UserName,
-    #[schema(pattern = "^https?://[^/]", max_length = 2048)]
+    #[schema(pattern = r"^(https?|syslog\+(tls|tcp))://[^/]", max_length = 2048)]
     url: String,
     format: Option<Format>,
     ca_pem: Option<String>,
@@ -99,9 +99,13 @@ pub(super) async fn test(State(shared): State<Arc<Shared>>, Id(id): Id) -> Answe
 }
 
 fn checked(request: ChannelRequest) -> Result<(UserName, ChannelConfig), ApiError> {
-    let host = ["https://", "http://"].iter().find_map(|scheme| request.url.strip_prefix(scheme));
-    if !host.is_some_and(|host| !host.is_empty() && !host.starts_with('/')) || request.url.len() > URL_MAX {
-        return Err(ApiError::bad_request("url must begin with https:// or http:// and a host"));
+    let by_url = if request.url.starts_with("syslog") { Format::Syslog } else { Format::Json };
+    let format = request.format.unwrap_or(by_url);
+    if request.url.len() > URL_MAX {
+        return Err(ApiError::bad_request(format!("url is at most {URL_MAX} bytes")));
+    }
+    if let Some(problem) = notify::problem(&request.url, format) {
+        return Err(ApiError::unprocessable(problem));
     }
     if request.ca_pem.as_deref().is_some_and(|pem| !notify::check_ca(pem)) {
         return Err(ApiError::unprocessable("ca_pem holds no certificate"));
@@ -115,7 +119,7 @@ fn checked(request: ChannelRequest) -> Result<(UserName, ChannelConfig), ApiErro
     check_score(&matcher)?;
     let config = ChannelConfig {
         url: request.url,
-        format: request.format.unwrap_or(Format::Json),
+        format,
         ca_pem: request.ca_pem,
         severity: severity.as_str().into(),
         matcher,

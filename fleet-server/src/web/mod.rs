@@ -11,6 +11,7 @@ mod enrolment;
 mod error;
 mod extract;
 mod incidents;
+mod live;
 mod openapi;
 mod pages;
 mod rates;
@@ -123,7 +124,8 @@ impl Parts {
             .routes(routes!(system::metrics))
             .routes(routes!(users::me))
             .routes(routes!(system::overview))
-            .routes(routes!(stream::stream));
+            .routes(routes!(stream::stream))
+            .routes(routes!(stream::socket));
         let analyst = OpenApiRouter::default()
             .routes(routes!(alerts::work_on_many))
             .routes(routes!(alerts::work_on_one))
@@ -242,7 +244,7 @@ async fn connection(tcp: TcpStream, tls: TlsAcceptor, router: Router, mut stop: 
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BODY_MAX);
     let service = TowerToHyperService::new(router);
-    let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let ended = tokio::select! {
         result = served.as_mut() => Some(result),
         _ = stop.wait_for(|stop| *stop) => None,
