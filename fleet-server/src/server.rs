@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -31,6 +32,9 @@ use crate::web::{self, Rates};
 
 /// How often counters are saved when nothing else is.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
+
+/// Threads that serve people.
+const WEB_THREADS: usize = 2;
 
 /// How long open requests may take at the end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -135,8 +139,8 @@ pub enum ServerError {
     #[error("the store")]
     Store(#[from] StoreError),
     /// A thread.
-    #[error("starting the trainer")]
-    Trainer(#[source] io::Error),
+    #[error("starting threads")]
+    Threads(#[source] io::Error),
 }
 
 /// A server that listens.
@@ -146,6 +150,7 @@ pub struct Running {
     tasks: JoinSet<()>,
     store: Threads,
     trainer: JoinHandle<()>,
+    web: Runtime,
     lock: File,
 }
 
@@ -164,6 +169,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let web_listener = listen(config.web).await?;
     let mqtt = mqtt_listener.local_addr().map_err(failed)?;
     let web = web_listener.local_addr().map_err(failed)?;
+    let web_listener = web_listener.into_std().map_err(failed)?;
     let web_url = format!("https://{}", config.host_for(web));
     let addresses = Addresses { mqtt, web, web_url };
     let device_tls = TlsAcceptor::from(Arc::new(pki.device_tls()?));
@@ -179,11 +185,20 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let shared = Arc::new(shared);
     let runtime = tokio::runtime::Handle::current();
     let trainer =
-        trainer::spawn(work, Arc::downgrade(&shared), runtime, fit).map_err(ServerError::Trainer)?;
+        trainer::spawn(work, Arc::downgrade(&shared), runtime, fit).map_err(ServerError::Threads)?;
     train_what_waited(&shared).await?;
     let mut tasks = JoinSet::new();
+    let web = web_runtime().map_err(ServerError::Threads)?;
     tasks.spawn(mqtt::serve(Arc::clone(&shared), mqtt_listener, device_tls, stopped.clone()));
-    tasks.spawn(web::serve(Arc::clone(&shared), web_listener, web_tls, stopped.clone()));
+    let (people, stop_web) = (Arc::clone(&shared), stopped.clone());
+    let serve = async move {
+        // Made here, so that it belongs to the threads that serve it.
+        match TcpListener::from_std(web_listener) {
+            Ok(listener) => web::serve(people, listener, web_tls, stop_web).await,
+            Err(error) => log::error!("listening for people: {error}"),
+        }
+    };
+    tasks.spawn_on(serve, web.handle());
     tasks.spawn(silence::watch(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(notify::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(rollouts::run(Arc::clone(&shared), stopped.clone()));
@@ -192,7 +207,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let json = serde_json::to_vec(&shared.addresses).expect("addresses have a JSON form");
     files::write_private(&path, &json).map_err(|source| ServerError::State { path, source })?;
     log::info!("devices: mqtts://{mqtt}, people: {}, state: {}", shared.addresses.web_url, dir.display());
-    Ok(Running { shared, stop, tasks, store: threads, trainer, lock })
+    Ok(Running { shared, stop, tasks, store: threads, trainer, web, lock })
 }
 
 impl Running {
@@ -217,6 +232,7 @@ impl Running {
             self.tasks.abort_all();
             while self.tasks.join_next().await.is_some() {}
         }
+        self.web.shutdown_background();
         drop(self.shared);
         let (store, trainer, lock) = (self.store, self.trainer, self.lock);
         let written = tokio::task::spawn_blocking(move || {
@@ -254,6 +270,16 @@ fn lock(dir: &Path) -> Result<File, ServerError> {
         Err(TryLockError::WouldBlock) => Err(ServerError::InUse(dir.into())),
         Err(TryLockError::Error(source)) => Err(ServerError::State { path, source }),
     }
+}
+
+/// Threads of their own for people and programs that use the API: a commit wakes thousands of devices' tasks at once, and none of
+/// them is to be waited for by somebody who looks.
+fn web_runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WEB_THREADS)
+        .thread_name("web")
+        .enable_all()
+        .build()
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
