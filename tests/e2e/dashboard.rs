@@ -84,7 +84,7 @@ fn shown(text: &str) -> String {
 }
 
 /// Opens a page of the dashboard and waits for its title and something on it.
-fn go(browser: &Browser, hash: &str, title: &str, wanted: &str) {
+pub(crate) fn go(browser: &Browser, hash: &str, title: &str, wanted: &str) {
     browser.eval(&format!("location.hash = {hash:?}")).unwrap();
     let there =
         format!("document.querySelector('#page h1')?.textContent.startsWith({title:?}) && !!({wanted})");
@@ -94,14 +94,14 @@ fn go(browser: &Browser, hash: &str, title: &str, wanted: &str) {
 }
 
 /// Keeps a picture of the window for people: `target/tmp/dashboard-<name>.png`.
-fn keep_picture(browser: &Browser, name: &str) {
+pub(crate) fn keep_picture(browser: &Browser, name: &str) {
     let png = data_encoding::BASE64.decode(browser.picture().unwrap().as_bytes()).unwrap();
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dashboard-{name}.png"));
     std::fs::write(file, png).unwrap();
 }
 
 /// What people with assistive technology could not use, by the rules of WCAG 2.2 AA that axe knows.
-fn check_accessibility(browser: &Browser, pages: &[(&str, &str)]) {
+pub(crate) fn check_accessibility(browser: &Browser, pages: &[(&str, &str)]) {
     let axe = checker("axe/axe_playwright_python/axe.min.js").unwrap();
     browser.run(&std::fs::read_to_string(axe).unwrap()).unwrap();
     for (hash, title) in pages {

@@ -1,15 +1,18 @@
 //! Baselines of a group: rolled out to a few first, taken back by the server itself when they are bad, and by hand.
 
+use std::path::Path;
 use std::time::Duration;
 
 use models::bundle::{self, Keyring, Manifest, SigningKey};
 use rusqlite::{Connection, params};
 use serde_json::{Value, json};
 use tests::agent::Agent;
+use tests::browser::Browser;
 use tests::fleet::Fleet;
 use tests::gateway::Gateway;
 use tests::wait_for;
 
+use crate::dashboard::{check_accessibility, go, keep_picture};
 use crate::needs_root;
 
 /// Shortest that a stage may last.
@@ -131,6 +134,8 @@ fn a_bad_baseline_is_rolled_back_without_a_human_and_a_good_one_reaches_everyone
     let again = group.fleet.post("rollouts", &json!({ "baseline": bad })).unwrap();
     assert_eq!(again.0, 409, "{again:?}");
 
+    shown(&group.fleet, dir.path(), id);
+
     // The next one is good. A device that is pinned keeps what it has; one that comes later gets what is rolled out.
     let good = group.train(3);
     let id = group.roll_out(good);
@@ -162,6 +167,27 @@ fn a_bad_baseline_is_rolled_back_without_a_human_and_a_good_one_reaches_everyone
     assert_eq!(group.send("DELETE", &format!("baselines/{good}"), None), 204);
     assert_eq!(group.audit().last().unwrap(), &entry("owner", "rollout.roll_back"));
     group.gateway.check().unwrap();
+}
+
+/// The dashboard says what happened, and why.
+fn shown(fleet: &Fleet, dir: &Path, id: u64) {
+    let browser = Browser::start(&dir.join("browser"), 1280, 1000).unwrap();
+    browser.open(&format!("{}/#token={}", fleet.url().unwrap(), fleet.token().unwrap())).unwrap();
+    browser.wait("document.getElementById('link').textContent === 'live'").unwrap();
+    let (list, page) = ("#/rollouts".to_owned(), format!("#/rollouts/{id}"));
+    go(&browser, &list, "Rollouts", "document.querySelector('[data-stage=rolled_back]')");
+    keep_picture(&browser, "rollouts");
+    go(
+        &browser,
+        &page,
+        "Rollout",
+        "document.querySelector('.stages [aria-current]')?.textContent === 'rolled back'",
+    );
+    keep_picture(&browser, "rollout");
+    go(&browser, "#/baselines", "Baselines", "document.querySelectorAll('#page table').length === 2");
+    keep_picture(&browser, "baselines-made");
+    check_accessibility(&browser, &[(&list, "Rollouts"), (&page, "Rollout"), ("#/baselines", "Baselines")]);
+    assert!(browser.complaints().unwrap().is_empty());
 }
 
 /// Makes a stored baseline one that alarms with every window: its calibration promises far too much.
