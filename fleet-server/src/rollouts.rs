@@ -246,10 +246,14 @@ async fn look(shared: &Arc<Shared>, started_ms: u64) -> Result<(), StoreError> {
         match decide(&row.plan, &facts, for_s) {
             Verdict::Wait(reason) if reason == row.reason => {}
             Verdict::Wait(reason) => {
-                shared.store.write(move |c| store::put_stage(c, &row, row.stage, &reason, now_ms)).await?;
+                shared.store.write(move |c| store::put_reason(c, &row, &reason)).await?;
             }
-            Verdict::Next(reason) => go_on(shared, row.clone(), row.stage.next(), reason, who, "").await?,
-            Verdict::RollBack(reason) => go_on(shared, row, Stage::RolledBack, reason, who, "").await?,
+            Verdict::Next(reason) => {
+                go_on(shared, row.clone(), row.stage.next(), reason, who, "").await?;
+            }
+            Verdict::RollBack(reason) => {
+                go_on(shared, row, Stage::RolledBack, reason, who, "").await?;
+            }
             Verdict::Pause(reason) => {
                 let audit = audit_row(&row, who, "", "rollout.pause", &reason);
                 let (counters, max) = (Arc::clone(&shared.counters), shared.config.audit_max);
@@ -264,7 +268,8 @@ async fn look(shared: &Arc<Shared>, started_ms: u64) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Brings a rollout to another stage, with its entry in the audit log, and tells the devices that it is about.
+/// Brings a rollout to another stage, with its entry in the audit log, and tells the devices that it is about. `false` when
+/// somebody else was faster: nothing is changed then.
 ///
 /// # Errors
 /// When the database fails.
@@ -275,22 +280,24 @@ pub(crate) async fn go_on(
     reason: String,
     who: String,
     from: &str,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let action = match stage {
         Stage::RolledBack => "rollout.roll_back",
         Stage::Done => "rollout.done",
         Stage::Canary | Stage::Everyone => "rollout.promote",
     };
     let audit = audit_row(&row, who, from, action, &reason);
-    log::warn!("rollout {} of generation {} for {}: {action}: {reason}", row.id, row.generation, row.program);
     let (counters, max) = (Arc::clone(&shared.counters), shared.config.audit_max);
     let of = row.clone();
     let job = move |c: &_| {
+        let Some(devices) = store::put_stage(c, &of, stage, &reason, clock::unix_ms())? else {
+            return Ok(None);
+        };
         store::put_audit(c, &counters, &audit, max)?;
-        let devices = store::put_stage(c, &of, stage, &reason, clock::unix_ms())?;
-        Ok((devices, store::offer_of(c, of.baseline)?))
+        Ok(Some((devices, store::offer_of(c, of.baseline)?, reason)))
     };
-    let (devices, offer) = shared.store.write(job).await?;
+    let Some((devices, offer, reason)) = shared.store.write(job).await? else { return Ok(false) };
+    log::warn!("rollout {} of generation {} for {}: {action}: {reason}", row.id, row.generation, row.program);
     match stage {
         Stage::RolledBack => shared.counters.bump(Counter::RolloutsRolledBack),
         Stage::Done => shared.counters.bump(Counter::RolloutsDone),
@@ -306,7 +313,7 @@ pub(crate) async fn go_on(
         tell(shared, &devices, &message);
     }
     shared.hub.tell(Event::Rollout(row.id));
-    Ok(())
+    Ok(true)
 }
 
 /// Tells devices that are connected; the others hear it when they come.

@@ -62,8 +62,8 @@ pub use incidents::{IncidentRow, incident, incidents};
 pub use overview::{Overview, Suspect, overview};
 pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, training};
 pub use rollouts::{
-    NotBegun, RolloutDevice, RolloutRow, UNDER_WAY_MAX, begin_rollout, pause_rollout, put_stage, rollout,
-    rollout_devices, rollout_facts, rollouts, rollouts_under_way, set_pinned, take_backs,
+    NotBegun, RolloutDevice, RolloutRow, UNDER_WAY_MAX, begin_rollout, pause_rollout, put_reason, put_stage,
+    rollout, rollout_devices, rollout_facts, rollouts, rollouts_under_way, set_pinned, take_backs,
 };
 pub use suppressions::{
     Matcher, PREVIEWED, RULES_MAX, Rule, Rules, add_rule, load_rules, preview, remove_rule, rules,

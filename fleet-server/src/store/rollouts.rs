@@ -270,7 +270,18 @@ pub fn rollout_facts(c: &Connection, row: &RolloutRow, heard_before_ms: u64) -> 
     Ok(facts)
 }
 
-/// Goes on to another stage, or says what is waited for; gives the devices that are offered the baseline now.
+/// Says what a rollout waits for.
+///
+/// # Errors
+/// When the database fails.
+pub fn put_reason(c: &Connection, row: &RolloutRow, reason: &str) -> Result<(), StoreError> {
+    let change = "UPDATE rollouts SET reason = ? WHERE id = ? AND state = ?";
+    c.execute(change, params![reason, int(row.id), row.stage.as_str()])?;
+    Ok(())
+}
+
+/// Goes on to another stage; gives the devices that are told. `None` when the rollout is not in the stage any more in which
+/// that was decided.
 ///
 /// # Errors
 /// When the database fails.
@@ -280,16 +291,20 @@ pub fn put_stage(
     stage: Stage,
     reason: &str,
     now_ms: u64,
-) -> Result<Vec<String>, StoreError> {
-    if stage == row.stage {
-        c.execute("UPDATE rollouts SET reason = ? WHERE id = ?", params![reason, int(row.id)])?;
-        return Ok(Vec::new());
-    }
-    c.execute(
+) -> Result<Option<Vec<String>>, StoreError> {
+    let changed = c.execute(
         "UPDATE rollouts SET state = ?, reason = ?, stage_ms = ?, paused = 0,
-             first_alert = (SELECT ifnull(max(id), 0) FROM alerts) WHERE id = ?",
-        params![stage.as_str(), reason, int(now_ms), int(row.id)],
+             first_alert = (SELECT ifnull(max(id), 0) FROM alerts) WHERE id = ? AND state = ?",
+        params![stage.as_str(), reason, int(now_ms), int(row.id), row.stage.as_str()],
     )?;
+    if changed == 0 {
+        return Ok(None);
+    }
+    told_of(c, row, stage, now_ms).map(Some)
+}
+
+/// Notes whom a stage brings the baseline to, or takes it back from.
+fn told_of(c: &Connection, row: &RolloutRow, stage: Stage, now_ms: u64) -> Result<Vec<String>, StoreError> {
     match stage {
         Stage::Canary | Stage::Done => Ok(Vec::new()),
         Stage::Everyone => {

@@ -185,8 +185,7 @@ async fn step(
 ) -> Result<bool, ApiError> {
     let stage = stage.unwrap_or_else(|| row.stage.next());
     let reason = format!("asked for by {}", actor.who);
-    rollouts::go_on(shared, row, stage, reason, actor.who.clone(), actor.from()).await?;
-    Ok(true)
+    Ok(rollouts::go_on(shared, row, stage, reason, actor.who.clone(), actor.from()).await?)
 }
 
 fn told(row: &RolloutRow) -> String {

@@ -109,7 +109,7 @@ fn after_its_end_a_device_that_comes_gets_it_unless_it_is_pinned_or_of_another_g
     let c = fleet(&ALL);
     let row = begin(&c, make(&c, 1));
     assert!(set_pinned(&c, &device("b"), &program().key(), true).unwrap());
-    let everyone = put_stage(&c, &row, Stage::Everyone, "well", 30).unwrap();
+    let everyone = put_stage(&c, &row, Stage::Everyone, "well", 30).unwrap().unwrap();
     assert!(!everyone.contains(&"b".to_owned()) && !everyone.contains(&"d".to_owned()), "{everyone:?}");
     let row = rollout(&c, row.id).unwrap().unwrap();
     put_stage(&c, &row, Stage::Done, "well", 40).unwrap();
@@ -136,12 +136,14 @@ fn what_was_rolled_back_is_asked_back_until_the_device_has_answered_and_never_of
     let devices = rollout_devices(&c, row.id, 10).unwrap();
     let name = devices[0].device.clone();
     report(&c, &name, 7, None);
-    let told = put_stage(&c, &row, Stage::RolledBack, "alarms", 50).unwrap();
+    let told = put_stage(&c, &row, Stage::RolledBack, "alarms", 50).unwrap().unwrap();
     assert_eq!(told.len(), 2, "also the one that may be fetching it");
     assert_eq!(take_backs(&c, &device(&name)).unwrap(), [(program(), 7)]);
     assert!(offered(&c, &name).is_empty());
     report(&c, &name, 7, Some("the fleet took it back"));
     assert!(take_backs(&c, &device(&name)).unwrap().is_empty());
+    // What was decided before, by who did not know of it, changes nothing any more.
+    assert_eq!(put_stage(&c, &row, Stage::Everyone, "well", 60).unwrap(), None);
     assert_eq!(rollout(&c, row.id).unwrap().unwrap().stage, Stage::RolledBack);
     assert!(rollouts_under_way(&c).unwrap().is_empty());
     assert_eq!(remove_baseline(&c, row.baseline).unwrap(), Removed::Done);

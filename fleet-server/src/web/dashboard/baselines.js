@@ -55,7 +55,8 @@ function ofDevices(training, load) {
 function generation(row) {
   const newest = Math.max(row.generation, row.reported_generation);
   if (!newest) return "none";
-  return newest + (row.reported_generation === newest && !row.refused ? " in use" : " offered") + (row.pinned ? ", pinned" : "");
+  const what = row.reported_generation !== newest ? " offered" : row.refused ? " refused" : " in use";
+  return newest + what + (row.pinned ? ", pinned" : "");
 }
 
 function trainButton(text, row, whom, load) {
