@@ -200,14 +200,21 @@ impl Baselines {
         Ok(verified)
     }
 
-    /// Removes the active bundle, where there is none before it. The highest generation stays.
+    /// Removes the active bundle, and the other one if there is one: it was rolled back before, and must not come in
+    /// its place. The highest generation stays.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// When one cannot be removed.
     pub fn remove(&mut self, program: &ProgramId) -> Result<(), BaselineError> {
-        let path = self.dir.join(program.key()).join("active.bgb");
-        let removed = fs::remove_file(&path).and_then(|()| files::sync_dir(&path));
-        removed.map_err(|source| BaselineError::File { path, source })
+        let folder = self.dir.join(program.key());
+        for name in ["previous.bgb", "active.bgb"] {
+            let path = folder.join(name);
+            match fs::remove_file(&path).and_then(|()| files::sync_dir(&path)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(|source| BaselineError::File { path, source })?,
+            }
+        }
+        Ok(())
     }
 
     /// The active bundle of a folder. After a crash between the two renames, the one before is active again.
@@ -304,6 +311,20 @@ mod tests {
         assert_eq!((active, baselines.highest(&program())), (vec![1], 2));
         assert!(activate(&mut baselines, &bundle(2, &key)).is_err(), "it was rolled back");
         assert_eq!(baselines.roll_back(&program()).map(generation).unwrap(), 2, "and forth");
+        assert!(activate(&mut baselines, &bundle(3, &key)).is_ok());
+    }
+
+    #[test]
+    fn of_a_removed_baseline_nothing_comes_back_that_was_rolled_back_before() {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let (mut baselines, _) = open(dir.path(), &key);
+        activate(&mut baselines, &bundle(1, &key)).unwrap();
+        activate(&mut baselines, &bundle(2, &key)).unwrap();
+        baselines.roll_back(&program()).unwrap();
+        baselines.remove(&program()).unwrap();
+        let (mut baselines, active) = open(dir.path(), &key);
+        assert_eq!((active, baselines.highest(&program())), (vec![], 2));
+        assert!(activate(&mut baselines, &bundle(2, &key)).is_err());
         assert!(activate(&mut baselines, &bundle(3, &key)).is_ok());
     }
 

@@ -107,7 +107,7 @@ impl Service {
         self.beat();
     }
 
-    /// Uses the fleet's baseline of a program no longer, where there is none before it.
+    /// Uses the fleet's baseline of a program no longer, where there is none to go back to.
     fn unlearn(&mut self, program: &ProgramId) -> Result<(), String> {
         self.baselines.remove(program).map_err(|error| chain(&error))?;
         self.watch.forget(program);
