@@ -162,13 +162,7 @@ fn number(
     now_ms: u64,
 ) -> Result<(bool, u64), StoreError> {
     let (id, epoch, seq) = (device.as_str(), bits(epoch), int(seq));
-    let known: Option<i64> = c
-        .prepare_cached("SELECT acked FROM acks WHERE device = ? AND epoch = ?")?
-        .query_row(params![id, epoch], |row| row.get(0))
-        .optional()?;
-    if known.is_none() {
-        forget_epochs(c, counters, id)?;
-    }
+    let known = acked_before(c, counters, (id, epoch))?;
     let before = known.unwrap_or(0);
     let mut acked = before;
     let mut fresh = false;
@@ -205,13 +199,7 @@ pub fn put_gone(
 ) -> Result<u64, StoreError> {
     super::seen(c, device, now_ms)?;
     let (id, epoch, from, to) = (device.as_str(), bits(epoch), int(from), int(to));
-    let known: Option<i64> = c
-        .prepare_cached("SELECT acked FROM acks WHERE device = ? AND epoch = ?")?
-        .query_row(params![id, epoch], |row| row.get(0))
-        .optional()?;
-    if known.is_none() {
-        forget_epochs(c, counters, id)?;
-    }
+    let known = acked_before(c, counters, (id, epoch))?;
     let acked = match known {
         None if from == 1 => to,
         Some(acked) if from <= acked + 1 && to > acked => {
@@ -232,6 +220,22 @@ pub fn put_gone(
     };
     put_ack(c, (id, epoch), acked, now_ms)?;
     Ok(uint(acked))
+}
+
+/// What was acknowledged of an epoch; a new one gets room first.
+fn acked_before(
+    c: &Connection,
+    counters: &Counters,
+    (id, epoch): (&str, i64),
+) -> Result<Option<i64>, StoreError> {
+    let known = c
+        .prepare_cached("SELECT acked FROM acks WHERE device = ? AND epoch = ?")?
+        .query_row(params![id, epoch], |row| row.get(0))
+        .optional()?;
+    if known.is_none() {
+        forget_epochs(c, counters, id)?;
+    }
+    Ok(known)
 }
 
 /// Acknowledges everything up to `to`, counts what of it is missing, and gives `to`.
