@@ -76,7 +76,9 @@ fn an_attacked_service_is_cut_off_or_stopped_and_the_fleet_and_the_gateway_undo_
     let program = Gateway::executable(&dir.path().join("gateway"));
     let other = Path::new("/nothing");
     let alerts = "[alerts]\ndedup = \"0s\"\n";
-    let more = format!("{alerts}{}{}", rule(&program, "deny_egress"), rule(other, "stop"));
+    // What an agent may do is settled at its start.
+    let others = format!("{}{}", rule(other, "stop"), rule(Path::new("/nothing-else"), "kill"));
+    let more = format!("{alerts}{}{others}", rule(&program, "deny_egress"));
     let mut story = Story::start_with(dir.path(), 60, &more, "").unwrap();
     group.add(story.gateway.id());
     let started = event(&story, "started", 0);
@@ -114,11 +116,11 @@ fn an_attacked_service_is_cut_off_or_stopped_and_the_fleet_and_the_gateway_undo_
     assert!(group.send("192.0.2.2").status.success(), "it sends again");
 
     // Another rule, by SIGHUP: the process is stopped, and goes on when the gateway's operator says so.
-    let changed = format!(
-        "watch = [{program:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n{alerts}{}",
-        rule(&program, "stop")
-    );
-    story.agent.configure(&changed).unwrap();
+    let ruled = |action| {
+        let common = format!("watch = [{program:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n{alerts}");
+        format!("{common}{}", rule(&program, action))
+    };
+    story.agent.configure(&ruled("stop")).unwrap();
     story.agent.signal(Signal::HUP).unwrap();
     let changed = event(&story, "configuration_changed", id(&released));
     assert!(changed["text"].as_str().unwrap().contains("contain"), "{changed}");
@@ -142,6 +144,15 @@ fn an_attacked_service_is_cut_off_or_stopped_and_the_fleet_and_the_gateway_undo_
     let again = story.agent.command(&["contain", "release", &number]).unwrap();
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(!again.status.success() && said.contains("nothing is contained under the number"), "{said}");
+
+    // The last rule ends it.
+    story.agent.configure(&ruled("kill")).unwrap();
+    story.agent.signal(Signal::HUP).unwrap();
+    let changed = event(&story, "configuration_changed", id(&released));
+    story.gateway.attack().unwrap();
+    let contained = event(&story, "contained", id(&changed));
+    assert!(contained["text"].as_str().unwrap().contains("kill of process"), "{contained}");
+    wait_for("its end", Duration::from_secs(5), || Ok(story.gateway.check().err().map(|_| ()))).unwrap();
     story.stop().unwrap();
 }
 

@@ -20,6 +20,7 @@ mod live;
 mod notified;
 mod power;
 mod rolled;
+mod shed;
 mod simulated;
 mod story;
 mod trained;

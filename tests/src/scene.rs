@@ -226,3 +226,19 @@ pub fn cpu_s(id: u32) -> Result<f64, Failed> {
     let ticks: f64 = rest.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<f64>().ok()).sum();
     Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }
+
+/// How often its threads together went to sleep so far, which is how often they were woken.
+///
+/// # Errors
+/// When the process is not there.
+pub fn wake_ups(id: u32) -> Result<u64, Failed> {
+    let path = format!("/proc/{id}/task");
+    let threads = fs::read_dir(&path).map_err(|error| Failed::new(&path, error))?;
+    // A thread may end meanwhile.
+    let texts = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    let count = |text: String| {
+        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        line.trim().parse::<u64>().ok()
+    };
+    Ok(texts.filter_map(count).sum())
+}

@@ -66,8 +66,12 @@ fn run(arguments: &Arguments) -> Result<(), Failed> {
     );
     drop(scene);
 
-    let idle_cpu_share = idle(&dir.path().join("idle"), arguments.idle)?;
-    eprintln!("20 quiet services: {:.2} % of a core", idle_cpu_share * 100.0);
+    let idle = idle(&dir.path().join("idle"), arguments.idle)?;
+    eprintln!(
+        "20 quiet services: {:.2} % of a core, woken {:.2} times a second",
+        idle.cpu_share * 100.0,
+        idle.wake_ups_per_s
+    );
     let replay = outbox::replay(&dir.path().join("outbox"), arguments.waiting)?;
     eprintln!(
         "{} alerts waited in {:.1} MiB; {:.0} a second reached the store",
@@ -82,7 +86,8 @@ fn run(arguments: &Arguments) -> Result<(), Failed> {
             "rss_mib_5": rounded(rss_5),
             "rss_mib_50": rounded(rss_50),
             "rss_peak_mib_50": rounded(peak_50),
-            "idle_cpu_share": (idle_cpu_share * 1e5).round() / 1e5,
+            "idle_cpu_share": (idle.cpu_share * 1e5).round() / 1e5,
+            "idle_wake_ups_per_s": (idle.wake_ups_per_s * 100.0).round() / 100.0,
             "alert_p99_s": (alert_p99_s * 1e3).round() / 1e3,
             "replay_per_s": replay.per_s.round(),
             "start_s": (start_s * 1e3).round() / 1e3,
@@ -101,8 +106,16 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// The CPU time of an agent with the default window over 20 services that do little, as a share of one core.
-fn idle(dir: &std::path::Path, seconds: u64) -> Result<f64, Failed> {
+/// What an agent takes that has nothing to tell.
+struct Idle {
+    /// Its CPU time as a share of one core.
+    cpu_share: f64,
+    /// How often its threads are woken.
+    wake_ups_per_s: f64,
+}
+
+/// An agent with the default window over 20 services that do little.
+fn idle(dir: &std::path::Path, seconds: u64) -> Result<Idle, Failed> {
     let fleet = Fleet::start(&dir.join("fleet"), 10_000)?;
     let services: Vec<Gateway> = (0..20)
         .map(|n| Gateway::start_every(&dir.join(n.to_string()), Duration::from_secs(5)))
@@ -116,11 +129,15 @@ fn idle(dir: &std::path::Path, seconds: u64) -> Result<f64, Failed> {
     })?;
     // Its start is over.
     std::thread::sleep(Duration::from_secs(5));
-    let (before, begun) = (scene::cpu_s(agent.id()?)?, SystemTime::now());
+    let pid = agent.id()?;
+    let (cpu, wake_ups, begun) = (scene::cpu_s(pid)?, scene::wake_ups(pid)?, SystemTime::now());
     std::thread::sleep(Duration::from_secs(seconds));
-    let spent = scene::cpu_s(agent.id()?)? - before;
     let passed = begun.elapsed().unwrap_or_default().as_secs_f64();
+    let idle = Idle {
+        cpu_share: (scene::cpu_s(pid)? - cpu) / passed,
+        wake_ups_per_s: scene::wake_ups(pid)?.saturating_sub(wake_ups) as f64 / passed,
+    };
     agent.stop()?;
     drop(services);
-    Ok(spent / passed)
+    Ok(idle)
 }
