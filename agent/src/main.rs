@@ -26,6 +26,8 @@ use cli::{Cli, Command, ConfigCommand, ContainCommand};
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).
 const USAGE: u8 = 64;
+/// Exit code for a configuration with which starting again makes no sense, from the same list.
+const CONFIGURATION: u8 = 78;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
@@ -43,13 +45,24 @@ fn main() -> ExitCode {
     if let Command::Simulate(options) = &cli.command {
         return simulate::run(options);
     }
+    let is_service = matches!(cli.command, Command::Run);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("behaveguard: {}", chain(error.as_ref()));
-            ExitCode::FAILURE
+            if is_service && needs_its_operator(error.as_ref()) {
+                ExitCode::from(CONFIGURATION)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
+}
+
+/// Whether only a change by people helps, so that whoever started the agent should not start it again.
+fn needs_its_operator(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(service::ServiceError::NobodyToTell))
+        || matches!(error.downcast_ref(), Some(SourceError::Problems { .. }))
 }
 
 /// `behaveguard ... | head` ends as other tools do; the agent itself must outlive whoever reads what it says.
@@ -107,6 +120,9 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             let device = device.unwrap_or_else(|| enroll::device_name(&vitals::host_name()));
             let identity = enroll::enroll(&config.state, &read_token(&token)?, &device, force)?;
             println!("enrolled as {} at {}:{}", identity.device, identity.host, identity.port);
+            println!(
+                "now start the agent: `systemctl restart behaveguard` where its package is installed, else `behaveguard run`"
+            );
         }
         Command::Run => service::run(config, source)?,
         Command::Record { file, time, max } => {

@@ -176,7 +176,6 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     // Before anything that takes time: without it the signal would end the agent.
     let reload = signalled(&[signal_hook::consts::SIGHUP]).map_err(ServiceError::Runtime)?;
     let failed = |source| ServiceError::State { path: config.state.clone(), source };
-    let probe = Probe::load(&config.probe(std::process::id()))?;
     files::make_private_dir(&config.state).map_err(failed)?;
     let lock = lock(&config.state)?;
     let identity = match Identity::load(&config.state) {
@@ -188,6 +187,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     let damaged = || ServiceError::Identity(EnrollError::Damaged(config.state.join("identity.json")));
     let keys = identity.as_ref().map(|identity| identity.keyring().ok_or_else(damaged)).transpose()?;
     let keys = keys.unwrap_or_default();
+    let probe = Probe::load(&config.probe(std::process::id()))?;
     let outbox: Arc<dyn Outbox> = match config.outbox_engine {
         OutboxEngine::Log => Arc::new(LogOutbox::open(&config.state, config.outbox_max)?),
         #[cfg(feature = "sled")]

@@ -44,6 +44,23 @@ fn a_configuration_is_checked_and_shown() {
 }
 
 #[test]
+fn an_agent_that_only_its_operator_can_help_says_so_by_its_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let file = dir.path().join("behaveguard.toml");
+    let run = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let (file, state) = (file.to_str().unwrap(), state.to_str().unwrap());
+        let ended = behaveguard(&["--config", file, "--state", state, "run"]);
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    let (code, said) = run("");
+    assert!(code == Some(78) && said.contains("run `behaveguard enroll`, or configure one"), "{code:?} {said}");
+    let (code, said) = run("windw = \"5s\"\n");
+    assert!(code == Some(78) && said.contains("`windw`: not a known key"), "{code:?} {said}");
+}
+
+#[test]
 fn a_reader_that_ends_early_is_no_error() {
     let mut child = Command::new(binary("behaveguard").unwrap())
         .args(["simulate", "--list"])

@@ -250,13 +250,10 @@ fn unwinder(target: &Path, triple: Triple) -> Result<PathBuf, DistError> {
         apt.current_dir(&folder).args(["download", "--quiet", "-o", "APT::Sandbox::User=root", &name]);
         tools::run(&mut apt)
     };
-    ["14", "16", "19", "17", "18", "20", "21"].iter().find_map(|version| package(version).ok()).ok_or_else(
-        || {
-            DistError::Check(
-                "Debian has none of the packages libunwind-14-dev to libunwind-21-dev".to_owned(),
-            )
-        },
-    )?;
+    ["14", "16", "19", "17", "18", "20", "21"]
+        .iter()
+        .find_map(|version| package(version).ok())
+        .ok_or(DistError::Check("Debian has none of the packages libunwind-14-dev to libunwind-21-dev"))?;
     let script =
         "dpkg -x libunwind-*.deb x && cp x/usr/lib/llvm-*/lib/libunwind.a . && rm -r x libunwind-*.deb";
     tools::run(Command::new("sh").current_dir(&folder).args(["-ec", script]))?;

@@ -3,7 +3,6 @@
 
 mod archive;
 mod build;
-mod check;
 mod deb;
 mod sbom;
 
@@ -28,8 +27,8 @@ pub(crate) enum DistError {
     File(PathBuf, io::Error),
     /// What cargo says of the packages makes no sense.
     Metadata(String),
-    /// A package does not do what it should.
-    Check(String),
+    /// Something to build with or to check is not there.
+    Check(&'static str),
     /// A package of another processor.
     Vm(vm::VmError),
 }
@@ -45,7 +44,7 @@ impl fmt::Display for DistError {
             Self::File(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Metadata(text) => write!(f, "reading the packages of the lock file: {text}"),
             Self::Vm(error) => error.fmt(f),
-            Self::Check(text) => write!(f, "a package does not do what it should: {text}"),
+            Self::Check(text) => f.write_str(text),
         }
     }
 }
@@ -117,8 +116,11 @@ pub(crate) fn run(root: &Path, targets: &[String], check: bool) -> Result<(), Di
         println!("{:>10} {}", size, file.display());
     }
     if check {
-        if !packages.is_empty() || foreign.is_empty() {
-            check::run(&release, &packages)?;
+        if packages.is_empty() && foreign.is_empty() {
+            return Err(DistError::Check("none of these targets has packages that run here"));
+        }
+        if !packages.is_empty() {
+            vm::run_packages(root, &packages, include_bytes!("check.sh"))?;
         }
         for package in &foreign {
             vm::deliver(root, package)?;

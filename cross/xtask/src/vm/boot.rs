@@ -12,7 +12,7 @@ use std::{
 use super::{VmError, console::Console, kernels::Arch};
 use crate::tools::{self, Need, ToolError};
 
-/// A machine that prints this long is taken for one that hangs.
+/// What a machine with its whole system in memory may take.
 const LIMIT: Duration = Duration::from_secs(420);
 
 /// The emulator of each processor.
@@ -31,45 +31,59 @@ pub(super) fn needs(arch: Arch) -> &'static [Need] {
     }
 }
 
-/// Boots and waits for the end, without a network or, in a network namespace, with one that leads there. Each line goes to
-/// `seen` as well.
+/// A machine to boot.
+pub(super) struct Machine<'a> {
+    pub(super) arch: Arch,
+    pub(super) kernel: &'a Path,
+    pub(super) initramfs: &'a Path,
+    /// The first disk.
+    pub(super) disk: Option<&'a Path>,
+    /// Has a network that leads into this network namespace.
+    pub(super) namespace: Option<&'a str>,
+    /// What the kernel is told beside the console.
+    pub(super) words: &'a str,
+    /// A machine that runs this long is taken for one that hangs.
+    pub(super) limit: Duration,
+}
+
+impl<'a> Machine<'a> {
+    /// One whose whole system is in its initramfs.
+    pub(super) fn new(arch: Arch, kernel: &'a Path, initramfs: &'a Path) -> Self {
+        let words = "quiet loglevel=1 panic=1 lsm=landlock,lockdown,yama,bpf";
+        Self { arch, kernel, initramfs, disk: None, namespace: None, words, limit: LIMIT }
+    }
+}
+
+/// Boots and waits for the end. Each line goes to `seen` as well.
 ///
 /// Emulated in software: a machine that offers `/dev/kvm` need not let it work.
-pub(super) fn boot(
-    arch: Arch,
-    kernel: &Path,
-    image: &Path,
-    namespace: Option<&str>,
-    seen: &mut dyn FnMut(&str),
-) -> Result<Console, VmError> {
-    let (program, machine, serial): (_, &[&str], _) = match arch {
+pub(super) fn boot(machine: &Machine<'_>, seen: &mut dyn FnMut(&str)) -> Result<Console, VmError> {
+    let (program, model, serial): (_, &[&str], _) = match machine.arch {
         Arch::X86_64 => ("qemu-system-x86_64", &["-M", "q35"], "ttyS0"),
         Arch::Aarch64 => ("qemu-system-aarch64", &["-M", "virt", "-cpu", "cortex-a57"], "ttyAMA0"),
     };
     // A machine must end also when this task was killed.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL"]);
-    let network: &[&str] = match namespace {
+    let network: &[&str] = match machine.namespace {
         None => &["-nic", "none"],
         Some(name) => {
             qemu.args(["ip", "netns", "exec", name]);
             &["-netdev", "user,id=host", "-device", "virtio-net-device,netdev=host"]
         }
     };
-    qemu.arg(program)
-        .args(machine)
-        .args(network)
-        .args(["-accel", "tcg", "-smp", "2", "-m", "1024", "-no-reboot"])
+    qemu.arg(program).args(model).args(network);
+    if let Some(disk) = machine.disk {
+        qemu.arg("-drive").arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
+    }
+    qemu.args(["-accel", "tcg", "-smp", "2", "-m", "1024", "-no-reboot"])
         .args(["-display", "none", "-monitor", "none", "-serial", "stdio"])
         .arg("-kernel")
-        .arg(kernel)
+        .arg(machine.kernel)
         .arg("-initrd")
-        .arg(image)
-        .args([
-            "-append",
-            &format!("console={serial} quiet loglevel=1 panic=1 lsm=landlock,lockdown,yama,bpf"),
-        ]);
-    follow(&mut qemu, LIMIT, seen)
+        .arg(machine.initramfs)
+        .args(["-append", &format!("console={serial} {}", machine.words)]);
+    follow(&mut qemu, machine.limit, seen)
 }
 
 /// Runs a machine to its end, or to the limit.

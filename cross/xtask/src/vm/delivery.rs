@@ -12,7 +12,9 @@ use std::{
 };
 
 use super::{
-    CONFIG_FOLDER, Image, VmError, boot, build,
+    CONFIG_FOLDER, Image, VmError,
+    boot::{self, Machine},
+    build,
     kernels::{self, Arch, Kernel, NETWORK_MODULES},
 };
 use crate::tools::{self, Need};
@@ -112,7 +114,9 @@ pub(crate) fn deliver(root: &Path, package: &Path) -> Result<(), VmError> {
     image.finish(&initramfs)?;
     println!("booting Linux {VERSION} on {} with {}", arch.name(), package.display());
     let mut seen = |line: &str| println!("  {line}");
-    let console = boot::boot(arch, &fetched.vmlinuz, &initramfs, Some(&namespace.0), &mut seen)?;
+    let machine =
+        Machine { namespace: Some(&namespace.0), ..Machine::new(arch, &fetched.vmlinuz, &initramfs) };
+    let console = boot::boot(&machine, &mut seen)?;
     let totals = console.totals(&["delivery"]);
     if totals.failed > 0 {
         return Err(VmError::NotDelivered("see what the machine printed".to_owned()));

@@ -36,6 +36,11 @@ impl Arch {
         }
     }
 
+    /// That of this machine; another one than the two known is emulated as if it were x86-64.
+    pub(super) fn native() -> Self {
+        Self::of(std::env::consts::ARCH).unwrap_or(Self::X86_64)
+    }
+
     /// Reads the name that Rust uses.
     pub(super) fn of(name: &str) -> Option<Self> {
         [Self::X86_64, Self::Aarch64].into_iter().find(|arch| arch.name() == name)
@@ -166,7 +171,7 @@ fn vmlinuz_below(unpacked: &Path) -> Result<Option<PathBuf>, VmError> {
 }
 
 /// The archive that the machine's own Debian packages come from.
-fn archive() -> Result<String, VmError> {
+pub(super) fn archive() -> Result<String, VmError> {
     let mut command = Command::new("apt-get");
     command.args(["indextargets", "--format", "$(REPO_URI)"]);
     command.args(["Created-By: Packages", "Origin: Debian", "Label: Debian"]);

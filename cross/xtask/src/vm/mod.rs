@@ -9,6 +9,7 @@
 mod boot;
 mod build;
 mod console;
+mod debian;
 mod delivery;
 mod image;
 mod kernels;
@@ -24,8 +25,10 @@ use crate::{
     suite::Totals,
     tools::{self, Need, ToolError},
 };
+use boot::Machine;
 use build::Built;
 use console::Console;
+pub(crate) use debian::run_packages;
 pub(crate) use delivery::deliver;
 use image::Image;
 pub(crate) use kernels::{Arch, Kernel};
@@ -43,6 +46,8 @@ pub(crate) enum VmError {
     Unknown(String),
     /// The package does not do what it should.
     NotDelivered(String),
+    /// The packages do not do what they should; the machine printed why.
+    Packages,
     /// cargo did not say where the programs are.
     NotBuilt,
 }
@@ -55,6 +60,9 @@ impl fmt::Display for VmError {
             Self::NoImage(package) => write!(f, "Debian's archive has no kernel behind {package}"),
             Self::Unknown(what) => write!(f, "no such kernel: {what}; there are {}", known()),
             Self::NotDelivered(what) => write!(f, "the package delivered no alert: {what}"),
+            Self::Packages => {
+                f.write_str("the packages do not do what they should: see what the machine printed")
+            }
             Self::NotBuilt => f.write_str("cargo did not say where the agent and its kernel tests are"),
         }
     }
@@ -180,7 +188,7 @@ fn one(vm: &Path, kernel: Kernel, built: &Built, state: &Path) -> Result<Console
             println!("{name}: {line}");
         }
     };
-    let console = boot::boot(kernel.arch, &fetched.vmlinuz, &image, None, &mut seen)?;
+    let console = boot::boot(&Machine::new(kernel.arch, &fetched.vmlinuz, &image), &mut seen)?;
     kernels::write(&dir.join("console.log"), log.as_bytes())?;
     Ok(console)
 }
