@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use fleet_server::access::{self, LOCAL, Role};
-use fleet_server::config::Config;
+use fleet_server::broker;
+use fleet_server::config::{Config, host_and_port};
 use fleet_server::counters::Counters;
 use fleet_server::enrolment::{Issued, TTL_MAX_S, USES_MAX, Wanted};
 use fleet_server::names::{DeviceId, GroupId, UserName};
@@ -159,6 +160,24 @@ pub(crate) fn init(state: &Path, config: &Config) -> Done {
     println!("certificate authority, signing key, API token and database are in {folder}");
     println!("SHA-256 of ca.pem: {}", models::program::hex(&models::bundle::sha256(pki.ca_pem().as_bytes())));
     println!("next: behaveguard-fleet run --state {folder}");
+    Ok(())
+}
+
+pub(crate) fn broker(state: &Path, names: &[String], port: u16, out: &Path) -> Done {
+    if !state.join("ca.pem").exists() {
+        return Err(format!("no server was made in {} yet: behaveguard-fleet init", state.display()).into());
+    }
+    if !out.is_absolute() {
+        return Err(format!("{}: give an absolute path, the configurations name it", out.display()).into());
+    }
+    let pki = Pki::open(state, &Config::default().certificate_names(), clock::unix_s())?;
+    files::make_state_dir(out).map_err(|error| format!("{}: {error}", out.display()))?;
+    broker::write_files(out, names, port, &pki, clock::unix_s())?;
+    println!("wrote {} into {}", broker::FILES.join(", "), out.display());
+    println!(
+        "next: give them to the broker's user, start it, and put into the fleet server's configuration:"
+    );
+    println!("[broker]\nexternal = \"mqtts://{}\"", host_and_port(&names[0], port));
     Ok(())
 }
 

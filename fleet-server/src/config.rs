@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use models::train::WINDOWS_MIN;
 use toml::{Table, Value};
 
 /// Everything the operator can choose. Defaults are good for one machine.
@@ -41,6 +42,19 @@ pub struct Config {
     pub audit_max: u32,
     /// Requests that one client may make in a minute.
     pub requests_per_minute: u32,
+    /// The broker that devices connect to instead of to this server.
+    pub external: Option<External>,
+}
+
+/// A broker of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// Its host name or address, as its certificate has it.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether it has shared subscriptions, so that several servers share the load.
+    pub shared: bool,
 }
 
 impl Default for Config {
@@ -62,6 +76,7 @@ impl Default for Config {
             certificate_hours: 720,
             audit_max: 1_000_000,
             requests_per_minute: 100,
+            external: None,
         }
     }
 }
@@ -98,7 +113,7 @@ impl Config {
             config.public_host = Some(host);
         }
         reader.names("names", &mut config.names);
-        reader.number("learn_windows", 20, 100_000, &mut config.learn_windows);
+        reader.number("learn_windows", WINDOWS_MIN as u32, 100_000, &mut config.learn_windows);
         reader.number("windows_max", 20, 100_000, &mut config.windows_max);
         reader.number("programs_max", 1, 10_000, &mut config.programs_max);
         reader.number("alerts_max", 100, 100_000_000, &mut config.alerts_max);
@@ -110,6 +125,7 @@ impl Config {
         reader.number("certificate_hours", 1, 87_600, &mut config.certificate_hours);
         reader.number("audit_max", 1000, 100_000_000, &mut config.audit_max);
         reader.number("requests_per_minute", 1, 1_000_000, &mut config.requests_per_minute);
+        config.external = reader.broker();
         for key in reader.table.keys() {
             reader.problems.push(Problem { key: key.clone(), text: "not a known key".into() });
         }
@@ -134,11 +150,7 @@ impl Config {
             None if bound.ip().is_unspecified() => "localhost".into(),
             None => bound.ip().to_string(),
         };
-        if host.contains(':') {
-            format!("[{host}]:{}", bound.port())
-        } else {
-            format!("{host}:{}", bound.port())
-        }
+        host_and_port(&host, bound.port())
     }
 
     /// All names for the server's certificate, each once.
@@ -155,6 +167,12 @@ impl Config {
         names.dedup();
         names
     }
+}
+
+/// As one writes them together.
+#[must_use]
+pub fn host_and_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 struct Reader {
@@ -193,6 +211,34 @@ impl Reader {
         }
     }
 
+    fn broker(&mut self) -> Option<External> {
+        let value = self.table.remove("broker")?;
+        let Value::Table(mut table) = value else {
+            self.problem("broker", "must be a table: [broker] and below it external = \"mqtts://HOST:PORT\"");
+            return None;
+        };
+        let shared = match table.remove("shared") {
+            None => true,
+            Some(Value::Boolean(shared)) => shared,
+            Some(_) => {
+                self.problem("broker.shared", "must be true or false");
+                true
+            }
+        };
+        let url = table.remove("external");
+        for key in table.keys() {
+            self.problem(&format!("broker.{key}"), "not a known key");
+        }
+        let parsed = url.as_ref().and_then(Value::as_str).and_then(broker_address);
+        if parsed.is_none() {
+            self.problem(
+                "broker.external",
+                "must be an address in quotes, e.g. \"mqtts://broker.example.org:8883\"",
+            );
+        }
+        parsed.map(|(host, port)| External { host, port, shared })
+    }
+
     fn names(&mut self, key: &str, into: &mut Vec<String>) {
         let Some(value) = self.table.remove(key) else { return };
         let list = value.as_array().and_then(|list| {
@@ -206,6 +252,20 @@ impl Reader {
             _ => self.problem(key, "must be a list of 1 to 64 host names or addresses in quotes"),
         }
     }
+}
+
+/// `mqtts://HOST[:PORT]`; an IPv6 address in brackets.
+fn broker_address(url: &str) -> Option<(String, u16)> {
+    let rest = url.strip_prefix("mqtts://")?;
+    let (host, port) = match rest.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']')?;
+            (host, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) })
+        }
+        None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
+    };
+    let port = port.map_or(Some(8883), |port| port.parse().ok().filter(|port| *port > 0))?;
+    is_host(host).then(|| (host.to_owned(), port))
 }
 
 fn is_host(text: &str) -> bool {
@@ -234,6 +294,23 @@ mod tests {
         assert_eq!((config.web.port(), config.learn_windows), (0, 60));
         assert_eq!(config.host_for("0.0.0.0:7".parse().unwrap()), "localhost:7");
         assert_eq!(config.host_for("[::1]:7".parse().unwrap()), "[::1]:7");
+    }
+
+    #[test]
+    fn a_broker_of_others_is_named_by_its_address() {
+        let external = |text: &str| Config::parse(&format!("[broker]\n{text}")).map(|config| config.external);
+        let is = |host: &str, port, shared| Ok(Some(External { host: host.into(), port, shared }));
+        assert_eq!(external("external = \"mqtts://b.example\""), is("b.example", 8883, true));
+        assert_eq!(external("external = \"mqtts://[::1]:1\"\nshared = false"), is("::1", 1, false));
+        for bad in ["mqtt://b", "mqtts://b:0", "mqtts://b:x", "mqtts://", "mqtts://b/c", "mqtts://[::1"] {
+            assert_eq!(
+                external(&format!("external = {bad:?}")).unwrap_err()[0].key,
+                "broker.external",
+                "{bad}"
+            );
+        }
+        assert_eq!(external("shared = 1\nother = 1").unwrap_err().len(), 3);
+        assert_eq!(Config::parse("broker = 1").unwrap_err()[0].key, "broker");
     }
 
     #[test]

@@ -50,6 +50,14 @@ counters! {
     MqttKeepAliveExpired = "mqtt_keep_alive_expired",
     /// Connections closed because their outgoing queue was full or the device did not read.
     MqttSlowClosed = "mqtt_slow_closed",
+    /// Connections to a broker of others.
+    BrokerConnected = "broker_connected",
+    /// Connections to it that failed or ended.
+    BrokerFailed = "broker_failed",
+    /// Messages from it that were not taken because too many waited; devices send them again.
+    BrokerOverflow = "broker_overflow",
+    /// Messages to devices that it was not given because too many waited; devices get them with their next heartbeat.
+    BrokerNotSent = "broker_not_sent",
     /// Numbered messages stored for the first time.
     FramesStored = "frames_stored",
     /// Numbered messages that were there already.

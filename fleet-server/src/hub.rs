@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use models::wire::{self, Downlink};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::broker::Reach;
 use crate::clock;
 use crate::counters::{Counter, Counters};
 use crate::names::DeviceId;
@@ -109,14 +110,22 @@ pub struct Hub {
     next: AtomicU64,
     events: broadcast::Sender<Event>,
     counters: Arc<Counters>,
+    /// Where devices are behind a broker of others, instead of sessions.
+    reach: Option<Reach>,
 }
 
 impl Hub {
-    /// An empty hub.
+    /// An empty hub; with `reach`, of devices behind a broker.
     #[must_use]
-    pub fn new(counters: Arc<Counters>) -> Self {
+    pub fn new(counters: Arc<Counters>, reach: Option<Reach>) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        Self { sessions: Mutex::default(), next: AtomicU64::new(1), events, counters }
+        Self { sessions: Mutex::default(), next: AtomicU64::new(1), events, counters, reach }
+    }
+
+    /// The devices behind a broker of others, where there is one.
+    #[must_use]
+    pub fn reach(&self) -> Option<&Reach> {
+        self.reach.as_ref()
     }
 
     /// Adds a connection; an older one of the same device is closed. Also whether two agents seem to use its identity.
@@ -154,6 +163,9 @@ impl Hub {
 
     /// Sends to a device that is connected and listens; whoever is away gets it when it subscribes.
     pub fn send(&self, device: &DeviceId, message: &Downlink) {
+        if let Some(reach) = &self.reach {
+            return reach.send(device, message);
+        }
         let session = self.sessions().get(device).cloned();
         let Some(session) = session.filter(Session::is_subscribed) else { return };
         match wire::encode(message) {
@@ -167,23 +179,32 @@ impl Hub {
         }
     }
 
-    /// Closes the device's connection, if it has one.
+    /// Closes the device's connection, if it has one. A broker of others lets it stay, and nothing of it is taken.
     pub fn close(&self, device: &DeviceId) {
+        if let Some(reach) = &self.reach {
+            reach.forget(device);
+        }
         if let Some(session) = self.sessions().get(device) {
             session.close();
         }
     }
 
-    /// Whether the device is connected.
+    /// Whether the device is connected; behind a broker, whether it was heard lately.
     #[must_use]
     pub fn is_online(&self, device: &str) -> bool {
-        DeviceId::parse(device).is_ok_and(|device| self.sessions().contains_key(&device))
+        DeviceId::parse(device).is_ok_and(|device| match &self.reach {
+            Some(reach) => reach.is_online(&device, clock::unix_ms()),
+            None => self.sessions().contains_key(&device),
+        })
     }
 
     /// Devices connected.
     #[must_use]
     pub fn online(&self) -> usize {
-        self.sessions().len()
+        match &self.reach {
+            Some(reach) => reach.online(clock::unix_ms()),
+            None => self.sessions().len(),
+        }
     }
 
     /// Tells everyone who listens.

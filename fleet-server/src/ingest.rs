@@ -183,6 +183,25 @@ pub async fn stored(
     }
 }
 
+/// All that waits for a device, for one that connected: what of it is stored, baselines taken back and offered, and containments that
+/// people undid.
+///
+/// # Errors
+/// When the database fails.
+pub async fn waiting(shared: &Shared, device: &DeviceId) -> Result<Vec<Downlink>, StoreError> {
+    let owner = device.clone();
+    let query = move |c: &_| {
+        let acks = store::acks(c, &owner)?.into_iter().map(|(epoch, seq)| Downlink::Ack { epoch, seq });
+        let take_backs = store::take_backs(c, &owner)?.into_iter();
+        let take_backs = take_backs.map(|(program, generation)| Downlink::TakeBack { program, generation });
+        let offers = store::newest_offers(c, &owner)?.into_iter().map(Downlink::Offer);
+        let releases = store::releases(c, &owner)?.into_iter();
+        let releases = releases.map(|containment| Downlink::Release { containment });
+        Ok(acks.chain(take_backs).chain(offers).chain(releases).collect())
+    };
+    shared.store.read(query).await
+}
+
 /// A program that is new on a device may have a baseline already, of its group or of all.
 async fn offer_what_is_there(
     shared: &Shared,

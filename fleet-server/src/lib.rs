@@ -6,13 +6,16 @@
 //!    ▲                 │                   │
 //!    └── Ack, Offer, Chunk, Release ◄───────── trainer (fit, seal) ◄── windows
 //! ```
+//! Instead of `mqtt`, the endpoint of our own, `broker` takes devices' messages from a broker of others.
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod broker;
 pub mod clock;
 pub mod config;
 pub mod counters;
 pub mod enrolment;
+mod feed;
 pub mod files;
 pub mod hub;
 pub mod ingest;

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use fleet_server::config::Config;
 use fleet_server::{server, trainer};
 use models::chain::chain;
+use models::train::WINDOWS_MIN;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use commands::{DeviceCommand, TokenCommand, UserCommand};
@@ -46,8 +47,8 @@ enum Command {
         /// Where people and enrolling devices connect.
         #[arg(long)]
         web: Option<SocketAddr>,
-        /// Windows needed before a program's first baseline.
-        #[arg(long)]
+        /// Windows needed before a program's first baseline, 40 to 100000.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(WINDOWS_MIN as i64..=100_000))]
         learn_windows: Option<u32>,
     },
     /// Make what a server needs, its certificate authority first, without starting it.
@@ -55,6 +56,21 @@ enum Command {
         /// Folder for keys, certificates and the database; made when missing.
         #[arg(long)]
         state: PathBuf,
+    },
+    /// Write what a broker of others needs to take this fleet's devices: certificate, key, and configurations for Mosquitto and NATS.
+    Broker {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// A host name or address by which devices and fleet servers call the broker; may be given more than once.
+        #[arg(long, required = true)]
+        name: Vec<String>,
+        /// Where it listens.
+        #[arg(long, default_value_t = 8883)]
+        port: u16,
+        /// The folder that is written, as an absolute path: the configurations name it.
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Enrolment tokens for new devices.
     #[command(subcommand)]
@@ -84,6 +100,7 @@ fn main() -> ExitCode {
             configure(config, mqtt, web, learn_windows).and_then(|config| run(&state, config))
         }
         Command::Init { state } => commands::init(&state, &Config::default()),
+        Command::Broker { state, name, port, out } => commands::broker(&state, &name, port, &out),
         Command::Token(command) => commands::token(command),
         Command::Device(command) => commands::device_command(command),
         Command::User(command) => commands::user_command(command),

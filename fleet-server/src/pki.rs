@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use models::bundle::SigningKey;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
 };
 use tokio_rustls::rustls::pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _,
 };
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 
 use crate::files::write_private;
 use crate::names::DeviceId;
@@ -176,6 +176,38 @@ impl Pki {
         builder.with_single_cert(self.chain(), self.key()).map_err(PkiError::Tls)
     }
 
+    /// The name that this fleet's servers have at a broker of others; no device can have it.
+    pub const BROKER_CLIENT: &'static str = "behaveguard_fleet";
+
+    /// TLS to a broker of others: its certificate must be one of our authority, and so is the one that it is shown, made anew at
+    /// every start as the server's is.
+    ///
+    /// # Errors
+    /// When the TLS library refuses key or certificate.
+    pub fn broker_client_tls(&self, now_unix_s: u64) -> Result<ClientConfig, PkiError> {
+        let key = KeyPair::generate().map_err(PkiError::Certificate)?;
+        let mut params = params(Self::BROKER_CLIENT, now_unix_s, 5 * YEAR);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let certificate = params.signed_by(&key, &self.issuer).map_err(PkiError::Certificate)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca_der.clone()).map_err(PkiError::Tls)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let builder = builder.map_err(PkiError::Tls)?.with_root_certificates(roots);
+        builder.with_client_auth_cert(vec![certificate.der().clone()], key).map_err(PkiError::Tls)
+    }
+
+    /// A certificate for a broker of others and its key, in PEM form, good for five years.
+    ///
+    /// # Errors
+    /// When a name is none.
+    pub fn sign_broker(&self, names: &[String], now_unix_s: u64) -> Result<(String, String), PkiError> {
+        let (certificate, key) = serving("BehaveGuard broker", names, &self.issuer, now_unix_s)?;
+        Ok((format!("{}{}", certificate.pem(), self.ca_pem), key.serialize_pem()))
+    }
+
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         vec![self.server_der.clone(), self.ca_der.clone()]
     }
@@ -251,8 +283,21 @@ fn server_certificate(
     issuer: &Issuer<'static, KeyPair>,
     now_unix_s: u64,
 ) -> Result<(CertificateDer<'static>, KeyPair), PkiError> {
+    let (certificate, key) = serving("BehaveGuard fleet server", names, issuer, now_unix_s)?;
+    write(&dir.join("server.key"), key.serialize_pem().as_bytes())?;
+    write(&dir.join("server.pem"), certificate.pem().as_bytes())?;
+    Ok((certificate.der().clone(), key))
+}
+
+/// A certificate for something that is connected to under these names, and its key.
+fn serving(
+    common_name: &str,
+    names: &[String],
+    issuer: &Issuer<'static, KeyPair>,
+    now_unix_s: u64,
+) -> Result<(Certificate, KeyPair), PkiError> {
     let key = KeyPair::generate().map_err(PkiError::Certificate)?;
-    let mut params = params("BehaveGuard fleet server", now_unix_s, 5 * YEAR);
+    let mut params = params(common_name, now_unix_s, 5 * YEAR);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     for name in names {
@@ -263,9 +308,7 @@ fn server_certificate(
         params.subject_alt_names.push(san);
     }
     let certificate = params.signed_by(&key, issuer).map_err(PkiError::Certificate)?;
-    write(&dir.join("server.key"), key.serialize_pem().as_bytes())?;
-    write(&dir.join("server.pem"), certificate.pem().as_bytes())?;
-    Ok((certificate.der().clone(), key))
+    Ok((certificate, key))
 }
 
 fn read_or_make(path: &Path, make: impl FnOnce() -> Result<Vec<u8>, PkiError>) -> Result<Vec<u8>, PkiError> {

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rumqttc::{AsyncClient, EventLoop};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -15,8 +16,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::broker::{self, Reach};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, External, host_and_port};
 use crate::counters::Counters;
 use crate::files;
 use crate::hub::Hub;
@@ -100,8 +102,8 @@ impl Shared {
 /// Where a server listens, as in `<state>/addresses.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addresses {
-    /// Address and port devices connect to.
-    pub mqtt: SocketAddr,
+    /// Host and port told to devices: of our own endpoint, or of a broker of others.
+    pub mqtt: String,
     /// Address and port people connect to.
     pub web: SocketAddr,
     /// What `https://` address is told to devices.
@@ -165,17 +167,15 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let pki = Pki::open(dir, &config.certificate_names(), clock::unix_s())?;
     let counters = Arc::<Counters>::default();
     let (store, threads) = Store::open(dir, Arc::clone(&counters))?;
-    let mqtt_listener = listen(config.mqtt).await?;
     let web_listener = listen(config.web).await?;
-    let mqtt = mqtt_listener.local_addr().map_err(failed)?;
     let web = web_listener.local_addr().map_err(failed)?;
     let web_listener = web_listener.into_std().map_err(failed)?;
     let web_url = format!("https://{}", config.host_for(web));
-    let addresses = Addresses { mqtt, web, web_url };
-    let device_tls = TlsAcceptor::from(Arc::new(pki.device_tls()?));
     let web_tls = TlsAcceptor::from(Arc::new(pki.web_tls()?));
     let (trainer, work) = Trainer::new(config.learn_windows, Arc::clone(&counters));
-    let hub = Hub::new(Arc::clone(&counters));
+    let (devices, mqtt) = Devices::open(&config, &pki).await?;
+    let addresses = Addresses { mqtt, web, web_url };
+    let hub = Hub::new(Arc::clone(&counters), devices.reach(&config, &counters));
     let (stop, stopped) = watch::channel(false);
     let rates = Rates::new(config.requests_per_minute);
     let stop_told = stopped.clone();
@@ -189,7 +189,14 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     train_what_waited(&shared).await?;
     let mut tasks = JoinSet::new();
     let web = web_runtime().map_err(ServerError::Threads)?;
-    tasks.spawn(mqtt::serve(Arc::clone(&shared), mqtt_listener, device_tls, stopped.clone()));
+    match devices {
+        Devices::Own(listener, tls) => {
+            tasks.spawn(mqtt::serve(Arc::clone(&shared), listener, tls, stopped.clone()))
+        }
+        Devices::Broker(external, client, events) => {
+            tasks.spawn(broker::run(Arc::clone(&shared), external, client, *events, stopped.clone()))
+        }
+    };
     let (people, stop_web) = (Arc::clone(&shared), stopped.clone());
     let serve = async move {
         // Made here, so that it belongs to the threads that serve it.
@@ -206,8 +213,42 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let path = dir.join("addresses.json");
     let json = serde_json::to_vec(&shared.addresses).expect("addresses have a JSON form");
     files::write_private(&path, &json).map_err(|source| ServerError::State { path, source })?;
-    log::info!("devices: mqtts://{mqtt}, people: {}, state: {}", shared.addresses.web_url, dir.display());
+    log::info!(
+        "devices: mqtts://{}, people: {}, state: {}",
+        shared.addresses.mqtt,
+        shared.addresses.web_url,
+        dir.display()
+    );
     Ok(Running { shared, stop, tasks, store: threads, trainer, web, lock })
+}
+
+/// How devices reach us.
+enum Devices {
+    /// They connect to us.
+    Own(TcpListener, TlsAcceptor),
+    /// They connect to a broker of others, and so do we.
+    Broker(External, AsyncClient, Box<EventLoop>),
+}
+
+impl Devices {
+    /// Also the host and port that devices are told.
+    async fn open(config: &Config, pki: &Pki) -> Result<(Self, String), ServerError> {
+        if let Some(external) = &config.external {
+            let (client, events) = broker::client(external, pki, clock::unix_s())?;
+            let told = host_and_port(&external.host, external.port);
+            return Ok((Self::Broker(external.clone(), client, Box::new(events)), told));
+        }
+        let listener = listen(config.mqtt).await?;
+        let bound = listener.local_addr();
+        let bound = bound.map_err(|source| ServerError::Listen { address: config.mqtt, source })?;
+        Ok((Self::Own(listener, TlsAcceptor::from(Arc::new(pki.device_tls()?))), config.host_for(bound)))
+    }
+
+    fn reach(&self, config: &Config, counters: &Arc<Counters>) -> Option<Reach> {
+        let Self::Broker(_, client, _) = self else { return None };
+        let silent_ms = u64::from(config.silent_after_s) * 1000;
+        Some(Reach::new(client.clone(), silent_ms, Arc::clone(counters)))
+    }
 }
 
 impl Running {

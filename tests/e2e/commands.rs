@@ -55,7 +55,10 @@ fn an_agent_that_only_its_operator_can_help_says_so_by_its_exit_code() {
         (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
     };
     let (code, said) = run("");
-    assert!(code == Some(78) && said.contains("run `behaveguard enroll`, or configure one"), "{code:?} {said}");
+    assert!(
+        code == Some(78) && said.contains("run `behaveguard enroll`, or configure one"),
+        "{code:?} {said}"
+    );
     let (code, said) = run("windw = \"5s\"\n");
     assert!(code == Some(78) && said.contains("`windw`: not a known key"), "{code:?} {said}");
 }

@@ -11,6 +11,7 @@ mod dashboard;
 mod deaf;
 mod described;
 mod device;
+mod external;
 mod faults;
 mod feed;
 mod gaps;

@@ -97,7 +97,7 @@ impl Group {
 fn a_bad_baseline_is_rolled_back_without_a_human_and_a_good_one_reaches_everyone() {
     needs_root();
     let dir = tempfile::tempdir().unwrap();
-    let fleet = Fleet::start(&dir.path().join("fleet"), 30).unwrap();
+    let fleet = Fleet::start(&dir.path().join("fleet"), 40).unwrap();
     let gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
     let watched = Gateway::executable(&dir.path().join("gateway"));
     let join = |fleet: &Fleet, name: &str| {

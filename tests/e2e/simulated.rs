@@ -19,7 +19,7 @@ const PYTHON: &str = "/usr/bin/python3";
 fn a_simulated_attack_by_a_learned_tool_is_an_alert_about_its_process() {
     needs_root();
     let dir = tempfile::tempdir().unwrap();
-    let mut fleet = Fleet::start(&dir.path().join("fleet"), 24).unwrap();
+    let mut fleet = Fleet::start(&dir.path().join("fleet"), 40).unwrap();
     let python = std::fs::canonicalize(PYTHON).unwrap();
     let mut agent = Agent::enroll(&dir.path().join("agent"), &python, &fleet, "drill").unwrap();
     agent.run().unwrap();

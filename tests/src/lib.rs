@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod broker;
 pub mod browser;
 pub mod fleet;
 pub mod gateway;

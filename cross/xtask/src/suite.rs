@@ -69,6 +69,12 @@ const LISTENER: &[Need] = &[Need {
     why: "a program of others listens to alerts",
 }];
 
+/// Brokers of others, which a fleet may have its devices behind.
+const BROKERS: &[Need] = &[
+    Need { file: "/usr/sbin/mosquitto", packages: &["mosquitto"], why: "a broker that devices are behind" },
+    Need { file: "/usr/sbin/nats-server", packages: &["nats-server"], why: "another one" },
+];
+
 /// For the checkers that come as Python packages.
 const PYTHON: &[Need] = &[Need {
     file: "/usr/share/doc/python3-venv",
@@ -117,6 +123,7 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, kernels: &[Kernel]) -> Resu
     tools::install(tools::BUILD)?;
     tools::install(BROWSER)?;
     tools::install(LISTENER)?;
+    tools::install(BROKERS)?;
     tools::install(PYTHON)?;
     install_checkers(root)?;
     tools::install(SIMULATOR)?;

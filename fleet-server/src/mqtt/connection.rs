@@ -318,23 +318,8 @@ impl Reader {
         }
         // From here on the hub sends new messages itself, so nothing falls between the query and them.
         self.session.set_subscribed(true);
-        let owner = self.device.clone();
-        let query = move |c: &_| {
-            let waiting = (store::take_backs(c, &owner)?, store::releases(c, &owner)?);
-            Ok((store::acks(c, &owner)?, store::newest_offers(c, &owner)?, waiting))
-        };
-        let (acks, offers, (take_backs, releases)) = self.shared.store.read(query).await?;
-        for (epoch, seq) in acks {
-            self.send_down(&Downlink::Ack { epoch, seq }).await?;
-        }
-        for (program, generation) in take_backs {
-            self.send_down(&Downlink::TakeBack { program, generation }).await?;
-        }
-        for offer in offers {
-            self.send_down(&Downlink::Offer(offer)).await?;
-        }
-        for containment in releases {
-            self.send_down(&Downlink::Release { containment }).await?;
+        for message in ingest::waiting(&self.shared, &self.device).await? {
+            self.send_down(&message).await?;
         }
         let owner = self.device.clone();
         let pending = self.shared.store.submit(move |c| store::seen(c, &owner, clock::unix_ms())).await?;

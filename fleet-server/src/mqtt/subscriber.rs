@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use models::chain::chain;
-use models::feed::{self, FeedAlert, FeedEvent, Kind};
-use models::wire;
+use models::feed::{fits, is_filter};
 use tokio::io::{AsyncWriteExt as _, WriteHalf};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
@@ -17,11 +16,11 @@ use super::codec::{self, Packet};
 use super::connection::{End, WRITE_TIMEOUT, next_packet};
 use crate::clock;
 use crate::counters::Counter;
+use crate::feed;
 use crate::hub::Event;
 use crate::secret;
 use crate::server::Shared;
 use crate::store::{self, StoreError, StoredAlert, StoredEvent};
-use crate::web;
 
 /// Filters of one connection; a further one is refused.
 const FILTERS_MAX: usize = 32;
@@ -167,7 +166,7 @@ impl Subscriber<'_> {
 
     fn subscribe(&mut self, filter: String, qos: u8) -> u8 {
         let there = self.filters.iter().position(|(known, _)| *known == filter);
-        if !feed::is_filter(&filter) || (there.is_none() && self.filters.len() >= FILTERS_MAX) {
+        if !is_filter(&filter) || (there.is_none() && self.filters.len() >= FILTERS_MAX) {
             self.shared.counters.bump(Counter::ForbiddenSubscribe);
             log::warn!("{} tried to subscribe to {filter:?}", self.login.name);
             return 0x80;
@@ -181,47 +180,25 @@ impl Subscriber<'_> {
     }
 
     async fn alert(&mut self, stored: &StoredAlert) -> Result<(), End> {
-        let severity = stored.alert.severity.as_str();
-        let topic = |kind| feed::topic(kind, &stored.group, &stored.device, severity);
-        self.tell(&topic(Kind::Alert), || {
-            let message = FeedAlert {
-                id: stored.id,
-                device: stored.device.clone(),
-                group: stored.group.clone(),
-                received_unix_ms: stored.received_ms,
-                alert: stored.alert.clone(),
-            };
-            wire::encode(&message).ok()
-        })
-        .await?;
-        self.tell(&topic(Kind::AlertJson), || Some(web::alert_json(stored))).await
+        for kind in feed::OF_ALERTS {
+            self.tell(&feed::alert_topic(kind, stored), || feed::alert(kind, stored)).await?;
+        }
+        Ok(())
     }
 
     async fn event(&mut self, stored: &StoredEvent) -> Result<(), End> {
         let wanted = stored.device.clone();
         let group = self.shared.store.read(move |c| store::group_of(c, &wanted)).await?.unwrap_or_default();
-        let topic = |kind| feed::topic(kind, &group, &stored.device, &stored.kind);
-        self.tell(&topic(Kind::Event), || {
-            let message = FeedEvent {
-                id: stored.id,
-                device: stored.device.clone(),
-                group: group.clone(),
-                received_unix_ms: stored.received_ms,
-                unix_ms: stored.unix_ms,
-                kind: stored.kind.clone(),
-                program: stored.program.clone(),
-                containment: stored.containment,
-                text: stored.text.clone(),
-            };
-            wire::encode(&message).ok()
-        })
-        .await?;
-        self.tell(&topic(Kind::EventJson), || Some(web::event_json(stored))).await
+        for kind in feed::OF_EVENTS {
+            let topic = feed::event_topic(kind, &group, stored);
+            self.tell(&topic, || feed::event(kind, &group, stored)).await?;
+        }
+        Ok(())
     }
 
     /// Sends a message once, with the highest QoS of the filters that fit.
     async fn tell(&mut self, topic: &str, message: impl FnOnce() -> Option<Vec<u8>>) -> Result<(), End> {
-        let fitting = self.filters.iter().filter(|(filter, _)| feed::fits(filter, topic));
+        let fitting = self.filters.iter().filter(|(filter, _)| fits(filter, topic));
         let Some(qos) = fitting.map(|(_, qos)| *qos).max() else { return Ok(()) };
         let now_ms = clock::unix_ms();
         if now_ms.abs_diff(self.looked_ms) >= LOOK_EVERY_MS {

@@ -39,6 +39,20 @@ pub fn known(c: &Connection, device: &DeviceId, key_sha256: [u8; 32]) -> Result<
     })
 }
 
+/// Whether messages of a device are taken whose certificate somebody else checked.
+///
+/// # Errors
+/// When the database fails.
+pub fn admitted(c: &Connection, device: &DeviceId) -> Result<Known, StoreError> {
+    let mut query = c.prepare_cached("SELECT revoked_ms FROM devices WHERE id = ?")?;
+    let revoked_ms = query.query_row([device.as_str()], |row| row.get::<_, i64>(0)).optional()?;
+    Ok(match revoked_ms {
+        None => Known::No,
+        Some(0) => Known::Yes,
+        Some(_) => Known::Revoked,
+    })
+}
+
 /// Remembers the newest certificate of a device that holds its key.
 ///
 /// # Errors

@@ -49,7 +49,7 @@ pub use channels::{
     CHANNELS_MAX, Channel, ChannelConfig, Channels, Format, Notice, add_channel, channel, channels,
     delivered, due, failed, load_channels, remove_channel,
 };
-pub use devices::{Known, group_of, known, put_heartbeat, renewed, revoke, seen, set_group};
+pub use devices::{Known, admitted, group_of, known, put_heartbeat, renewed, revoke, seen, set_group};
 pub use events::{
     StoredEvent, TWINS, events, newest_event, put_heard, put_noticed, put_release, put_silent, releases,
 };

@@ -166,7 +166,7 @@ async fn enroll_checked(
         certificate_pem: &signed.pem,
         renew_after_unix_s: renew_after(shared, &signed),
         ca_pem: shared.pki.ca_pem(),
-        mqtt: shared.config.host_for(shared.addresses.mqtt),
+        mqtt: shared.addresses.mqtt.clone(),
         bundle_keys: vec![hex(&shared.pki.signing().public().0)],
     })))
 }

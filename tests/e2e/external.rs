@@ -1,0 +1,152 @@
+//! A fleet whose devices are behind a broker of others.
+
+use std::process::Command;
+use std::time::Duration;
+
+use models::feed::{self, FeedAlert};
+use models::wire;
+use rumqttc::{Packet, QoS};
+use tests::broker::{Broker, Kind};
+use tests::fleet::Fleet;
+use tests::story::Story;
+use tests::wait_for;
+
+use crate::device::{Device, alert, enroll};
+
+const WINDOWS: u32 = 40;
+
+#[test]
+fn an_agent_behind_mosquitto_learns_and_alarms_once_although_broker_and_server_are_killed() {
+    crate::needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let mut broker = Broker::new(Kind::Mosquitto, &dir.path().join("broker")).unwrap();
+    let mut story = Story::start_with(dir.path(), WINDOWS, "", &broker.config()).unwrap();
+    broker.start(&story.fleet).unwrap();
+    story.learn(WINDOWS, |_| {}).unwrap_or_else(|error| panic!("{error}\n{}", story.agent.log()));
+    assert_eq!(story.fleet.get("health").unwrap()["devices_online"], 1);
+    broker.kill().unwrap();
+    story.gateway.attack().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    broker.restart().unwrap();
+    story.delivered().unwrap_or_else(|error| panic!("{error}\n{}", story.agent.log()));
+    // While the server is away the broker takes messages that nobody listens for: the agent sends them again.
+    story
+        .attack_during_outage(Duration::from_secs(1))
+        .unwrap_or_else(|error| panic!("{error}\n{}", story.agent.log()));
+    assert_eq!(story.fleet.counter("broker_overflow").unwrap(), 0);
+    story.stop().unwrap();
+}
+
+#[test]
+fn mosquitto_keeps_devices_apart_and_tells_a_listener_with_a_password() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut broker = Broker::new(Kind::Mosquitto, &dir.path().join("broker")).unwrap();
+    let fleet = Fleet::start_with(&dir.path().join("fleet"), 1000, &broker.config()).unwrap();
+    broker.start(&fleet).unwrap();
+    let (identity, tls) = enroll(dir.path(), &fleet, "gw-a");
+    let (other_identity, other_tls) = enroll(dir.path(), &fleet, "gw-b");
+    let device = Device::connect(&identity, tls.clone());
+    device.welcome().unwrap();
+    device.listen();
+    let other = Device::connect(&other_identity, other_tls);
+    other.welcome().unwrap();
+    for filter in ["bg/v1/gw-a/down", "bg/v1/gw-a/up", "#"] {
+        other.client.subscribe(filter, QoS::AtLeastOnce).unwrap();
+    }
+    other.publish_as("gw-a", &alert(1, "a lie"));
+    device.publish_as("gw-a", &alert(1, "the truth"));
+    device.acknowledged(1).unwrap();
+    let alerts = fleet.alerts("gw-a").unwrap();
+    assert!(alerts.len() == 1 && alerts[0]["summary"] == "the truth", "{alerts:?}");
+    other.publish_as("gw-b", &alert(1, "its own"));
+    wait_for("the other's own alert", Duration::from_secs(10), || {
+        Ok(fleet.alerts("gw-b").ok().filter(|all| !all.is_empty()))
+    })
+    .unwrap();
+
+    // As docs/mqtt.md says: programs of others get a listener of their own, with passwords instead of certificates.
+    broker.kill().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let at = broker.dir().display().to_string();
+    let passwords = format!("{at}/passwords");
+    let made = Command::new("mosquitto_passwd").args(["-b", "-c", &passwords, "siem", "a secret"]).status();
+    assert!(made.unwrap().success());
+    broker
+        .add(
+            "mosquitto.conf",
+            &format!("listener {port}\ncafile {at}/ca.pem\ncertfile {at}/broker.pem\nkeyfile {at}/broker.key\npassword_file {passwords}\n"),
+        )
+        .unwrap();
+    broker.add("mosquitto.acl", "user siem\ntopic read bg-feed/v1/#\n").unwrap();
+    broker.restart().unwrap();
+    let mut login = identity.clone();
+    (login.device, login.port) = ("siem".into(), port);
+    let siem = Device::connect_as(&login, tls.clone(), Some(("siem", "a secret")));
+    siem.welcome().unwrap();
+    siem.client.subscribe("bg-feed/v1/alert/#", QoS::AtLeastOnce).unwrap();
+    siem.next(|packet| matches!(packet, Packet::SubAck(_)).then_some(())).unwrap();
+    let device = Device::connect(&identity, tls);
+    device.welcome().unwrap();
+    device.listen();
+    wait_for("the server's return", Duration::from_secs(20), || {
+        Ok((fleet.counter("broker_connected")? == 2).then_some(()))
+    })
+    .unwrap();
+    device.publish_as("gw-a", &alert(2, "for others"));
+    let (topic, told) = siem
+        .next(|packet| match packet {
+            Packet::Publish(publish) => {
+                Some((publish.topic, wire::decode::<FeedAlert>(&publish.payload).unwrap()))
+            }
+            _ => None,
+        })
+        .unwrap();
+    assert_eq!(topic, feed::topic(feed::Kind::Alert, "default", "gw-a", "critical"));
+    assert_eq!((told.device.as_str(), told.alert.summary.as_str()), ("gw-a", "for others"));
+
+    // Nothing of a revoked device is taken any more, although the broker lets it stay.
+    fleet.command(&["device", "revoke", "gw-a"]).unwrap();
+    device.publish_as("gw-a", &alert(3, "too late"));
+    wait_for("the refusal", Duration::from_secs(10), || {
+        Ok((fleet.counter("mqtt_not_enrolled")? == 1).then_some(()))
+    })
+    .unwrap();
+    assert_eq!(fleet.alerts("gw-a").unwrap().len(), 2);
+}
+
+#[test]
+fn behind_nats_every_alert_is_stored_once_although_it_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut broker = Broker::new(Kind::Nats, &dir.path().join("broker")).unwrap();
+    let fleet = Fleet::start_with(&dir.path().join("fleet"), 1000, &broker.config()).unwrap();
+    broker.start(&fleet).unwrap();
+    wait_for("the server", Duration::from_secs(20), || {
+        Ok((fleet.counter("broker_connected")? == 1).then_some(()))
+    })
+    .unwrap();
+    let (identity, tls) = enroll(dir.path(), &fleet, "gw-a");
+    let device = Device::connect(&identity, tls.clone());
+    device.welcome().unwrap();
+    device.listen();
+    for seq in 1..=100 {
+        device.publish_as("gw-a", &alert(seq, "one of many"));
+    }
+    device.acknowledged(100).unwrap();
+    broker.kill().unwrap();
+    broker.restart().unwrap();
+    wait_for("the server's return", Duration::from_secs(20), || {
+        Ok((fleet.counter("broker_connected")? == 2).then_some(()))
+    })
+    .unwrap();
+    let device = Device::connect(&identity, tls);
+    device.welcome().unwrap();
+    device.listen();
+    for seq in 50..=150 {
+        device.publish_as("gw-a", &alert(seq, "one of many"));
+    }
+    device.acknowledged(150).unwrap();
+    assert_eq!(fleet.alerts("gw-a").unwrap().len(), 150);
+    assert_eq!(fleet.get("health").unwrap()["devices_online"], 1);
+}
