@@ -11,9 +11,9 @@ use fleet_server::counters::Counters;
 use fleet_server::enrolment::{Issued, TTL_MAX_S, USES_MAX, Wanted};
 use fleet_server::names::{DeviceId, GroupId, UserName};
 use fleet_server::pki::Pki;
+use fleet_server::store::Connection;
 use fleet_server::store::{self, AuditRow, Change, Changed};
 use fleet_server::{clock, enrolment, files, secret, server};
-use rusqlite::Connection;
 
 type Done = Result<(), Box<dyn Error>>;
 
@@ -333,28 +333,28 @@ fn change<T: Change>(
     detail: &str,
     job: impl FnOnce(&Connection) -> Result<T, store::StoreError>,
 ) -> Result<T, Box<dyn Error>> {
-    let mut connection = open(state)?;
-    let transaction = connection.transaction()?;
-    let done = job(&transaction)?;
-    if done.is_done() {
-        let row = AuditRow {
-            id: 0,
-            unix_ms: clock::unix_ms(),
-            who: LOCAL.into(),
-            from: String::new(),
-            action: action.into(),
-            target: target.into(),
-            detail: detail.into(),
-        };
-        // The server itself keeps the log within its bound.
-        store::put_audit(&transaction, &Counters::default(), &row, u32::MAX)?;
-    }
-    transaction.commit()?;
-    Ok(done)
+    let done = store::alone(&open(state)?, |c| {
+        let done = job(c)?;
+        if done.is_done() {
+            let row = AuditRow {
+                id: 0,
+                unix_ms: clock::unix_ms(),
+                who: LOCAL.into(),
+                from: String::new(),
+                action: action.into(),
+                target: target.into(),
+                detail: detail.into(),
+            };
+            // The server itself keeps the log within its bound.
+            store::put_audit(c, &Counters::default(), &row, u32::MAX)?;
+        }
+        Ok(done)
+    });
+    Ok(done?)
 }
 
 fn open(state: &Path) -> Result<Connection, Box<dyn Error>> {
-    let there = state.join("fleet.db").try_exists();
+    let there = state.join("ca.pem").try_exists();
     // Whoever may not look into the folder must not be told that it is none.
     if !there.map_err(|error| format!("{}: {error}", state.display()))? {
         return Err(format!(

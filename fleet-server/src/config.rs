@@ -44,6 +44,8 @@ pub struct Config {
     pub requests_per_minute: u32,
     /// The broker that devices connect to instead of to this server.
     pub external: Option<External>,
+    /// The address of the PostgreSQL server that has the data instead of a file.
+    pub postgres: Option<String>,
 }
 
 /// A broker of others.
@@ -77,6 +79,7 @@ impl Default for Config {
             audit_max: 1_000_000,
             requests_per_minute: 100,
             external: None,
+            postgres: None,
         }
     }
 }
@@ -126,6 +129,7 @@ impl Config {
         reader.number("audit_max", 1000, 100_000_000, &mut config.audit_max);
         reader.number("requests_per_minute", 1, 1_000_000, &mut config.requests_per_minute);
         config.external = reader.broker();
+        config.postgres = reader.store();
         for key in reader.table.keys() {
             reader.problems.push(Problem { key: key.clone(), text: "not a known key".into() });
         }
@@ -208,6 +212,29 @@ impl Reader {
         match value.as_integer().and_then(|value| u32::try_from(value).ok()) {
             Some(value) if (min..=max).contains(&value) => *into = value,
             _ => self.problem(key, format!("must be a whole number from {min} to {max}")),
+        }
+    }
+
+    fn store(&mut self) -> Option<String> {
+        let value = self.table.remove("store")?;
+        let Value::Table(mut table) = value else {
+            self.problem(
+                "store",
+                "must be a table: [store] and below it postgres = \"postgres://USER:PASSWORD@HOST/NAME\"",
+            );
+            return None;
+        };
+        let address = table.remove("postgres");
+        for key in table.keys() {
+            self.problem(&format!("store.{key}"), "not a known key");
+        }
+        match address {
+            Some(Value::String(address)) if address.starts_with("postgres://") => Some(address),
+            _ => {
+                let text = "must be an address in quotes, e.g. \"postgres://fleet:PASSWORD@db.example.org/fleet?sslmode=require\"";
+                self.problem("store.postgres", text);
+                None
+            }
         }
     }
 
@@ -310,6 +337,9 @@ mod tests {
             );
         }
         assert_eq!(external("shared = 1\nother = 1").unwrap_err().len(), 3);
+        let store = Config::parse("[store]\npostgres = \"postgres://a@b/c\"").unwrap().postgres;
+        assert_eq!(store.as_deref(), Some("postgres://a@b/c"));
+        assert_eq!(Config::parse("[store]\npostgres = \"b\"\nfile = 1").unwrap_err().len(), 2);
         assert_eq!(Config::parse("broker = 1").unwrap_err()[0].key, "broker");
     }
 

@@ -151,14 +151,21 @@ pub async fn stored(
                     alert.program,
                     alert.summary
                 );
-                shared.hub.tell(Event::Alert(Arc::from(stored)));
+                tell(shared, Event::Alert(Arc::from(stored)));
             }
             if let Some(event) = outcome.event {
                 tell_event(shared, event);
             }
             if let Some(windows) = outcome.windows {
                 let target = Target::Device(device.clone());
-                shared.trainer.consider(&target, &windows.program.key(), windows.total, windows.generation);
+                if shared.store.leads() {
+                    shared.trainer.consider(
+                        &target,
+                        &windows.program.key(),
+                        windows.total,
+                        windows.generation,
+                    );
+                }
                 shared.hub.tell(Event::Training(target));
                 if windows.is_new {
                     offer_what_is_there(shared, device, &windows.program).await?;
@@ -235,7 +242,16 @@ pub async fn tell_twins(shared: &Arc<Shared>, device: &DeviceId) {
 /// Tells people what happened to an agent.
 pub fn tell_event(shared: &Shared, event: StoredEvent) {
     log::warn!("device {}: {}: {}", event.device, event.kind, event.text);
-    shared.hub.tell(Event::Agent(Arc::new(event)));
+    tell(shared, Event::Agent(Arc::new(event)));
+}
+
+/// What is numbered is told in the order of its numbers: where others store too, by who follows them all.
+fn tell(shared: &Shared, event: Event) {
+    if shared.store.is_shared() {
+        shared.stored.notify_one();
+    } else {
+        shared.hub.tell(event);
+    }
 }
 
 async fn reject(

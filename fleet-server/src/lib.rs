@@ -17,6 +17,7 @@ pub mod counters;
 pub mod enrolment;
 mod feed;
 pub mod files;
+mod follow;
 pub mod hub;
 pub mod ingest;
 pub mod mqtt;

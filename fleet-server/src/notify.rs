@@ -77,7 +77,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             }
             _ = stop.wait_for(|stop| *stop) => return,
         }
-        if shared.standing().channels.is_empty() {
+        if shared.standing().channels.is_empty() || !shared.store.leads() {
             continue;
         }
         let channels = match shared.store.read(store::channels).await {

@@ -233,6 +233,9 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
 }
 
 async fn look(shared: &Arc<Shared>, started_ms: u64) -> Result<(), StoreError> {
+    if !shared.store.leads() {
+        return Ok(());
+    }
     for row in shared.store.read(store::rollouts_under_way).await? {
         let now_ms = clock::unix_ms();
         // What was not heard because this server was down is no silence.

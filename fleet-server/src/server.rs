@@ -12,7 +12,7 @@ use rumqttc::{AsyncClient, EventLoop};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -21,6 +21,7 @@ use crate::clock;
 use crate::config::{Config, External, host_and_port};
 use crate::counters::Counters;
 use crate::files;
+use crate::follow;
 use crate::hub::Hub;
 use crate::mqtt;
 use crate::names::DeviceId;
@@ -28,7 +29,7 @@ use crate::notify;
 use crate::pki::{Pki, PkiError};
 use crate::rollouts;
 use crate::silence;
-use crate::store::{self, Channels, Rules, Store, StoreError, Threads};
+use crate::store::{self, Channels, Database, Rules, Store, StoreError, Threads};
 use crate::trainer::{self, Fit, Target, Trainer};
 use crate::web::{self, Rates};
 
@@ -59,6 +60,8 @@ pub struct Shared {
     standing: RwLock<Standing>,
     /// How many requests each client made.
     pub rates: Rates,
+    /// Something was stored that others share.
+    pub(crate) stored: Notify,
     /// Where we listen.
     pub addresses: Addresses,
     /// Says true when the server stops.
@@ -166,7 +169,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let lock = lock(dir)?;
     let pki = Pki::open(dir, &config.certificate_names(), clock::unix_s())?;
     let counters = Arc::<Counters>::default();
-    let (store, threads) = Store::open(dir, Arc::clone(&counters))?;
+    let (store, threads) = open_store(dir, &config, &counters)?;
     let web_listener = listen(config.web).await?;
     let web = web_listener.local_addr().map_err(failed)?;
     let web_listener = web_listener.into_std().map_err(failed)?;
@@ -180,8 +183,20 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let rates = Rates::new(config.requests_per_minute);
     let stop_told = stopped.clone();
     let standing = RwLock::new(Standing::load(&store).await?);
-    let shared =
-        Shared { config, pki, store, hub, counters, trainer, standing, rates, addresses, stop: stop_told };
+    let stored = Notify::new();
+    let shared = Shared {
+        config,
+        pki,
+        store,
+        hub,
+        counters,
+        trainer,
+        standing,
+        rates,
+        stored,
+        addresses,
+        stop: stop_told,
+    };
     let shared = Arc::new(shared);
     let runtime = tokio::runtime::Handle::current();
     let trainer =
@@ -206,6 +221,9 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
         }
     };
     tasks.spawn_on(serve, web.handle());
+    if shared.store.is_shared() {
+        tasks.spawn(follow::run(Arc::clone(&shared), stopped.clone()));
+    }
     tasks.spawn(silence::watch(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(notify::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(rollouts::run(Arc::clone(&shared), stopped.clone()));
@@ -220,6 +238,16 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
         dir.display()
     );
     Ok(Running { shared, stop, tasks, store: threads, trainer, web, lock })
+}
+
+/// On a thread of its own, as the client of PostgreSQL wants it.
+fn open_store(dir: &Path, config: &Config, counters: &Arc<Counters>) -> Result<(Store, Threads), StoreError> {
+    let database = Database::choose(dir, config.postgres.as_deref())?;
+    let open = || Store::open(&database, Arc::clone(counters));
+    std::thread::scope(|scope| match scope.spawn(open).join() {
+        Ok(opened) => opened,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }
 
 /// How devices reach us.
@@ -327,7 +355,11 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
     TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
 }
 
-async fn train_what_waited(shared: &Arc<Shared>) -> Result<(), StoreError> {
+/// Asks for the trainings for which there are windows; where several servers share the database, on the one that leads.
+pub(crate) async fn train_what_waited(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    if !shared.store.leads() {
+        return Ok(());
+    }
     let needed = shared.config.learn_windows;
     for (device, key, total) in shared.store.read(move |c| store::training_candidates(c, needed)).await? {
         if let Ok(device) = DeviceId::parse(&device) {

@@ -27,7 +27,7 @@ pub(crate) async fn watch(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) 
             _ = stop.wait_for(|stop| *stop) => return,
         }
         let now_ms = clock::unix_ms();
-        if now_ms.saturating_sub(started_ms) < after_ms {
+        if now_ms.saturating_sub(started_ms) < after_ms || !shared.store.leads() {
             continue;
         }
         let (counters, events_max) = (Arc::clone(&shared.counters), shared.config.events_max);

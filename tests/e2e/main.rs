@@ -19,6 +19,7 @@ mod identity;
 mod kills;
 mod live;
 mod notified;
+mod postgres;
 mod power;
 mod rolled;
 mod shed;

@@ -10,8 +10,12 @@ use rustix::process::Signal;
 use serde_json::Value;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
+use crate::postgres;
 use crate::process::{Process, binary};
 use crate::{Failed, wait_for};
+
+/// In the environment: the address of a PostgreSQL server on which every fleet server has a database of its own, instead of a file.
+pub const ON_POSTGRES: &str = "TEST_ON_POSTGRES";
 
 /// A fleet server.
 #[derive(Debug)]
@@ -48,7 +52,13 @@ impl Fleet {
         // Tests ask again and again until something is there.
         let rate =
             if config.contains("requests_per_minute") { "" } else { "requests_per_minute = 1000000\n" };
-        fs::write(state.join("fleet.toml"), format!("{rate}{config}")).map_err(failed)?;
+        let store = match std::env::var(ON_POSTGRES) {
+            Ok(address) if !config.contains("[store]") => {
+                format!("[store]\npostgres = {:?}\n", postgres::database_on(&address)?)
+            }
+            _ => String::new(),
+        };
+        fs::write(state.join("fleet.toml"), format!("{rate}{config}{store}")).map_err(failed)?;
         let mut fleet = Self { state: state.to_owned(), learn_windows, process: None };
         fleet.run(address, address)?;
         Ok(fleet)

@@ -6,6 +6,7 @@ pub mod broker;
 pub mod browser;
 pub mod fleet;
 pub mod gateway;
+pub mod postgres;
 pub mod process;
 pub mod scene;
 pub mod storm;

@@ -75,6 +75,13 @@ const BROKERS: &[Need] = &[
     Need { file: "/usr/sbin/nats-server", packages: &["nats-server"], why: "another one" },
 ];
 
+/// The database that several servers share.
+const DATABASE: &[Need] = &[
+    Need { file: "/usr/lib/postgresql", packages: &["postgresql"], why: "a database that servers share" },
+    Need { file: "createdb", packages: &["postgresql-client-common"], why: "makes databases in it" },
+    Need { file: "openssl", packages: &["openssl"], why: "makes its certificate" },
+];
+
 /// For the checkers that come as Python packages.
 const PYTHON: &[Need] = &[Need {
     file: "/usr/share/doc/python3-venv",
@@ -124,6 +131,7 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, kernels: &[Kernel]) -> Resu
     tools::install(BROWSER)?;
     tools::install(LISTENER)?;
     tools::install(BROKERS)?;
+    tools::install(DATABASE)?;
     tools::install(PYTHON)?;
     install_checkers(root)?;
     tools::install(SIMULATOR)?;

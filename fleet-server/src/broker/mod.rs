@@ -308,7 +308,7 @@ async fn tell_what_waits(shared: &Shared, device: &DeviceId) {
     }
 }
 
-/// Publishes what is stored for those who listen, each once: the server that stored it does.
+/// Publishes what is stored for those who listen, each once: the server that leads does.
 async fn tell_listeners(shared: Arc<Shared>, client: AsyncClient, mut stop: watch::Receiver<bool>) {
     let mut events = shared.hub.listen();
     loop {
@@ -316,6 +316,9 @@ async fn tell_listeners(shared: Arc<Shared>, client: AsyncClient, mut stop: watc
             event = events.recv() => event,
             _ = stop.wait_for(|stop| *stop) => return,
         };
+        if !shared.store.leads() {
+            continue;
+        }
         let messages: Vec<_> = match event {
             Ok(Event::Alert(alert)) if alert.suppressed.is_none() => {
                 let of = |kind| Some((feed::alert_topic(kind, &alert), feed::alert(kind, &alert)?));

@@ -2,10 +2,10 @@
 //!
 //! An alert's columns repeat what is looked for in its body; its words are in the full-text index `alert_words`.
 
+use super::sql::{Connection, Dialect, OptionalExtension as _, Row, params};
 use models::policy::Severity;
 use models::program::ProgramId;
 use models::wire::{Alert, UplinkFrame};
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -67,7 +67,7 @@ impl WorkState {
 /// # Errors
 /// When the database fails.
 pub fn newest_alert(c: &Connection) -> Result<u64, StoreError> {
-    let mut query = c.prepare_cached("SELECT ifnull(max(id), 0) FROM alerts")?;
+    let mut query = c.prepare_cached("SELECT coalesce(max(id), 0) FROM alerts")?;
     Ok(query.query_row([], |row| row.get(0).map(uint))?)
 }
 
@@ -126,27 +126,27 @@ pub(super) fn put_alert(
         }
         None => Some(join_incident(c, device.as_str(), print, alert, now_ms)?),
     };
-    c.prepare_cached(
+    let mut insert = c.prepare_cached(
         "INSERT INTO alerts(device, epoch, seq, received_ms, body, unix_ms, severity, score, program_key, program,
-         techniques, print, incident, suppressed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )?
-    .execute(params![
-            device.as_str(),
-            bits(frame.epoch),
-            int(frame.seq),
-            int(now_ms),
-            body,
-            int(alert.unix_ms),
-            alert.severity as i64,
-            alert.score,
-            alert.program.key(),
-            alert.program.to_string(),
-            techniques(alert),
-            print,
-            incident.map(int),
-            suppressed.map(int),
-        ])?;
-    let row = c.last_insert_rowid();
+         techniques, print, incident, suppressed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+    )?;
+    let values = params![
+        device.as_str(),
+        bits(frame.epoch),
+        int(frame.seq),
+        int(now_ms),
+        body,
+        int(alert.unix_ms),
+        alert.severity as i64,
+        alert.score,
+        alert.program.key(),
+        alert.program.to_string(),
+        techniques(alert),
+        print,
+        incident.map(int),
+        suppressed.map(int),
+    ];
+    let row: i64 = insert.query_row(values, |row| row.get(0))?;
     index(c, row, device.as_str(), alert, print, now_ms)?;
     c.prepare_cached("UPDATE devices SET alerts = alerts + 1 WHERE id = ?")?.execute([device.as_str()])?;
     drop_oldest(c, counters, row - i64::from(intake.limits.alerts))?;
@@ -176,8 +176,15 @@ fn index(
     print: i64,
     now_ms: u64,
 ) -> Result<(), StoreError> {
-    c.prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, ?)")?
-        .execute(params![row, words(device, alert)])?;
+    let words = words(device, alert);
+    match c.dialect() {
+        Dialect::Sqlite => c
+            .prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, ?)")?
+            .execute(params![row, words])?,
+        Dialect::Postgres => c
+            .prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, to_tsvector('simple', ?))")?
+            .execute(params![row, split(&words).join(" ")])?,
+    };
     note_evidence(c, print, device, now_ms)
 }
 
@@ -192,7 +199,7 @@ fn drop_oldest(c: &Connection, counters: &Counters, up_to: i64) -> Result<(), St
     let mut dropped = Vec::new();
     while let Some(row) = rows.next()? {
         let (id, device, print): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        dropped.push((id, device, print, row.get::<_, Option<i64>>(3)?));
+        dropped.push((id, device, print, row.get::<Option<i64>>(3)?));
     }
     for (id, device, print, incident) in &dropped {
         c.prepare_cached("DELETE FROM alert_words WHERE rowid = ?")?.execute([id])?;
@@ -224,6 +231,12 @@ fn words(device: &str, alert: &Alert) -> String {
     all.collect::<Vec<_>>().join(" ")
 }
 
+/// A text's words as SQLite's index takes them: what is neither letter nor digit is between words.
+pub(super) fn split(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect()
+}
+
 /// From the number in the column `severity`.
 pub(super) fn severity_of(number: i64) -> Severity {
     match number {
@@ -236,11 +249,11 @@ pub(super) fn severity_of(number: i64) -> Severity {
 
 /// Fills the columns of alerts that an older server stored.
 pub(super) fn fill(c: &Connection) -> Result<(), StoreError> {
-    let mut query = c.prepare("SELECT id, device, received_ms, body FROM alerts ORDER BY id")?;
+    let mut query = c.prepare_cached("SELECT id, device, received_ms, body FROM alerts ORDER BY id")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let (id, device, received_ms): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let alert: Alert = postcard::from_bytes(&row.get::<_, Vec<u8>>(3)?).map_err(StoreError::Damaged)?;
+        let alert: Alert = postcard::from_bytes(&row.get::<Vec<u8>>(3)?).map_err(StoreError::Damaged)?;
         let print = print_of(&alert);
         let incident = join_incident(c, &device, print, &alert, uint(received_ms))?;
         c.prepare_cached(
@@ -275,15 +288,15 @@ pub fn alert(c: &Connection, id: u64) -> Result<Option<StoredAlert>, StoreError>
 }
 
 pub(super) fn read(row: &Row<'_>) -> Result<StoredAlert, StoreError> {
-    let alert = postcard::from_bytes(&row.get::<_, Vec<u8>>(7)?).map_err(StoreError::Damaged)?;
+    let alert = postcard::from_bytes(&row.get::<Vec<u8>>(7)?).map_err(StoreError::Damaged)?;
     Ok(StoredAlert {
         id: uint(row.get(0)?),
         device: row.get(1)?,
         received_ms: uint(row.get(2)?),
         state: WorkState::of_number(row.get(3)?),
         assignee: row.get(4)?,
-        incident: row.get::<_, Option<i64>>(5)?.map(uint),
-        suppressed: row.get::<_, Option<i64>>(6)?.map(uint),
+        incident: row.get::<Option<i64>>(5)?.map(uint),
+        suppressed: row.get::<Option<i64>>(6)?.map(uint),
         group: row.get(8)?,
         alert,
     })

@@ -1,6 +1,6 @@
 //! Who did what: every change that a person or a program asked for, and every enrolment.
 
-use rusqlite::{Connection, params};
+use super::sql::{Connection, params};
 
 use super::{StoreError, int, uint};
 use crate::counters::{Counter, Counters};
@@ -53,12 +53,13 @@ pub fn put_audit(
     row: &AuditRow,
     audit_max: u32,
 ) -> Result<(), StoreError> {
-    c.prepare_cached(
-        "INSERT INTO audit(unix_ms, who, source, action, target, detail) VALUES (?, ?, ?, ?, ?, ?)",
-    )?
-    .execute(params![int(row.unix_ms), row.who, row.from, row.action, row.target, row.detail])?;
+    let mut insert = c.prepare_cached(
+        "INSERT INTO audit(unix_ms, who, source, action, target, detail) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
+    )?;
+    let values = params![int(row.unix_ms), row.who, row.from, row.action, row.target, row.detail];
+    let id: i64 = insert.query_row(values, |row| row.get(0))?;
     let mut drop = c.prepare_cached("DELETE FROM audit WHERE id <= ?")?;
-    let dropped = drop.execute([c.last_insert_rowid() - i64::from(audit_max)])?;
+    let dropped = drop.execute([id - i64::from(audit_max)])?;
     counters.add(Counter::AuditDropped, dropped as u64);
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Bundles for many devices: what they are trained from, and the bundles themselves.
 
+use super::sql::{Connection, OptionalExtension as _, Row, params};
 use models::bundle::sha256;
 use models::program::ProgramId;
 use models::wire::{Offer, TrainingWindow};
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::audit::Change;
 use super::bundles::StoredWindows;
@@ -100,8 +100,8 @@ impl Change for Removed {
 /// When the database fails.
 pub(super) fn next_generation(c: &Connection, key: &str) -> Result<u64, StoreError> {
     let highest = c.query_row(
-        "SELECT max(ifnull((SELECT max(max(generation, reported_generation)) FROM programs WHERE key = ?1), 0),
-             ifnull((SELECT max(generation) FROM baselines WHERE key = ?1), 0))",
+        "SELECT max(coalesce((SELECT max(max(generation, reported_generation)) FROM programs WHERE key = ?1), 0),
+             coalesce((SELECT max(generation) FROM baselines WHERE key = ?1), 0))",
         [key],
         |row| row.get(0),
     )?;
@@ -121,10 +121,10 @@ pub fn windows_of_many(
 ) -> Result<Option<(StoredWindows, u64)>, StoreError> {
     let mut query = c.prepare_cached(
         "SELECT p.device, p.program, p.total FROM programs p JOIN devices d ON d.id = p.device
-         WHERE p.key = ?1 AND d.revoked_ms = 0 AND (?2 IS NULL OR d.grp = ?2) AND p.total > 0 ORDER BY p.device",
+         WHERE p.key = ?1 AND d.revoked_ms = 0 AND (CAST(?2 AS TEXT) IS NULL OR d.grp = ?2) AND p.total > 0 ORDER BY p.device",
     )?;
     let rows = query.query_map(params![key, scope.group()], |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, uint(row.get(2)?)))
+        Ok((row.get::<String>(0)?, row.get::<Vec<u8>>(1)?, uint(row.get(2)?)))
     })?;
     let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
     let Some((_, program, _)) = rows.first() else { return Ok(None) };
@@ -137,7 +137,7 @@ pub fn windows_of_many(
     )?;
     let (mut windows, mut devices) = (Vec::new(), 0);
     for (device, _, _) in rows.iter().take(max as usize) {
-        let bodies = query.query_map(params![device, key, int(each)], |row| row.get::<_, Vec<u8>>(0))?;
+        let bodies = query.query_map(params![device, key, int(each)], |row| row.get::<Vec<u8>>(0))?;
         let before = windows.len();
         for body in bodies {
             let mut window: TrainingWindow = postcard::from_bytes(&body?).map_err(StoreError::Damaged)?;
@@ -169,9 +169,9 @@ pub fn put_baseline(c: &Connection, new: &NewBaseline, now_ms: u64) -> Result<Op
         return Ok(None);
     }
     let program = postcard::to_stdvec(&new.program).map_err(StoreError::Damaged)?;
-    c.execute(
+    let id = c.query_row(
         "INSERT INTO baselines(grp, key, program, generation, sha256, size, created_ms, by, windows, devices, body)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
         params![
             new.scope.group(),
             new.program.key(),
@@ -185,8 +185,9 @@ pub fn put_baseline(c: &Connection, new: &NewBaseline, now_ms: u64) -> Result<Op
             int(new.devices),
             new.bytes
         ],
+        |row| row.get(0),
     )?;
-    Ok(Some(uint(c.last_insert_rowid())))
+    Ok(Some(uint(id)))
 }
 
 const BASELINE: &str =
@@ -201,7 +202,7 @@ pub fn baselines(c: &Connection) -> Result<Vec<BaselineRow>, StoreError> {
     let mut rows = query.query([])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        found.push(baseline_row(row)?);
+        found.push(baseline_row(&row)?);
     }
     Ok(found)
 }
@@ -213,7 +214,7 @@ pub fn baselines(c: &Connection) -> Result<Vec<BaselineRow>, StoreError> {
 pub fn baseline(c: &Connection, id: u64) -> Result<Option<BaselineRow>, StoreError> {
     let mut query = c.prepare_cached(&format!("{BASELINE} WHERE id = ?"))?;
     let mut rows = query.query([int(id)])?;
-    rows.next()?.map(baseline_row).transpose()
+    rows.next()?.map(|row| baseline_row(&row)).transpose()
 }
 
 /// What devices are offered of a baseline.
@@ -227,7 +228,7 @@ pub fn offer_of(c: &Connection, baseline: u64) -> Result<Option<Offer>, StoreErr
 }
 
 /// Columns `program, generation, sha256, size` as an offer.
-pub(super) fn offer_row(row: &Row<'_>) -> rusqlite::Result<Result<Offer, StoreError>> {
+pub(super) fn offer_row(row: &Row<'_>) -> super::sql::Result<Result<Offer, StoreError>> {
     let (program, generation, sha256, size): (Vec<u8>, i64, _, _) =
         (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
     let offer = |program| Offer { program, generation: uint(generation), sha256, size };

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::sql::{Connection, OptionalExtension as _, params};
 use models::bundle::sha256;
 use models::program::ProgramId;
 use models::wire::{BundleReport, Offer, TrainingWindow};
-use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::baselines::offer_row;
 use super::{StoreError, int, uint};
@@ -35,16 +35,16 @@ pub fn windows_of(c: &Connection, device: &DeviceId, key: &str) -> Result<Option
     let row = c
         .query_row(
             "SELECT program, total, max(generation, reported_generation,
-                 ifnull((SELECT max(b.generation) FROM baselines b WHERE b.key = programs.key), 0))
+                 coalesce((SELECT max(b.generation) FROM baselines b WHERE b.key = programs.key), 0))
              FROM programs WHERE device = ? AND key = ?",
             params![device.as_str(), key],
-            |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)),
+            |row| Ok((row.get::<Vec<u8>>(0)?, row.get::<i64>(1)?, row.get::<i64>(2)?)),
         )
         .optional()?;
     let Some((program, total, generation)) = row else { return Ok(None) };
     let program = postcard::from_bytes(&program).map_err(StoreError::Damaged)?;
     let mut query = c.prepare_cached("SELECT body FROM windows WHERE device = ? AND key = ? ORDER BY id")?;
-    let rows = query.query_map(params![device.as_str(), key], |row| row.get::<_, Vec<u8>>(0))?;
+    let rows = query.query_map(params![device.as_str(), key], |row| row.get::<Vec<u8>>(0))?;
     let mut windows = Vec::new();
     for row in rows {
         windows.push(postcard::from_bytes(&row?).map_err(StoreError::Damaged)?);
@@ -60,12 +60,12 @@ pub fn training_candidates(
     c: &Connection,
     learn_windows: u32,
 ) -> Result<Vec<(String, String, u64)>, StoreError> {
-    let mut query = c.prepare(
+    let mut query = c.prepare_cached(
         "SELECT device, key, total FROM programs WHERE generation = 0 AND (reported_generation = 0 OR refused IS NOT NULL)
              AND total >= ? ORDER BY total LIMIT 1000",
     )?;
-    let rows = query
-        .query_map([learn_windows], |row| Ok((row.get(0)?, row.get(1)?, uint(row.get::<_, i64>(2)?))))?;
+    let rows =
+        query.query_map([learn_windows], |row| Ok((row.get(0)?, row.get(1)?, uint(row.get::<i64>(2)?))))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
@@ -110,7 +110,7 @@ pub fn has_windows(
 ) -> Result<bool, StoreError> {
     let mut query = c.prepare_cached(
         "SELECT 1 FROM programs p JOIN devices d ON d.id = p.device WHERE p.key = ?1 AND p.total > 0
-         AND (?2 IS NULL OR p.device = ?2) AND (?3 IS NULL OR d.grp = ?3)",
+         AND (CAST(?2 AS TEXT) IS NULL OR p.device = ?2) AND (CAST(?3 AS TEXT) IS NULL OR d.grp = ?3)",
     )?;
     Ok(query.exists(params![key, device.map(DeviceId::as_str), group])?)
 }

@@ -3,8 +3,8 @@
 //! A notice is put in the transaction of its alert and removed when it was delivered, so that each is told at least
 //! once whatever is killed in between.
 
+use super::sql::{Connection, OptionalExtension as _, Row, params};
 use models::policy::Severity;
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -120,16 +120,13 @@ impl Channels {
             if alert.severity < *least || !matcher.fits(&stored.device, &stored.group, alert) {
                 continue;
             }
-            c.prepare_cached(
-                "INSERT INTO notices(channel, alert, severity, since_ms, due_ms) VALUES (?, ?, ?, ?, ?4)",
-            )?
-            .execute(params![
-                int(*channel),
-                int(stored.id),
-                alert.severity as i64,
-                int(stored.received_ms)
-            ])?;
-            if c.last_insert_rowid() % TRIM_EVERY == 0 {
+            let mut insert = c.prepare_cached(
+                "INSERT INTO notices(channel, alert, severity, since_ms, due_ms) VALUES (?, ?, ?, ?, ?4) RETURNING id",
+            )?;
+            let severity = alert.severity as i64;
+            let values = params![int(*channel), int(stored.id), severity, int(stored.received_ms)];
+            let id: i64 = insert.query_row(values, |row| row.get(0))?;
+            if id % TRIM_EVERY == 0 {
                 let older = "DELETE FROM notices WHERE channel = ?1 AND id <=
                     (SELECT id FROM notices WHERE channel = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)";
                 let dropped = c.prepare_cached(older)?.execute(params![int(*channel), NOTICES_MAX])?;
@@ -161,7 +158,7 @@ pub fn channels(c: &Connection) -> Result<Vec<Channel>, StoreError> {
     let mut rows = query.query([])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        found.extend(read(row)?);
+        found.extend(read(&row)?);
     }
     Ok(found)
 }
@@ -173,7 +170,7 @@ pub fn channels(c: &Connection) -> Result<Vec<Channel>, StoreError> {
 pub fn channel(c: &Connection, id: u64) -> Result<Option<Channel>, StoreError> {
     let mut query = c.prepare_cached(&format!("{CHANNEL} WHERE id = ?"))?;
     let mut rows = query.query([int(id)])?;
-    rows.next()?.map(read).transpose().map(Option::flatten)
+    rows.next()?.map(|row| read(&row)).transpose().map(Option::flatten)
 }
 
 /// `None` for one that a newer server made in another form.
@@ -221,11 +218,12 @@ pub fn add_channel(
         return Ok(None);
     }
     let config = serde_json::to_string(config).expect("a channel has a JSON form");
-    let added = c.execute(
-        "INSERT OR IGNORE INTO channels(name, config, secret, by) VALUES (?, ?, ?, ?)",
+    let added = c.query_row(
+        "INSERT INTO channels(name, config, secret, by) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
         params![name, config, secret, by],
-    )?;
-    Ok((added > 0).then(|| uint(c.last_insert_rowid())))
+        |row| row.get(0),
+    );
+    Ok(added.optional()?.map(uint))
 }
 
 /// Removes a channel with what waits for it; `false` when there is none.

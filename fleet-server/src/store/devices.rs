@@ -1,6 +1,6 @@
 //! Devices: whose certificates may connect, in which group they are, and what they last said about themselves.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use super::sql::{Connection, OptionalExtension as _, params};
 
 use super::{StoreError, int, uint};
 use crate::names::{DeviceId, GroupId};
@@ -29,7 +29,7 @@ pub enum Known {
 pub fn known(c: &Connection, device: &DeviceId, key_sha256: [u8; 32]) -> Result<Known, StoreError> {
     let stored = c
         .prepare_cached("SELECT key, revoked_ms FROM devices WHERE id = ?")?
-        .query_row([device.as_str()], |row| Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, i64>(1)?)))
+        .query_row([device.as_str()], |row| Ok((row.get::<Option<Vec<u8>>>(0)?, row.get::<i64>(1)?)))
         .optional()?;
     Ok(match stored {
         None => Known::No,
@@ -45,7 +45,7 @@ pub fn known(c: &Connection, device: &DeviceId, key_sha256: [u8; 32]) -> Result<
 /// When the database fails.
 pub fn admitted(c: &Connection, device: &DeviceId) -> Result<Known, StoreError> {
     let mut query = c.prepare_cached("SELECT revoked_ms FROM devices WHERE id = ?")?;
-    let revoked_ms = query.query_row([device.as_str()], |row| row.get::<_, i64>(0)).optional()?;
+    let revoked_ms = query.query_row([device.as_str()], |row| row.get::<i64>(0)).optional()?;
     Ok(match revoked_ms {
         None => Known::No,
         Some(0) => Known::Yes,
@@ -95,8 +95,10 @@ pub fn put_heartbeat(c: &Connection, device: &DeviceId, raw: &[u8], now_ms: u64)
     seen(c, device, now_ms)?;
     c.prepare_cached("UPDATE devices SET heartbeat_ms = ? WHERE id = ?")?
         .execute(params![int(now_ms), device.as_str()])?;
-    c.prepare_cached("INSERT OR REPLACE INTO heartbeats(device, body) VALUES (?, ?)")?
-        .execute(params![device.as_str(), raw])?;
+    c.prepare_cached(
+        "INSERT INTO heartbeats(device, body) VALUES (?1, ?2) ON CONFLICT(device) DO UPDATE SET body = ?2",
+    )?
+    .execute(params![device.as_str(), raw])?;
     Ok(())
 }
 
@@ -112,7 +114,7 @@ pub fn revoke(c: &Connection, device: &DeviceId, now_ms: u64) -> Result<bool, St
         return Ok(true);
     }
     let there = "SELECT count(*) FROM devices WHERE id = ?";
-    Ok(c.query_row(there, [device.as_str()], |row| row.get::<_, i64>(0))? > 0)
+    Ok(c.query_row(there, [device.as_str()], |row| row.get::<i64>(0))? > 0)
 }
 
 /// The group that a device is in; `None` when there is no such device.

@@ -1,8 +1,8 @@
 //! What happens to agents: told by them, or noticed here when they fall silent; and what they are asked to undo.
 
+use super::sql::{Connection, OptionalExtension as _, Row, params};
 use models::program::ProgramId;
 use models::wire::{DeviceEvent, EventKind, UplinkFrame};
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{StoreError, bits, int, uint};
 use crate::counters::{Counter, Counters};
@@ -79,10 +79,10 @@ fn insert(
 ) -> Result<Option<StoredEvent>, StoreError> {
     let program = event.program.as_ref().map(postcard::to_stdvec).transpose().map_err(StoreError::Damaged)?;
     let mut insert = c.prepare_cached(
-        "INSERT OR IGNORE INTO events(device, epoch, seq, received_ms, unix_ms, kind, program, containment, text)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO events(device, epoch, seq, received_ms, unix_ms, kind, program, containment, text)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
     )?;
-    let stored = insert.execute(params![
+    let values = params![
         event.device,
         number.map(|number| number.0),
         number.map(|number| number.1),
@@ -92,11 +92,8 @@ fn insert(
         program,
         event.containment,
         event.text,
-    ])?;
-    if stored == 0 {
-        return Ok(None);
-    }
-    let id = c.last_insert_rowid();
+    ];
+    let Some(id) = insert.query_row(values, |row| row.get::<i64>(0)).optional()? else { return Ok(None) };
     let mut drop = c.prepare_cached("DELETE FROM events WHERE id <= ?")?;
     counters.add(Counter::EventsDropped, drop.execute([id - i64::from(events_max)])? as u64);
     Ok(Some(StoredEvent { id: uint(id), ..event }))
@@ -118,7 +115,7 @@ pub fn put_silent(
          AND seen_ms < ?1 LIMIT 1000",
     )?;
     let rows =
-        query.query_map([int(heard_before_ms)], |row| Ok((row.get::<_, String>(0)?, uint(row.get(1)?))))?;
+        query.query_map([int(heard_before_ms)], |row| Ok((row.get::<String>(0)?, uint(row.get(1)?))))?;
     let silent = rows.collect::<Result<Vec<_>, _>>()?;
     let mut events = Vec::new();
     for (id, heartbeat_ms) in silent {
@@ -185,7 +182,7 @@ pub fn put_noticed(
 /// # Errors
 /// When the database fails.
 pub fn newest_event(c: &Connection) -> Result<u64, StoreError> {
-    let mut query = c.prepare_cached("SELECT ifnull(max(id), 0) FROM events")?;
+    let mut query = c.prepare_cached("SELECT coalesce(max(id), 0) FROM events")?;
     Ok(query.query_row([], |row| row.get(0).map(uint))?)
 }
 
@@ -200,13 +197,13 @@ pub fn events(
     device: Option<&str>,
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let order = if after.is_some() { "ASC" } else { "DESC" };
-    let filter = if device.is_some() { "device = ?1" } else { "?1 IS NULL" };
+    let filter = if device.is_some() { "device = ?1" } else { "CAST(?1 AS TEXT) IS NULL" };
     let sql = format!("{EVENT} WHERE {filter} AND id > ?2 ORDER BY id {order} LIMIT ?3");
     let mut query = c.prepare_cached(&sql)?;
     let mut rows = query.query(params![device, int(after.unwrap_or(0)), limit])?;
     let mut events = Vec::new();
     while let Some(row) = rows.next()? {
-        events.push(event(row)?);
+        events.push(event(&row)?);
     }
     events.sort_by_key(|event| event.id);
     Ok(events)
@@ -242,7 +239,7 @@ pub fn put_release(
     if waiting >= RELEASES_MAX {
         return Ok(false);
     }
-    c.prepare_cached("INSERT OR IGNORE INTO releases VALUES (?, ?, ?)")?.execute(params![
+    c.prepare_cached("INSERT INTO releases VALUES (?, ?, ?) ON CONFLICT DO NOTHING")?.execute(params![
         device.as_str(),
         containment,
         int(now_ms)

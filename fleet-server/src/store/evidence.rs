@@ -1,8 +1,8 @@
 //! How rare an alert is: on how many devices the same program did the same.
 
+use super::sql::{Connection, params};
 use models::bundle::sha256;
 use models::wire::Alert;
-use rusqlite::{Connection, params};
 
 use super::{StoreError, int, uint};
 
@@ -43,7 +43,7 @@ pub(super) fn print_of(alert: &Alert) -> i64 {
 pub(super) fn note_evidence(c: &Connection, print: i64, device: &str, now_ms: u64) -> Result<(), StoreError> {
     c.prepare_cached(
         "INSERT INTO evidence(print, device, first_ms, alerts) VALUES (?, ?, ?, 1)
-         ON CONFLICT(print, device) DO UPDATE SET alerts = alerts + 1",
+         ON CONFLICT(print, device) DO UPDATE SET alerts = evidence.alerts + 1",
     )?
     .execute(params![print, device, int(now_ms)])?;
     Ok(())
@@ -65,9 +65,11 @@ pub(super) fn forget_evidence(c: &Connection, print: i64, device: &str) -> Resul
 pub fn rarity(c: &Connection, alert: &Alert) -> Result<Rarity, StoreError> {
     let of = c
         .prepare_cached("SELECT count(*) FROM devices WHERE revoked_ms = 0")?
-        .query_row([], |row| row.get::<_, i64>(0))?;
+        .query_row([], |row| row.get::<i64>(0))?;
     let (devices, alerts) = c
-        .prepare_cached("SELECT count(*), coalesce(sum(alerts), 0) FROM evidence WHERE print = ?")?
-        .query_row([print_of(alert)], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+        .prepare_cached(
+            "SELECT count(*), CAST(coalesce(sum(alerts), 0) AS BIGINT) FROM evidence WHERE print = ?",
+        )?
+        .query_row([print_of(alert)], |row| Ok((row.get::<i64>(0)?, row.get::<i64>(1)?)))?;
     Ok(Rarity { devices: uint(devices), of: uint(of), alerts: uint(alerts) })
 }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use models::policy::Severity;
-use rusqlite::types::Value;
-use rusqlite::{Connection, params_from_iter};
 
-use super::alerts::{ALERT, StoredAlert, WorkState, read, severity_of};
+use super::sql::{Cell, Connection, Dialect, ToCell};
+
+use super::alerts::{ALERT, StoredAlert, WorkState, read, severity_of, split};
 use super::{StoreError, int};
 
 /// Alerts that facets are counted over at most: the newest that fit.
@@ -83,26 +83,29 @@ pub struct Facets {
 struct Where {
     joins: &'static str,
     clauses: Vec<&'static str>,
-    values: Vec<Value>,
+    values: Vec<Cell<'static>>,
 }
 
 impl Where {
-    fn add(&mut self, clause: &'static str, value: impl Into<Value>) {
+    fn add(&mut self, clause: &'static str, value: impl ToCell) {
         self.clauses.push(clause);
-        self.values.push(value.into());
+        self.values.push(value.to_cell().owned());
     }
 
     fn sql(&self) -> String {
-        let all = if self.clauses.is_empty() { "1".to_owned() } else { self.clauses.join(" AND ") };
+        let all = if self.clauses.is_empty() { "TRUE".to_owned() } else { self.clauses.join(" AND ") };
         format!("{} WHERE {all}", self.joins)
     }
 }
 
-fn of_filter(filter: &AlertFilter) -> Where {
+fn of_filter(dialect: Dialect, filter: &AlertFilter) -> Where {
     let mut found = Where { joins: "", clauses: Vec::new(), values: Vec::new() };
-    if let Some(words) = filter.words.as_deref().and_then(match_words) {
+    if let Some(words) = filter.words.as_deref().and_then(|words| match_words(dialect, words)) {
         found.joins = " JOIN alert_words w ON w.rowid = a.id";
-        found.add("w.alert_words MATCH ?", words);
+        match dialect {
+            Dialect::Sqlite => found.add("w.alert_words MATCH ?", words),
+            Dialect::Postgres => found.add("w.words @@ to_tsquery('simple', ?)", words),
+        }
     }
     if let Some(device) = &filter.device {
         found.add("a.device = ?", device.clone());
@@ -145,18 +148,29 @@ fn of_filter(filter: &AlertFilter) -> Where {
 
 /// What people type, as the index wants it: every word must be there, and `*` at a word's end stands for any ending.
 /// Without it the index need not gather every word with that beginning, which a million alerts would show.
-fn match_words(text: &str) -> Option<String> {
+fn match_words(dialect: Dialect, text: &str) -> Option<String> {
     let words: Vec<_> = text
         .split_whitespace()
         .map(|word| word.replace('"', ""))
         .filter(|word| word.chars().any(char::is_alphanumeric))
         .take(WORDS_MAX)
-        .map(|word| match word.strip_suffix('*') {
-            Some(beginning) => format!("\"{beginning}\"*"),
-            None => format!("\"{word}\""),
+        .map(|word| {
+            let beginning = word.strip_suffix('*');
+            match dialect {
+                Dialect::Sqlite => {
+                    format!(
+                        "\"{}\"{}",
+                        beginning.unwrap_or(&word),
+                        if beginning.is_some() { "*" } else { "" }
+                    )
+                }
+                // Words that follow one another, as SQLite's quotes mean.
+                Dialect::Postgres => split(&word).join(" <-> ") + if beginning.is_some() { ":*" } else { "" },
+            }
         })
         .collect();
-    (!words.is_empty()).then(|| words.join(" "))
+    let and = if dialect == Dialect::Sqlite { " " } else { " & " };
+    (!words.is_empty()).then(|| words.join(and))
 }
 
 /// Alerts that fit, in ascending order of their ids.
@@ -169,7 +183,7 @@ pub fn find_alerts(
     page: Page,
     limit: u32,
 ) -> Result<Vec<StoredAlert>, StoreError> {
-    let mut wanted = of_filter(filter);
+    let mut wanted = of_filter(c.dialect(), filter);
     let order = match page {
         Page::Newest => "DESC",
         Page::After(id) => {
@@ -185,10 +199,10 @@ pub fn find_alerts(
     let by = if wanted.joins.is_empty() { "a.id" } else { "w.rowid" };
     let sql = format!("{ALERT}{} ORDER BY {by} {order} LIMIT {limit}", wanted.sql());
     let mut query = c.prepare_cached(&sql)?;
-    let mut rows = query.query(params_from_iter(wanted.values))?;
+    let mut rows = query.query(wanted.values)?;
     let mut alerts = Vec::new();
     while let Some(row) = rows.next()? {
-        alerts.push(read(row)?);
+        alerts.push(read(&row)?);
     }
     if order == "DESC" {
         alerts.reverse();
@@ -201,7 +215,7 @@ pub fn find_alerts(
 /// # Errors
 /// When the database fails.
 pub fn facets(c: &Connection, filter: &AlertFilter) -> Result<Facets, StoreError> {
-    let wanted = of_filter(filter);
+    let wanted = of_filter(c.dialect(), filter);
     let by = if wanted.joins.is_empty() { "a.id" } else { "w.rowid" };
     let sql = format!(
         "SELECT a.severity, a.state, a.device, a.program_key, a.program, a.techniques FROM alerts a{} ORDER BY {by} DESC LIMIT {}",
@@ -209,7 +223,7 @@ pub fn facets(c: &Connection, filter: &AlertFilter) -> Result<Facets, StoreError
         FACETS_OVER + 1
     );
     let mut query = c.prepare_cached(&sql)?;
-    let mut rows = query.query(params_from_iter(wanted.values))?;
+    let mut rows = query.query(wanted.values)?;
     let mut counted = 0;
     let mut severity = HashMap::new();
     let mut state = HashMap::new();
@@ -224,10 +238,10 @@ pub fn facets(c: &Connection, filter: &AlertFilter) -> Result<Facets, StoreError
         counted += 1;
         *severity.entry(severity_of(row.get(0)?).as_str().to_owned()).or_insert(0) += 1;
         *state.entry(WorkState::of_number(row.get(1)?).as_str().to_owned()).or_insert(0) += 1;
-        *device.entry(row.get::<_, String>(2)?).or_insert(0) += 1;
-        let text = format!("{} {}", row.get::<_, String>(3)?, row.get::<_, String>(4)?);
+        *device.entry(row.get::<String>(2)?).or_insert(0) += 1;
+        let text = format!("{} {}", row.get::<String>(3)?, row.get::<String>(4)?);
         *program.entry(text).or_insert(0) += 1;
-        for id in row.get::<_, String>(5)?.split_whitespace() {
+        for id in row.get::<String>(5)?.split_whitespace() {
             *technique.entry(id.to_owned()).or_insert(0) += 1;
         }
     }
@@ -255,10 +269,14 @@ mod tests {
 
     #[test]
     fn what_people_type_is_never_an_error_of_the_index() {
-        assert_eq!(match_words("opened /etc/sha*"), Some("\"opened\" \"/etc/sha\"*".into()));
-        assert_eq!(match_words("NEAR( \"x\" OR *"), Some("\"NEAR(\" \"x\" \"OR\"".into()));
+        let sqlite = |text| match_words(Dialect::Sqlite, text);
+        let postgres = |text| match_words(Dialect::Postgres, text);
+        assert_eq!(sqlite("opened /etc/sha*"), Some("\"opened\" \"/etc/sha\"*".into()));
+        assert_eq!(sqlite("NEAR( \"x\" OR *"), Some("\"NEAR(\" \"x\" \"OR\"".into()));
+        assert_eq!(postgres("Opened /etc/sha*"), Some("opened & etc <-> sha:*".into()));
+        assert_eq!(postgres("a'b & !x | (c:*)"), Some("a <-> b & x & c".into()));
         for nothing in ["", "  ", "\"", "- * ()"] {
-            assert_eq!(match_words(nothing), None, "{nothing}");
+            assert_eq!((sqlite(nothing), postgres(nothing)), (None, None), "{nothing}");
         }
     }
 }

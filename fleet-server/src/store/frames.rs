@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
+use super::sql::{Connection, OptionalExtension as _, params};
 use models::program::ProgramId;
 use models::wire::{TrainingWindow, Uplink, UplinkFrame};
-use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::alerts::{StoredAlert, put_alert};
 use super::channels::Channels;
@@ -170,7 +170,7 @@ fn number(
         fresh = true;
         acked = seq;
     } else if seq > acked {
-        let insert = "INSERT OR IGNORE INTO ahead VALUES (?, ?, ?)";
+        let insert = "INSERT INTO ahead VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
         fresh = c.prepare_cached(insert)?.execute(params![id, epoch, seq])? == 1;
         if fresh && ahead_count(c, id, epoch)? > AHEAD_MAX {
             let mut lowest = c.prepare_cached("SELECT min(seq) FROM ahead WHERE device = ? AND epoch = ?")?;
@@ -210,7 +210,7 @@ pub fn put_gone(
         // as if it were stored. What has no place waits until the device tells it again.
         None | Some(_) if to > known.unwrap_or(0) => {
             let room = AHEAD_MAX - ahead_count(c, id, epoch)?;
-            let mut insert = c.prepare_cached("INSERT OR IGNORE INTO ahead VALUES (?, ?, ?)")?;
+            let mut insert = c.prepare_cached("INSERT INTO ahead VALUES (?, ?, ?) ON CONFLICT DO NOTHING")?;
             for seq in from..=to.min(from.saturating_add(room - 1)) {
                 counters.add(Counter::FramesMissing, insert.execute(params![id, epoch, seq])? as u64);
             }
@@ -256,7 +256,7 @@ fn give_up(
 }
 
 fn put_ack(c: &Connection, (id, epoch): (&str, i64), acked: i64, now_ms: u64) -> Result<(), StoreError> {
-    let write = "INSERT OR REPLACE INTO acks VALUES (?, ?, ?, ?)";
+    let write = "INSERT INTO acks VALUES (?1, ?2, ?3, ?4) ON CONFLICT(device, epoch) DO UPDATE SET acked = ?3, touched_ms = ?4";
     c.prepare_cached(write)?.execute(params![id, epoch, acked, int(now_ms)])?;
     Ok(())
 }
@@ -363,9 +363,7 @@ fn program_row(
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use super::super::schema;
+    use super::super::testing::on_both;
     use super::*;
 
     struct Numbers {
@@ -375,11 +373,9 @@ mod tests {
     }
 
     impl Numbers {
-        fn new() -> Self {
-            let c = Connection::open_in_memory().unwrap();
-            schema::migrate(&c, Path::new("test")).unwrap();
-            c.execute("INSERT INTO devices(id, certificate, enrolled_ms) VALUES ('gw', x'00', 1)", [])
-                .unwrap();
+        fn new(c: Connection) -> Self {
+            let insert = "INSERT INTO devices(id, certificate, enrolled_ms) VALUES ('gw', ?, 1)";
+            c.execute(insert, [vec![0u8]]).unwrap();
             Self { c, counters: Counters::default(), device: DeviceId::parse("gw").unwrap() }
         }
 
@@ -399,51 +395,59 @@ mod tests {
 
     #[test]
     fn numbers_that_are_gone_are_waited_for_no_longer_and_counted_once() {
-        let n = Numbers::new();
-        assert_eq!(n.came(1), (true, 1));
-        assert_eq!(n.came(2), (true, 2));
-        assert_eq!(n.gone(3, 9), 9);
-        assert_eq!(n.came(10), (true, 10));
-        assert_eq!(n.came(10), (false, 10));
-        assert_eq!((n.gone(3, 9), n.missing()), (10, 7), "told again");
-        // In a new connection all that was before the first number is told.
-        assert_eq!((n.gone(1, 12), n.missing()), (12, 9));
-        assert_eq!(n.came(13), (true, 13));
+        on_both(|empty| {
+            let n = Numbers::new(empty());
+            assert_eq!(n.came(1), (true, 1));
+            assert_eq!(n.came(2), (true, 2));
+            assert_eq!(n.gone(3, 9), 9);
+            assert_eq!(n.came(10), (true, 10));
+            assert_eq!(n.came(10), (false, 10));
+            assert_eq!((n.gone(3, 9), n.missing()), (10, 7), "told again");
+            // In a new connection all that was before the first number is told.
+            assert_eq!((n.gone(1, 12), n.missing()), (12, 9));
+            assert_eq!(n.came(13), (true, 13));
+        });
     }
 
     #[test]
     fn what_comes_in_another_order_gives_the_same() {
-        let n = Numbers::new();
-        n.came(1);
-        assert_eq!(n.came(6), (true, 1), "5 is on its way, 2 to 4 are gone");
-        assert_eq!(n.came(5), (true, 1));
-        assert_eq!((n.gone(2, 4), n.missing()), (6, 3));
-        assert_eq!(n.gone(9, 10), 6, "7 and 8 are on their way");
-        assert_eq!(n.came(8), (true, 6));
-        assert_eq!((n.came(7), n.missing()), ((true, 10), 5));
+        on_both(|empty| {
+            let n = Numbers::new(empty());
+            n.came(1);
+            assert_eq!(n.came(6), (true, 1), "5 is on its way, 2 to 4 are gone");
+            assert_eq!(n.came(5), (true, 1));
+            assert_eq!((n.gone(2, 4), n.missing()), (6, 3));
+            assert_eq!(n.gone(9, 10), 6, "7 and 8 are on their way");
+            assert_eq!(n.came(8), (true, 6));
+            assert_eq!((n.came(7), n.missing()), ((true, 10), 5));
+        });
     }
 
     #[test]
     fn a_new_outbox_may_begin_anywhere_and_nothing_of_it_is_missing() {
-        let n = Numbers::new();
-        assert_eq!(n.gone(1, 5000), 5000);
-        assert_eq!(n.came(5001), (true, 5001));
-        let n = {
-            let other = Numbers::new();
-            assert_eq!(other.came(5001), (true, 0), "before it is known what there was");
-            assert_eq!(other.gone(1, 5000), 5001);
-            other
-        };
-        assert_eq!(n.missing(), 0);
+        on_both(|empty| {
+            let n = Numbers::new(empty());
+            assert_eq!(n.gone(1, 5000), 5000);
+            assert_eq!(n.came(5001), (true, 5001));
+            let n = {
+                let other = Numbers::new(empty());
+                assert_eq!(other.came(5001), (true, 0), "before it is known what there was");
+                assert_eq!(other.gone(1, 5000), 5001);
+                other
+            };
+            assert_eq!(n.missing(), 0);
+        });
     }
 
     #[test]
     fn a_gap_that_nobody_explains_is_given_up_when_too_much_waits_behind_it() {
-        let n = Numbers::new();
-        n.came(1);
-        let last = 3 + AHEAD_MAX as u64;
-        let acked: Vec<u64> = (3..=last).map(|seq| n.came(seq).1).collect();
-        assert_eq!((acked[acked.len() - 2], acked[acked.len() - 1]), (1, last));
-        assert_eq!(n.missing(), 1);
+        on_both(|empty| {
+            let n = Numbers::new(empty());
+            n.came(1);
+            let last = 3 + AHEAD_MAX as u64;
+            let acked: Vec<u64> = (3..=last).map(|seq| n.came(seq).1).collect();
+            assert_eq!((acked[acked.len() - 2], acked[acked.len() - 1]), (1, last));
+            assert_eq!(n.missing(), 1);
+        });
     }
 }

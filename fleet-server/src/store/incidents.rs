@@ -1,8 +1,8 @@
 //! Alerts that belong together: the same program doing the same on many devices, or a chain on one.
 
+use super::sql::{Connection, OptionalExtension as _, Row, ToCell, params};
 use models::policy::Severity;
 use models::wire::Alert;
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::alerts::{WorkState, severity_of};
 use super::{StoreError, int, uint};
@@ -59,29 +59,24 @@ pub(super) fn join_incident(
             // The columns on the right are those from before.
             c.prepare_cached(
                 "UPDATE incidents SET alerts = alerts + 1, last_ms = max(last_ms, ?2), severity = max(severity, ?3),
-                 title = iif(?3 > severity, ?4, title) WHERE id = ?1",
+                 title = CASE WHEN ?3 > severity THEN ?4 ELSE title END WHERE id = ?1",
             )?
             .execute(params![id, int(now_ms), severity, alert.summary])?;
             id
         }
         None => {
-            c.prepare_cached(
+            let mut insert = c.prepare_cached(
                 "INSERT INTO incidents(print, device, first_ms, last_ms, alerts, devices, severity, title)
-                 VALUES (?, ?, ?, ?, 1, 0, ?, ?)",
-            )?
-            .execute(params![
-                print,
-                device,
-                int(now_ms),
-                int(now_ms),
-                severity,
-                alert.summary
-            ])?;
-            c.last_insert_rowid()
+                 VALUES (?, ?, ?, ?, 1, 0, ?, ?) RETURNING id",
+            )?;
+            let values = params![print, device, int(now_ms), int(now_ms), severity, alert.summary];
+            insert.query_row(values, |row| row.get(0))?
         }
     };
     let fresh = c
-        .prepare_cached("INSERT OR IGNORE INTO incident_devices(incident, device) VALUES (?, ?)")?
+        .prepare_cached(
+            "INSERT INTO incident_devices(incident, device) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        )?
         .execute(params![id, device])?;
     if fresh > 0 {
         c.prepare_cached("UPDATE incidents SET devices = devices + 1 WHERE id = ?")?.execute([id])?;
@@ -90,12 +85,7 @@ pub(super) fn join_incident(
 }
 
 /// The newest incident that is worked on, of this kind, whose last alert is not older.
-fn open(
-    c: &Connection,
-    which: &str,
-    value: &dyn rusqlite::ToSql,
-    since_ms: u64,
-) -> Result<Option<i64>, StoreError> {
+fn open(c: &Connection, which: &str, value: &dyn ToCell, since_ms: u64) -> Result<Option<i64>, StoreError> {
     let sql = format!(
         "SELECT id FROM incidents WHERE {which} AND last_ms >= ?2 AND state <= ?3 ORDER BY last_ms DESC LIMIT 1"
     );
@@ -127,7 +117,7 @@ pub fn incidents(
     state: Option<WorkState>,
 ) -> Result<Vec<IncidentRow>, StoreError> {
     let mut query = c.prepare_cached(&format!(
-        "{INCIDENT} WHERE last_ms < ?1 AND (?2 IS NULL OR state = ?2) ORDER BY last_ms DESC LIMIT ?3"
+        "{INCIDENT} WHERE last_ms < ?1 AND (CAST(?2 AS BIGINT) IS NULL OR state = ?2) ORDER BY last_ms DESC LIMIT ?3"
     ))?;
     let before = before_ms.map_or(i64::MAX, int);
     let rows = query.query_map(params![before, state.map(WorkState::number), limit], incident_row)?;
@@ -148,7 +138,7 @@ pub fn incident(c: &Connection, id: u64) -> Result<Option<(IncidentRow, Vec<Stri
     Ok(Some((row, devices)))
 }
 
-fn incident_row(row: &Row<'_>) -> rusqlite::Result<IncidentRow> {
+fn incident_row(row: &Row<'_>) -> super::sql::Result<IncidentRow> {
     Ok(IncidentRow {
         id: uint(row.get(0)?),
         first_ms: uint(row.get(1)?),

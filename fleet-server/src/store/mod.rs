@@ -1,4 +1,4 @@
-//! SQLite behind a writing, a reading and a searching thread: jobs in, group commits, replies after the commit.
+//! A database behind a writing, a reading and a searching thread: jobs in, group commits, replies after the commit.
 //!
 //! A job is a closure over the connection. The writer takes everything that waits (at most [`GROUP_MAX`]), runs each
 //! job in its own savepoint, commits once, and only then answers: an answer means that the data survives a power cut.
@@ -10,6 +10,7 @@ mod audit;
 mod baselines;
 mod bundles;
 mod channels;
+mod database;
 mod devices;
 mod events;
 mod evidence;
@@ -20,21 +21,25 @@ mod overview;
 mod read;
 mod rollouts;
 mod schema;
+mod sql;
 mod suppressions;
+#[cfg(test)]
+mod testing;
+mod threads;
 mod tokens;
 mod users;
 mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock;
-use crate::counters::{Counter, Counters};
+use crate::counters::Counters;
+use database::Purpose;
 
 pub use alerts::{StoredAlert, WorkState, alert, newest_alert};
 pub use audit::{AuditRow, Change, audit, put_audit};
@@ -49,6 +54,7 @@ pub use channels::{
     CHANNELS_MAX, Channel, ChannelConfig, Channels, Format, Notice, add_channel, channel, channels,
     delivered, due, failed, load_channels, remove_channel,
 };
+pub use database::Database;
 pub use devices::{Known, admitted, group_of, known, put_heartbeat, renewed, revoke, seen, set_group};
 pub use events::{
     StoredEvent, TWINS, events, newest_event, put_heard, put_noticed, put_release, put_silent, releases,
@@ -65,6 +71,7 @@ pub use rollouts::{
     NotBegun, RolloutDevice, RolloutRow, UNDER_WAY_MAX, begin_rollout, pause_rollout, put_reason, put_stage,
     rollout, rollout_devices, rollout_facts, rollouts, rollouts_under_way, set_pinned, take_backs,
 };
+pub use sql::Connection;
 pub use suppressions::{
     Matcher, PREVIEWED, RULES_MAX, Rule, Rules, add_rule, load_rules, preview, remove_rule, rules,
 };
@@ -81,12 +88,6 @@ pub const GROUP_MAX: usize = 4096;
 /// How long a search may take.
 pub const SEARCH_MAX: Duration = Duration::from_secs(5);
 
-/// Memory for the pages that the writing thread works on, in KiB.
-const WRITER_CACHE_KIB: i64 = 64 * 1024;
-
-/// Pages of 4 KiB in the write-ahead log before it is copied into the database.
-const CHECKPOINT_PAGES: i64 = 8192;
-
 /// Jobs that may wait; the next caller waits for a place.
 const QUEUE_MAX: usize = 8192;
 
@@ -97,30 +98,48 @@ type Job = Box<dyn FnOnce(&Connection) -> (bool, Reply) + Send>;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Opening or preparing the database.
-    #[error("opening the database {path}")]
+    #[error("opening the database {place}")]
     Open {
-        /// Which file.
-        path: PathBuf,
+        /// Which file or server.
+        place: String,
         /// What went wrong.
         #[source]
-        source: rusqlite::Error,
+        source: sql::Error,
     },
     /// The database was made by a newer server.
-    #[error("the database {path} has schema {found}, this server knows {known}; start a newer server")]
+    #[error("the database {place} has schema {found}, this server knows {known}; start a newer server")]
     Newer {
-        /// Which file.
-        path: PathBuf,
-        /// Its `user_version`.
+        /// Which file or server.
+        place: String,
+        /// Its version.
         found: u32,
         /// Ours.
         known: u32,
     },
+    /// A file beside the database.
+    #[error("{path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The address of a PostgreSQL server.
+    #[error("the address of the PostgreSQL server")]
+    Address(#[source] sql::Error),
+    /// TLS to a PostgreSQL server.
+    #[error("setting up TLS to the PostgreSQL server")]
+    Tls(#[source] rustls::Error),
+    /// The authorities that sign a PostgreSQL server's certificate.
+    #[error("{0} holds no certificate in PEM form")]
+    NoAuthority(PathBuf),
     /// Starting the thread.
     #[error("starting the store's thread")]
     Thread(#[source] std::io::Error),
     /// The job itself failed; nothing of it is kept.
     #[error("a query failed")]
-    Query(#[from] rusqlite::Error),
+    Query(#[from] sql::Error),
     /// Stored bytes cannot be read back.
     #[error("a stored row is damaged")]
     Damaged(#[source] postcard::Error),
@@ -144,6 +163,8 @@ pub struct Store {
     write: mpsc::Sender<Job>,
     read: mpsc::Sender<Job>,
     search: mpsc::Sender<Job>,
+    shared: bool,
+    leads: Arc<AtomicBool>,
 }
 
 /// An answer that comes after the commit.
@@ -176,38 +197,44 @@ impl Threads {
 }
 
 impl Store {
-    /// Opens `<dir>/fleet.db`, brings its schema up to date, loads the counters and starts the threads.
+    /// Opens the database, brings its schema up to date, loads the counters and starts the threads.
     ///
     /// # Errors
     /// When the database cannot be opened or is newer than this server.
-    pub fn open(dir: &Path, counters: Arc<Counters>) -> Result<(Self, Threads), StoreError> {
-        let path = dir.join("fleet.db");
-        let writer = open(&path)?;
-        // All inner pages of the indexes stay in memory, and a checkpoint writes a page once that changed many times.
-        let written = writer
-            .pragma_update(None, "cache_size", -WRITER_CACHE_KIB)
-            .and_then(|()| writer.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES));
-        written.map_err(|source| StoreError::Open { path: path.clone(), source })?;
-        schema::migrate(&writer, &path)?;
+    pub fn open(database: &Database, counters: Arc<Counters>) -> Result<(Self, Threads), StoreError> {
+        let writer = database.open(Purpose::Write)?;
+        schema::migrate(&writer, database.place())?;
         schema::load_counters(&writer, &counters)?;
-        let reader = || -> Result<Connection, StoreError> {
-            let reader = open(&path)?;
-            reader.pragma_update(None, "query_only", true)?;
-            Ok(reader)
-        };
-        let (reader, searcher) = (reader()?, reader()?);
+        let (reader, searcher) = (database.open(Purpose::Read)?, database.open(Purpose::Search)?);
         let (write, write_jobs) = mpsc::channel(QUEUE_MAX);
         let (read, read_jobs) = mpsc::channel(QUEUE_MAX);
         let (search, search_jobs) = mpsc::channel(QUEUE_MAX);
+        let leads = Arc::new(AtomicBool::new(!database.is_shared()));
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).spawn(body).map_err(StoreError::Thread)
         };
+        let of = |connection, purpose| threads::Kept::new(database.clone(), connection, purpose);
+        let (writer, reader) = (of(writer, Purpose::Write), of(reader, Purpose::Read));
+        let searcher = of(searcher, Purpose::Search);
+        let lead = Arc::clone(&leads);
         let threads = [
-            spawn("store-write", Box::new(move || write_loop(&writer, write_jobs, &counters)))?,
-            spawn("store-read", Box::new(move || read_loop(&reader, read_jobs)))?,
-            spawn("store-search", Box::new(move || search_loop(&searcher, search_jobs)))?,
+            spawn("store-write", Box::new(move || threads::write(writer, write_jobs, &counters, &lead)))?,
+            spawn("store-read", Box::new(move || threads::read(reader, read_jobs)))?,
+            spawn("store-search", Box::new(move || threads::search(searcher, search_jobs)))?,
         ];
-        Ok((Self { write, read, search }, Threads(threads)))
+        Ok((Self { write, read, search, shared: database.is_shared(), leads }, Threads(threads)))
+    }
+
+    /// Whether other servers may use the same database.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether this server does what one of all must do: train, roll out, notify. It is settled when something is written.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.leads.load(Relaxed)
     }
 
     /// Hands over a writing job and waits for its commit.
@@ -260,11 +287,7 @@ impl Store {
         let (job, pending) = boxed(job);
         self.search.send(job).await.map_err(|_| StoreError::Stopped)?;
         match pending.done().await {
-            Err(StoreError::Query(error))
-                if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) =>
-            {
-                Err(StoreError::TooLong)
-            }
+            Err(StoreError::Query(error)) if error.is_interrupted() => Err(StoreError::TooLong),
             done => done,
         }
     }
@@ -275,23 +298,27 @@ impl Store {
 /// # Errors
 /// When it cannot be opened.
 pub fn open_alone(dir: &Path) -> Result<Connection, StoreError> {
-    let path = dir.join("fleet.db");
-    let connection = open(&path)?;
-    schema::migrate(&connection, &path)?;
+    let database = Database::of_folder(dir)?;
+    let connection = database.open(Purpose::Write)?;
+    schema::migrate(&connection, database.place())?;
     Ok(connection)
 }
 
-fn open(path: &Path) -> Result<Connection, StoreError> {
-    let prepare = || {
-        let connection = Connection::open(path)?;
-        connection.busy_timeout(std::time::Duration::from_secs(10))?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "foreign_keys", true)?;
-        connection.set_prepared_statement_cache_capacity(64);
-        Ok(connection)
-    };
-    prepare().map_err(|source| StoreError::Open { path: path.into(), source })
+/// Does a job outside the server, all of it or nothing.
+///
+/// # Errors
+/// When the job or the commit failed.
+pub fn alone<T>(
+    connection: &Connection,
+    job: impl FnOnce(&Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    connection.begin()?;
+    let done = job(connection);
+    match &done {
+        Ok(_) => connection.commit()?,
+        Err(_) => connection.roll_back()?,
+    }
+    done
 }
 
 fn boxed<T: Send + 'static>(
@@ -309,75 +336,6 @@ fn boxed<T: Send + 'static>(
         (good, answer)
     });
     (job, Pending(pending))
-}
-
-fn write_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job>, counters: &Counters) {
-    let mut saved = schema::Saved::of(counters);
-    while let Some(first) = jobs.blocking_recv() {
-        let mut replies = Vec::new();
-        let began = connection.execute_batch("BEGIN IMMEDIATE");
-        let mut next = Some(first);
-        while let Some(job) = next {
-            replies.push(in_savepoint(connection, job));
-            next = if replies.len() < GROUP_MAX { jobs.try_recv().ok() } else { None };
-        }
-        let committed = began
-            .and_then(|()| schema::save_counters(connection, counters, &mut saved))
-            .and_then(|()| connection.execute_batch("COMMIT"));
-        if let Err(error) = &committed {
-            counters.bump(Counter::CommitsFailed);
-            log::error!("committing {} jobs: {error}", replies.len());
-            // Without a transaction there is nothing to roll back, and that is fine.
-            let _ = connection.execute_batch("ROLLBACK");
-            saved = schema::Saved::nothing();
-        }
-        for reply in replies {
-            reply(committed.is_ok());
-        }
-    }
-    let last = connection
-        .execute_batch("BEGIN IMMEDIATE")
-        .and_then(|()| schema::save_counters(connection, counters, &mut saved))
-        .and_then(|()| connection.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)"));
-    if let Err(error) = last {
-        log::error!("saving the counters at the end: {error}");
-    }
-}
-
-/// One job's failure must not take the others of its group with it.
-fn in_savepoint(connection: &Connection, job: Job) -> Reply {
-    if let Err(error) = connection.execute_batch("SAVEPOINT job") {
-        log::error!("starting a job: {error}");
-        return Box::new(move |_| drop(job));
-    }
-    let (good, reply) = job(connection);
-    let end = if good { "RELEASE job" } else { "ROLLBACK TO job; RELEASE job" };
-    match connection.execute_batch(end) {
-        Ok(()) => reply,
-        Err(error) => {
-            log::error!("ending a job: {error}");
-            Box::new(move |_| reply(false))
-        }
-    }
-}
-
-fn read_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
-    while let Some(job) = jobs.blocking_recv() {
-        let (_, reply) = job(connection);
-        reply(true);
-    }
-}
-
-fn search_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
-    while let Some(job) = jobs.blocking_recv() {
-        let until_ms = clock::unix_ms() + SEARCH_MAX.as_millis() as u64;
-        // Asked every some 10,000 steps of its virtual machine, which is well below a millisecond.
-        if let Err(error) = connection.progress_handler(10_000, Some(move || clock::unix_ms() > until_ms)) {
-            log::error!("limiting a search: {error}");
-        }
-        let (_, reply) = job(connection);
-        reply(true);
-    }
 }
 
 /// SQLite's integers are signed; the bits are what counts.

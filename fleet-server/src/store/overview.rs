@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::sql::{Connection, params};
 use models::policy::Severity;
-use rusqlite::{Connection, params};
 
 use super::alerts::{WorkState, severity_of};
 use super::{StoreError, int, uint};
@@ -120,7 +120,7 @@ pub fn overview(c: &Connection, now_ms: u64) -> Result<Overview, StoreError> {
         params![WorkState::Acknowledged.number(), int(since_ms)],
         |row| row.get(0),
     )?);
-    let count = "SELECT count(*), coalesce(sum(silent_ms > 0), 0) FROM devices WHERE revoked_ms = 0";
+    let count = "SELECT count(*), count(*) FILTER (WHERE silent_ms > 0) FROM devices WHERE revoked_ms = 0";
     (found.devices, found.silent) =
         c.query_row(count, [], |row| Ok((uint(row.get(0)?), uint(row.get(1)?))))?;
     let mut groups = c.prepare_cached(

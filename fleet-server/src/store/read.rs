@@ -1,8 +1,8 @@
 //! Queries for people and for the downlink.
 
+use super::sql::{Connection, OptionalExtension as _, Row, params};
 use models::program::ProgramId;
 use models::wire::{Heartbeat, Request};
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{StoreError, uint};
 use crate::names::DeviceId;
@@ -72,7 +72,7 @@ pub fn devices(
     limit: u32,
     group: Option<&str>,
 ) -> Result<Vec<DeviceRow>, StoreError> {
-    let filter = if group.is_some() { "grp = ?3" } else { "?3 IS NULL" };
+    let filter = if group.is_some() { "grp = ?3" } else { "CAST(?3 AS TEXT) IS NULL" };
     let mut query = c.prepare_cached(&format!("{DEVICE} WHERE id > ?1 AND {filter} ORDER BY id LIMIT ?2"))?;
     let rows = query.query_map(params![after, limit, group], device_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
@@ -87,7 +87,7 @@ pub fn device(c: &Connection, id: &str) -> Result<Option<DeviceRow>, StoreError>
     Ok(query.query_row([id], device_row).optional()?)
 }
 
-fn device_row(row: &Row<'_>) -> rusqlite::Result<DeviceRow> {
+fn device_row(row: &Row<'_>) -> super::sql::Result<DeviceRow> {
     let raw: Option<Vec<u8>> = row.get(5)?;
     // A heartbeat that an older server stored in another form is as good as none: the next one replaces it.
     let heartbeat = match raw.map(|raw| models::wire::decode::<Request>(&raw)) {
@@ -114,7 +114,7 @@ pub fn training(c: &Connection, device: Option<&str>) -> Result<Vec<TrainingRow>
     let mut query = c.prepare_cached(
         "SELECT device, key, program, total, generation, trained_s, reported_generation, refused,
              EXISTS (SELECT 1 FROM pins WHERE pins.device = programs.device AND pins.key = programs.key) FROM programs
-         WHERE ?1 IS NULL OR device = ?1 ORDER BY device, key LIMIT 10000",
+         WHERE CAST(?1 AS TEXT) IS NULL OR device = ?1 ORDER BY device, key LIMIT 10000",
     )?;
     let mut rows = query.query([device])?;
     let mut found = Vec::new();

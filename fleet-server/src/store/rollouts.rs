@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 
+use super::sql::{Connection, OptionalExtension as _, Row, params};
 use models::program::ProgramId;
 use models::wire::{Alert, BundleReport, Offer};
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::baselines::offer_row;
 use super::{StoreError, int, uint};
@@ -112,7 +112,7 @@ pub fn begin_rollout(
     let under_way = "SELECT r.id, b.key FROM rollouts r JOIN baselines b ON b.id = r.baseline
                      WHERE r.state IN ('canary', 'everyone')";
     let mut query = c.prepare_cached(under_way)?;
-    let rows = query.query_map([], |row| Ok((uint(row.get(0)?), row.get::<_, String>(1)?)))?;
+    let rows = query.query_map([], |row| Ok((uint(row.get(0)?), row.get::<String>(1)?)))?;
     let rows: Vec<_> = rows.collect::<Result<_, _>>()?;
     if let Some((id, _)) = rows.iter().find(|(_, key)| *key == row.key) {
         return Ok(Err(NotBegun::UnderWay(*id)));
@@ -125,12 +125,12 @@ pub fn begin_rollout(
         return Ok(Err(NotBegun::NoDevice));
     }
     let plan_json = serde_json::to_string(plan).expect("a plan has a JSON form");
-    c.execute(
+    let id = c.query_row(
         "INSERT INTO rollouts(baseline, plan, state, by, created_ms, stage_ms, reason, first_alert)
-         VALUES (?1, ?2, 'canary', ?3, ?4, ?4, '', (SELECT ifnull(max(id), 0) FROM alerts))",
+         VALUES (?1, ?2, 'canary', ?3, ?4, ?4, '', (SELECT coalesce(max(id), 0) FROM alerts)) RETURNING id",
         params![int(baseline), plan_json, by, int(now_ms)],
+        |row| row.get(0).map(uint),
     )?;
-    let id = uint(c.last_insert_rowid());
     for device in plan.canaries(id, targets) {
         add_device(c, id, &device, true, now_ms)?;
     }
@@ -141,7 +141,7 @@ pub fn begin_rollout(
 fn targets(c: &Connection, group: Option<&str>, key: &str) -> Result<Vec<String>, StoreError> {
     let mut query = c.prepare_cached(
         "SELECT p.device FROM programs p JOIN devices d ON d.id = p.device
-         WHERE p.key = ?1 AND d.revoked_ms = 0 AND (?2 IS NULL OR d.grp = ?2)
+         WHERE p.key = ?1 AND d.revoked_ms = 0 AND (CAST(?2 AS TEXT) IS NULL OR d.grp = ?2)
          AND NOT EXISTS (SELECT 1 FROM pins WHERE pins.device = p.device AND pins.key = p.key)",
     )?;
     let rows = query.query_map(params![key, group], |row| row.get(0))?;
@@ -155,8 +155,7 @@ fn add_device(
     canary: bool,
     now_ms: u64,
 ) -> Result<(), StoreError> {
-    let insert =
-        "INSERT OR IGNORE INTO rollout_devices(rollout, device, canary, offered_ms) VALUES (?, ?, ?, ?)";
+    let insert = "INSERT INTO rollout_devices(rollout, device, canary, offered_ms) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
     c.prepare_cached(insert)?.execute(params![int(rollout), device, canary, int(now_ms)])?;
     Ok(())
 }
@@ -189,7 +188,7 @@ pub fn rollouts_under_way(c: &Connection) -> Result<Vec<RolloutRow>, StoreError>
 pub fn rollout(c: &Connection, id: u64) -> Result<Option<RolloutRow>, StoreError> {
     let mut query = c.prepare_cached(&format!("{ROLLOUT} WHERE r.id = ?"))?;
     let mut rows = query.query([int(id)])?;
-    rows.next()?.map(rollout_row).transpose()
+    rows.next()?.map(|row| rollout_row(&row)).transpose()
 }
 
 /// The devices of a rollout, those first that do not use it.
@@ -242,7 +241,7 @@ pub fn rollout_facts(c: &Connection, row: &RolloutRow, heard_before_ms: u64) -> 
     }
     let mut query = c.prepare_cached(
         "SELECT d.id, d.heartbeat_ms FROM programs p JOIN devices d ON d.id = p.device
-         WHERE p.key = ?1 AND d.revoked_ms = 0 AND (?2 IS NULL OR d.grp = ?2)",
+         WHERE p.key = ?1 AND d.revoked_ms = 0 AND (CAST(?2 AS TEXT) IS NULL OR d.grp = ?2)",
     )?;
     let mut rows = query.query(params![row.key, row.group])?;
     while let Some(one) = rows.next()? {
@@ -294,7 +293,7 @@ pub fn put_stage(
 ) -> Result<Option<Vec<String>>, StoreError> {
     let changed = c.execute(
         "UPDATE rollouts SET state = ?, reason = ?, stage_ms = ?, paused = 0,
-             first_alert = (SELECT ifnull(max(id), 0) FROM alerts) WHERE id = ? AND state = ?",
+             first_alert = (SELECT coalesce(max(id), 0) FROM alerts) WHERE id = ? AND state = ?",
         params![stage.as_str(), reason, int(now_ms), int(row.id), row.stage.as_str()],
     )?;
     if changed == 0 {
@@ -317,13 +316,20 @@ fn told_of(c: &Connection, row: &RolloutRow, stage: Stage, now_ms: u64) -> Resul
         Stage::RolledBack => {
             let program = postcard::to_stdvec(&row.program).map_err(StoreError::Damaged)?;
             // After its end also devices that came later have it.
-            c.execute(
-                "INSERT OR IGNORE INTO take_backs(device, key, program, generation, asked_ms)
-                 SELECT device, ?2, ?3, ?4, ?5 FROM rollout_devices WHERE rollout = ?1 AND refused IS NULL
-                 UNION SELECT device, ?2, ?3, ?4, ?5 FROM programs WHERE key = ?2 AND reported_generation = ?4
-                     AND refused IS NULL",
-                params![int(row.id), row.key, program, int(row.generation), int(now_ms)],
+            let mut query = c.prepare_cached(
+                "SELECT device FROM rollout_devices WHERE rollout = ?1 AND refused IS NULL
+                 UNION SELECT device FROM programs WHERE key = ?2 AND reported_generation = ?3 AND refused IS NULL",
             )?;
+            let generation = int(row.generation);
+            let have = query.query_map(params![int(row.id), row.key, generation], |row| row.get(0))?;
+            let have: Vec<String> = have.collect::<Result<_, _>>()?;
+            let mut insert = c.prepare_cached(
+                "INSERT INTO take_backs(device, key, program, generation, asked_ms) VALUES (?, ?, ?, ?, ?)
+                 ON CONFLICT DO NOTHING",
+            )?;
+            for device in have {
+                insert.execute(params![device, row.key, program, generation, int(now_ms)])?;
+            }
             let mut query =
                 c.prepare_cached("SELECT device FROM take_backs WHERE key = ? AND generation = ?")?;
             let rows = query.query_map(params![row.key, int(row.generation)], |row| row.get(0))?;
@@ -338,7 +344,7 @@ fn told_of(c: &Connection, row: &RolloutRow, stage: Stage, now_ms: u64) -> Resul
 /// When the database fails.
 pub fn pause_rollout(c: &Connection, id: u64, paused: bool, now_ms: u64) -> Result<bool, StoreError> {
     let changed = c.execute(
-        "UPDATE rollouts SET paused = ?1, stage_ms = CASE WHEN ?1 THEN stage_ms ELSE ?2 END
+        "UPDATE rollouts SET paused = ?1, stage_ms = CASE WHEN ?1 = 1 THEN stage_ms ELSE ?2 END
          WHERE id = ?3 AND paused <> ?1 AND state IN ('canary', 'everyone')",
         params![paused, int(now_ms), int(id)],
     )?;
@@ -351,8 +357,7 @@ pub fn pause_rollout(c: &Connection, id: u64, paused: bool, now_ms: u64) -> Resu
 /// When the database fails or holds damaged rows.
 pub fn take_backs(c: &Connection, device: &DeviceId) -> Result<Vec<(ProgramId, u64)>, StoreError> {
     let mut query = c.prepare_cached("SELECT program, generation FROM take_backs WHERE device = ?")?;
-    let rows =
-        query.query_map([device.as_str()], |row| Ok((row.get::<_, Vec<u8>>(0)?, uint(row.get(1)?))))?;
+    let rows = query.query_map([device.as_str()], |row| Ok((row.get::<Vec<u8>>(0)?, uint(row.get(1)?))))?;
     let mut found = Vec::new();
     for row in rows {
         let (program, generation) = row?;
@@ -392,7 +397,7 @@ pub(super) fn put_rollout_report(
 ) -> Result<(), StoreError> {
     let (key, generation) = (report.program.key(), int(report.generation));
     c.prepare_cached(
-        "UPDATE rollout_devices SET refused = ?1, active_ms = CASE WHEN ?1 IS NULL THEN ?2 ELSE active_ms END
+        "UPDATE rollout_devices SET refused = ?1, active_ms = CASE WHEN CAST(?1 AS TEXT) IS NULL THEN ?2 ELSE active_ms END
          WHERE device = ?3 AND rollout IN (SELECT r.id FROM rollouts r JOIN baselines b ON b.id = r.baseline
              WHERE b.key = ?4 AND b.generation = ?5)",
     )?
@@ -415,15 +420,15 @@ pub fn set_pinned(c: &Connection, device: &DeviceId, key: &str, pinned: bool) ->
     }
     let there = c.prepare_cached("SELECT 1 FROM programs WHERE device = ? AND key = ?")?.exists(at)?;
     if there {
-        c.execute("INSERT OR IGNORE INTO pins(device, key) VALUES (?, ?)", at)?;
+        c.execute("INSERT INTO pins(device, key) VALUES (?, ?) ON CONFLICT DO NOTHING", at)?;
     }
     Ok(there)
 }
 
-fn collect(mut rows: rusqlite::Rows<'_>) -> Result<Vec<RolloutRow>, StoreError> {
+fn collect(mut rows: super::sql::Rows<'_>) -> Result<Vec<RolloutRow>, StoreError> {
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        found.push(rollout_row(row)?);
+        found.push(rollout_row(&row)?);
     }
     Ok(found)
 }

@@ -1,7 +1,7 @@
 //! Rules that hide alerts: still stored and found, but not in the lists, the stream or an incident unless asked for.
 
+use super::sql::{Connection, params};
 use models::wire::Alert;
-use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -129,7 +129,7 @@ pub fn rules(c: &Connection) -> Result<Vec<Rule>, StoreError> {
             why: row.get(2)?,
             by: row.get(3)?,
             created_ms: uint(row.get(4)?),
-            expires_ms: row.get::<_, Option<i64>>(5)?.map(uint),
+            expires_ms: row.get::<Option<i64>>(5)?.map(uint),
             hidden: uint(row.get(6)?),
         });
     }
@@ -154,11 +154,12 @@ pub fn add_rule(c: &Connection, rule: &Rule) -> Result<Option<u64>, StoreError> 
         return Ok(None);
     }
     let matcher = serde_json::to_string(&rule.matcher).expect("a matcher has a JSON form");
-    c.execute(
-        "INSERT INTO suppressions(matcher, why, by, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?)",
+    let id = c.query_row(
+        "INSERT INTO suppressions(matcher, why, by, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?) RETURNING id",
         params![matcher, rule.why, rule.by, int(rule.created_ms), rule.expires_ms.map(int)],
+        |row| row.get(0),
     )?;
-    Ok(Some(uint(c.last_insert_rowid())))
+    Ok(Some(uint(id)))
 }
 
 /// Removes a rule; what it hid stays hidden. `false` when there is none.
@@ -180,7 +181,7 @@ pub fn preview(c: &Connection, matcher: &Matcher) -> Result<(Vec<StoredAlert>, u
     let mut rows = query.query([])?;
     let (mut hidden, mut of) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let alert = read(row)?;
+        let alert = read(&row)?;
         of += 1;
         if matcher.fits(&alert.device, &alert.group, &alert.alert) {
             hidden.push(alert);

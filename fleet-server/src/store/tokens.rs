@@ -1,6 +1,6 @@
 //! Enrolment tokens, and what an enrolment with one does.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use super::sql::{Connection, OptionalExtension as _, params};
 
 use super::audit::Change;
 use super::{StoreError, int, uint};
@@ -108,7 +108,7 @@ pub fn tokens(c: &Connection) -> Result<Vec<TokenRow>, StoreError> {
         let device: Option<String> = row.get(2)?;
         found.push(TokenRow {
             id: row.get(0)?,
-            group: GroupId::parse(&row.get::<_, String>(1)?).unwrap_or_default(),
+            group: GroupId::parse(&row.get::<String>(1)?).unwrap_or_default(),
             device: device.and_then(|device| DeviceId::parse(&device).ok()),
             uses: row.get(3)?,
             used: row.get(4)?,
@@ -145,7 +145,7 @@ pub fn enrol(
             [&hash[..]],
             |row| {
                 let (group, owner): (String, Option<String>) = (row.get(0)?, row.get(1)?);
-                Ok((group, owner, row.get::<_, u32>(2)?, row.get::<_, u32>(3)?, row.get::<_, i64>(4)?))
+                Ok((group, owner, row.get::<u32>(2)?, row.get::<u32>(3)?, row.get::<i64>(4)?))
             },
         )
         .optional()?;
@@ -158,7 +158,7 @@ pub fn enrol(
     }
     let there = c
         .query_row("SELECT key, revoked_ms FROM devices WHERE id = ?", [device.as_str()], |row| {
-            Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, i64>(1)?))
+            Ok((row.get::<Option<Vec<u8>>>(0)?, row.get::<i64>(1)?))
         })
         .optional()?;
     let again = there

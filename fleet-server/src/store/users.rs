@@ -1,6 +1,6 @@
 //! People and programs that use the API: their roles and the hashes of their tokens.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use super::sql::{Connection, OptionalExtension as _, params};
 
 use super::audit::Change;
 use super::{StoreError, int, uint};
@@ -76,11 +76,11 @@ pub fn principal(
 ) -> Result<Option<(Principal, bool)>, StoreError> {
     let found = c
         .prepare_cached(
-            "SELECT u.name, u.role, t.expires_s, t.used_ms FROM api_tokens t JOIN users u ON u.name = t.user WHERE t.hash = ?",
+            "SELECT u.name, u.role, t.expires_s, t.used_ms FROM api_tokens t JOIN users u ON u.name = t.owner WHERE t.hash = ?",
         )?
         .query_row([&hash[..]], |row| {
             let (name, role): (String, String) = (row.get(0)?, row.get(1)?);
-            Ok((name, role, row.get::<_, Option<i64>>(2)?, row.get::<_, i64>(3)?))
+            Ok((name, role, row.get::<Option<i64>>(2)?, row.get::<i64>(3)?))
         })
         .optional()?;
     let Some((name, role, expires_s, used_ms)) = found else { return Ok(None) };
@@ -107,11 +107,11 @@ pub fn token_used(c: &Connection, hash: [u8; 32], now_ms: u64) -> Result<(), Sto
 /// # Errors
 /// When the database fails.
 pub fn add_user(c: &Connection, name: &UserName, role: Role, now_ms: u64) -> Result<Changed, StoreError> {
-    if c.query_row("SELECT count(*) FROM users", [], |row| row.get::<_, i64>(0))? >= USERS_MAX {
+    if c.query_row("SELECT count(*) FROM users", [], |row| row.get::<i64>(0))? >= USERS_MAX {
         return Ok(Changed::Full);
     }
     let added = c.execute(
-        "INSERT OR IGNORE INTO users(name, role, created_ms) VALUES (?, ?, ?)",
+        "INSERT INTO users(name, role, created_ms) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         params![name.as_str(), role.as_str(), int(now_ms)],
     )?;
     Ok(if added > 0 { Changed::Made } else { Changed::There })
@@ -132,7 +132,7 @@ pub fn set_role(c: &Connection, name: &UserName, role: Role) -> Result<Changed, 
 /// # Errors
 /// When the database fails.
 pub fn remove_user(c: &Connection, name: &UserName) -> Result<Changed, StoreError> {
-    c.execute("DELETE FROM api_tokens WHERE user = ?", [name.as_str()])?;
+    c.execute("DELETE FROM api_tokens WHERE owner = ?", [name.as_str()])?;
     let removed = c.execute("DELETE FROM users WHERE name = ?", [name.as_str()])?;
     Ok(if removed > 0 { Changed::Done } else { Changed::Missing })
 }
@@ -149,17 +149,17 @@ pub fn add_api_token(
     expires_s: Option<u64>,
     now_ms: u64,
 ) -> Result<Changed, StoreError> {
-    let count = "SELECT count(*) FROM api_tokens WHERE user = ?";
+    let count = "SELECT count(*) FROM api_tokens WHERE owner = ?";
     let there = c.query_row("SELECT 1 FROM users WHERE name = ?", [user.as_str()], |_| Ok(())).optional()?;
     if there.is_none() {
         return Ok(Changed::Missing);
     }
     c.execute("DELETE FROM api_tokens WHERE expires_s < ?", [int(now_ms / 1000)])?;
-    if c.query_row(count, [user.as_str()], |row| row.get::<_, i64>(0))? >= TOKENS_MAX {
+    if c.query_row(count, [user.as_str()], |row| row.get::<i64>(0))? >= TOKENS_MAX {
         return Ok(Changed::Full);
     }
     c.execute(
-        "INSERT INTO api_tokens(hash, user, label, created_ms, expires_s) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO api_tokens(hash, owner, label, created_ms, expires_s) VALUES (?, ?, ?, ?, ?)",
         params![hash, user.as_str(), label, int(now_ms), expires_s.map(int)],
     )?;
     Ok(Changed::Done)
@@ -171,7 +171,7 @@ pub fn add_api_token(
 /// When the database fails.
 pub fn remove_api_token(c: &Connection, user: &UserName, id: &str) -> Result<Changed, StoreError> {
     let removed = c.execute(
-        "DELETE FROM api_tokens WHERE user = ? AND lower(hex(substr(hash, 1, 8))) = ?",
+        "DELETE FROM api_tokens WHERE owner = ? AND lower(hex(substr(hash, 1, 8))) = ?",
         params![user.as_str(), id],
     )?;
     Ok(if removed > 0 { Changed::Done } else { Changed::Missing })
@@ -183,9 +183,8 @@ pub fn remove_api_token(c: &Connection, user: &UserName, id: &str) -> Result<Cha
 /// When the database fails.
 pub fn users(c: &Connection) -> Result<Vec<UserRow>, StoreError> {
     let mut query = c.prepare_cached("SELECT name, role, created_ms FROM users ORDER BY name")?;
-    let rows = query.query_map([], |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, uint(row.get::<_, i64>(2)?)))
-    })?;
+    let rows = query
+        .query_map([], |row| Ok((row.get::<String>(0)?, row.get::<String>(1)?, uint(row.get::<i64>(2)?))))?;
     let mut users = Vec::new();
     for row in rows {
         let (name, role, created_ms) = row?;
@@ -199,14 +198,14 @@ pub fn users(c: &Connection) -> Result<Vec<UserRow>, StoreError> {
 fn tokens_of(c: &Connection, user: &str) -> Result<Vec<ApiTokenRow>, StoreError> {
     let mut query = c.prepare_cached(
         "SELECT lower(hex(substr(hash, 1, 8))), label, created_ms, expires_s, used_ms FROM api_tokens
-         WHERE user = ? ORDER BY created_ms",
+         WHERE owner = ? ORDER BY created_ms",
     )?;
     let rows = query.query_map([user], |row| {
         Ok(ApiTokenRow {
             id: row.get(0)?,
             label: row.get(1)?,
             created_ms: uint(row.get(2)?),
-            expires_s: row.get::<_, Option<i64>>(3)?.map(uint),
+            expires_s: row.get::<Option<i64>>(3)?.map(uint),
             used_ms: uint(row.get(4)?),
         })
     })?;

@@ -1,6 +1,6 @@
 //! What people do with alerts: states, who works on them, and what they say.
 
-use rusqlite::{Connection, params};
+use super::sql::{Connection, params};
 
 use super::alerts::WorkState;
 use super::audit::Change;
@@ -69,8 +69,7 @@ pub fn work(c: &Connection, ids: &[u64], work: &Work, who: &str, now_ms: u64) ->
             return Ok(Worked::Missing(*id));
         }
         let mut count = c.prepare_cached("SELECT count(*) FROM comments WHERE alert = ?")?;
-        if work.comment.is_some() && count.query_row([int(*id)], |row| row.get::<_, i64>(0))? >= COMMENTS_MAX
-        {
+        if work.comment.is_some() && count.query_row([int(*id)], |row| row.get::<i64>(0))? >= COMMENTS_MAX {
             return Ok(Worked::Full(*id));
         }
     }
@@ -108,8 +107,7 @@ pub fn work_on_incident(
         return Ok(None);
     }
     let mut query = c.prepare_cached("SELECT id FROM alerts WHERE incident = ? ORDER BY id DESC LIMIT ?")?;
-    let rows =
-        query.query_map(params![int(incident), BULK_MAX as i64], |row| row.get::<_, i64>(0).map(uint))?;
+    let rows = query.query_map(params![int(incident), BULK_MAX as i64], |row| row.get::<i64>(0).map(uint))?;
     let ids = rows.collect::<Result<Vec<_>, _>>()?;
     if change.comment.is_some() {
         let only = Work { comment: change.comment.clone(), ..Work::default() };

