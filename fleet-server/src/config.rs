@@ -42,6 +42,8 @@ pub struct Config {
     pub audit_max: u32,
     /// Requests that one client may make in a minute.
     pub requests_per_minute: u32,
+    /// Alerts, events and entries of the audit log that are older are dropped, in days.
+    pub retain_days: Option<u32>,
     /// The broker that devices connect to instead of to this server.
     pub external: Option<External>,
     /// The address of the PostgreSQL server that has the data instead of a file.
@@ -78,6 +80,7 @@ impl Default for Config {
             certificate_hours: 720,
             audit_max: 1_000_000,
             requests_per_minute: 100,
+            retain_days: None,
             external: None,
             postgres: None,
         }
@@ -128,6 +131,11 @@ impl Config {
         reader.number("certificate_hours", 1, 87_600, &mut config.certificate_hours);
         reader.number("audit_max", 1000, 100_000_000, &mut config.audit_max);
         reader.number("requests_per_minute", 1, 1_000_000, &mut config.requests_per_minute);
+        if reader.table.contains_key("retain_days") {
+            let mut days = 0;
+            reader.number("retain_days", 1, 36_500, &mut days);
+            config.retain_days = Some(days);
+        }
         config.external = reader.broker();
         config.postgres = reader.store();
         for key in reader.table.keys() {

@@ -24,6 +24,7 @@ pub mod mqtt;
 pub mod names;
 mod notify;
 pub mod pki;
+mod retention;
 pub mod rollouts;
 pub mod secret;
 pub mod server;

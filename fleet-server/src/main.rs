@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod data;
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use models::train::WINDOWS_MIN;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use commands::{DeviceCommand, TokenCommand, UserCommand};
+use data::StoreCommand;
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).
 const USAGE: u8 = 64;
@@ -72,6 +74,9 @@ enum Command {
         #[arg(long)]
         out: PathBuf,
     },
+    /// The data: move it between a file and PostgreSQL, and make it small.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Enrolment tokens for new devices.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -101,6 +106,7 @@ fn main() -> ExitCode {
         }
         Command::Init { state } => commands::init(&state, &Config::default()),
         Command::Broker { state, name, port, out } => commands::broker(&state, &name, port, &out),
+        Command::Store(command) => data::run(command),
         Command::Token(command) => commands::token(command),
         Command::Device(command) => commands::device_command(command),
         Command::User(command) => commands::user_command(command),

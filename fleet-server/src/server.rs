@@ -27,6 +27,7 @@ use crate::mqtt;
 use crate::names::DeviceId;
 use crate::notify;
 use crate::pki::{Pki, PkiError};
+use crate::retention;
 use crate::rollouts;
 use crate::silence;
 use crate::store::{self, Channels, Database, Rules, Store, StoreError, Threads};
@@ -224,6 +225,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     if shared.store.is_shared() {
         tasks.spawn(follow::run(Arc::clone(&shared), stopped.clone()));
     }
+    tasks.spawn(retention::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(silence::watch(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(notify::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(rollouts::run(Arc::clone(&shared), stopped.clone()));
@@ -331,7 +333,11 @@ pub fn addresses_of(dir: &Path) -> io::Result<Addresses> {
     serde_json::from_slice(&json).map_err(io::Error::other)
 }
 
-fn lock(dir: &Path) -> Result<File, ServerError> {
+/// Takes the folder for one server, or for what must not run beside one.
+///
+/// # Errors
+/// When another has it.
+pub fn lock(dir: &Path) -> Result<File, ServerError> {
     let path = dir.join("lock");
     let file = File::create(&path).map_err(|source| ServerError::State { path: path.clone(), source })?;
     match file.try_lock() {

@@ -18,6 +18,7 @@ mod gaps;
 mod identity;
 mod kills;
 mod live;
+mod moved;
 mod notified;
 mod postgres;
 mod power;

@@ -64,6 +64,12 @@ impl Fleet {
         Ok(fleet)
     }
 
+    /// One that does not run, for commands on its folder.
+    #[must_use]
+    pub fn stopped(state: &Path) -> Self {
+        Self { state: state.to_owned(), learn_windows: 0, process: None }
+    }
+
     /// Starts it again on its ports, after [`Fleet::kill`].
     ///
     /// # Errors

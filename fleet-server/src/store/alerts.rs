@@ -176,6 +176,12 @@ fn index(
     print: i64,
     now_ms: u64,
 ) -> Result<(), StoreError> {
+    put_words(c, row, device, alert)?;
+    note_evidence(c, print, device, now_ms)
+}
+
+/// Notes an alert's words.
+pub(super) fn put_words(c: &Connection, row: i64, device: &str, alert: &Alert) -> Result<(), StoreError> {
     let words = words(device, alert);
     match c.dialect() {
         Dialect::Sqlite => c
@@ -185,11 +191,11 @@ fn index(
             .prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, to_tsvector('simple', ?))")?
             .execute(params![row, split(&words).join(" ")])?,
     };
-    note_evidence(c, print, device, now_ms)
+    Ok(())
 }
 
 /// Drops alerts up to this one, with all that belongs to them.
-fn drop_oldest(c: &Connection, counters: &Counters, up_to: i64) -> Result<(), StoreError> {
+pub(super) fn drop_oldest(c: &Connection, counters: &Counters, up_to: i64) -> Result<(), StoreError> {
     if up_to <= 0 {
         return Ok(());
     }

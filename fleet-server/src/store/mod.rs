@@ -19,6 +19,7 @@ mod frames;
 mod incidents;
 mod overview;
 mod read;
+mod retention;
 mod rollouts;
 mod schema;
 mod sql;
@@ -27,6 +28,7 @@ mod suppressions;
 mod testing;
 mod threads;
 mod tokens;
+mod transfer;
 mod users;
 mod work;
 
@@ -67,6 +69,7 @@ pub use frames::{
 pub use incidents::{IncidentRow, incident, incidents};
 pub use overview::{Overview, Suspect, overview};
 pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, training};
+pub use retention::drop_older;
 pub use rollouts::{
     NotBegun, RolloutDevice, RolloutRow, UNDER_WAY_MAX, begin_rollout, pause_rollout, put_reason, put_stage,
     rollout, rollout_devices, rollout_facts, rollouts, rollouts_under_way, set_pinned, take_backs,
@@ -76,6 +79,7 @@ pub use suppressions::{
     Matcher, PREVIEWED, RULES_MAX, Rule, Rules, add_rule, load_rules, preview, remove_rule, rules,
 };
 pub use tokens::{Enrol, NewToken, TokenRow, add_token, drop_token, enrol, tokens};
+pub use transfer::{TransferError, compact, export, import, size};
 pub use users::{
     ApiTokenRow, Changed, UserRow, add_api_token, add_user, principal, remove_api_token, remove_user,
     set_role, token_used, users,

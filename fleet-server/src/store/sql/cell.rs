@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use ::postgres::types::private::BytesMut;
 use ::postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use rusqlite::types::{ToSqlOutput, ValueRef};
+use serde::{Deserialize, Serialize};
 
 /// One of the five kinds that SQLite has, and that PostgreSQL's columns are read as.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Cell<'a> {
     Null,
     Int(i64),
@@ -80,7 +81,8 @@ impl ToSql for Cell<'_> {
             (Self::Int(value), &Type::INT8) => value.to_sql(of, out),
             (Self::Real(value), &Type::FLOAT8) => value.to_sql(of, out),
             (Self::Text(text), &Type::TEXT | &Type::VARCHAR | &Type::UNKNOWN) => {
-                text.as_ref().to_sql(of, out)
+                // PostgreSQL's texts have no NUL.
+                text.replace('\0', "\u{fffd}").to_sql(of, out)
             }
             (Self::Blob(bytes), &Type::BYTEA) => bytes.as_ref().to_sql(of, out),
             (value, of) => Err(format!("{value:?} does not go into a place of type {of}").into()),
@@ -163,6 +165,12 @@ numbers! {
 /// What a column can be read as; `None` when it holds something else.
 pub(crate) trait FromCell: Sized {
     fn from_cell(cell: Cell<'_>) -> Option<Self>;
+}
+
+impl FromCell for Cell<'static> {
+    fn from_cell(cell: Cell<'_>) -> Option<Self> {
+        Some(cell.owned())
+    }
 }
 
 impl<T: FromCell> FromCell for Option<T> {

@@ -173,6 +173,16 @@ pub(crate) enum Statement<'c> {
 }
 
 impl Statement<'_> {
+    /// The names of its columns.
+    pub(crate) fn columns(&self) -> Vec<String> {
+        match self {
+            Self::Sqlite(statement) => statement.column_names().into_iter().map(str::to_owned).collect(),
+            Self::Postgres(_, statement) => {
+                statement.columns().iter().map(|column| column.name().to_owned()).collect()
+            }
+        }
+    }
+
     /// How many rows it changed.
     pub(crate) fn execute(&mut self, params: impl Params) -> Result<usize> {
         let cells = params.cells();
