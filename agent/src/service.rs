@@ -44,8 +44,8 @@ use outgoing::Unwritten;
 
 /// How often what a restart would forget is written down, beside the end.
 const REMEMBER_EVERY_NS: u64 = 600_000_000_000;
-/// How often is looked although nothing woke: not more often than an idle machine may be woken.
-const BULK_EVERY: Duration = Duration::from_secs(1);
+/// How often is looked although nothing woke: an idle machine is to sleep.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// How long ordinary records may wait in their ring: those that came meanwhile are taken with the one that woke.
 const GATHER_BULK: Duration = Duration::from_millis(200);
@@ -278,7 +278,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     };
     service.began(last_run);
     service.show();
-    let done = smol::block_on(service.turn(&news, reload)).map_err(ServiceError::Runtime);
+    let done = smol::future::block_on(service.turn(&news, reload)).map_err(ServiceError::Runtime);
     service.ends();
     if let Some(member) = &service.member {
         member.uplink.stop();
@@ -329,7 +329,9 @@ impl Service {
         let window_ns = clock::nanoseconds(self.config.window);
         let mut close_ns = self.watch.probe().epoch().1 + window_ns;
         loop {
-            let left = Duration::from_nanos(close_ns.saturating_sub(clock::boot_ns()));
+            let until = |at_ns: u64| Duration::from_nanos(at_ns.saturating_sub(clock::boot_ns()));
+            let left = until(close_ns);
+            let beat = until(self.heartbeat_ns + clock::nanoseconds(self.config.heartbeat));
             let wake = async {
                 urgent.readable().await?;
                 Timer::after(GATHER.min(left)).await;
@@ -341,7 +343,7 @@ impl Service {
                 Ok(Wake::Time)
             })
             .or(async {
-                Timer::after(left.min(BULK_EVERY)).await;
+                Timer::after(left.min(beat).min(LOOK_EVERY)).await;
                 Ok(Wake::Time)
             })
             .or(async { news.recv().await.map(Wake::News).map_err(io::Error::other) })

@@ -1,4 +1,4 @@
-//! Tells people outside of the dashboard: alerts to webhooks, signed, and to syslog; tried again, a flood as one digest.
+//! Tells people outside of the dashboard: alerts to webhooks, signed, to syslog and by mail; tried again, a flood as one digest.
 //!
 //! ```text
 //! put_alert ──► notices (in its transaction) ──► due, oldest first ──► single posts within the rate, else one digest
@@ -6,6 +6,7 @@
 //!                     └── waits 5 s, 10 s, … 1 h, given up after a day ◄── failed
 //! ```
 
+mod mail;
 mod syslog;
 
 use std::collections::{HashMap, HashSet};
@@ -26,7 +27,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use crate::clock;
 use crate::counters::Counter;
 use crate::server::Shared;
-use crate::store::{self, Channel, Format, Notice, StoreError, StoredAlert};
+use crate::store::{self, Channel, Format, MailConfig, Notice, StoreError, StoredAlert};
 use crate::web;
 
 /// How often is looked for something due.
@@ -191,14 +192,24 @@ pub(crate) async fn test(shared: &Shared, channel: &Channel) -> Result<(), Strin
 }
 
 /// What is wrong with an address, or with a form that is not for it.
-pub(crate) fn problem(url: &str, format: Format) -> Option<&'static str> {
+pub(crate) fn problem(url: &str, format: Format, mail: Option<&MailConfig>) -> Option<&'static str> {
     let host = ["https://", "http://"].iter().find_map(|scheme| url.strip_prefix(scheme));
     let is_web = host.is_some_and(|host| !host.is_empty() && !host.starts_with('/'));
     let is_syslog = syslog::Address::parse(url).is_some();
+    if mail::Address::parse(url).is_some() {
+        return if format == Format::Mail {
+            mail::problem(mail)
+        } else {
+            Some("format must be mail for a mail server")
+        };
+    }
     match format {
         _ if !is_web && !is_syslog => Some(
-            "url must be https:// or http:// and a host, or syslog+tls:// or syslog+tcp:// with host and port",
+            "url must be https:// or http:// and a host, syslog+tls:// or syslog+tcp:// with host and port, or smtps:// or \
+             smtp+starttls:// with a host",
         ),
+        _ if mail.is_some() => Some("mail is for a mail server's address: smtps:// or smtp+starttls://"),
+        Format::Mail => Some("format mail is for a mail server's address: smtps:// or smtp+starttls://"),
         Format::Json | Format::Slack | Format::Teams if is_syslog => {
             Some("format must be syslog, cef or ocsf for a syslog address")
         }
@@ -215,11 +226,13 @@ async fn deliver(
     message: &Message<'_>,
     delivery: u64,
 ) -> Result<(), String> {
+    let web_url = &shared.addresses.web_url;
+    if let Some(address) = mail::Address::parse(&channel.config.url) {
+        return mail::send(channel, &address, message, web_url).await;
+    }
     match syslog::Address::parse(&channel.config.url) {
         Some(address) => syslog::send(channel, address, message).await,
-        None => {
-            post(channel, body(channel.config.format, message, &shared.addresses.web_url), delivery).await
-        }
+        None => post(channel, body(channel.config.format, message, web_url), delivery).await,
     }
 }
 
@@ -281,7 +294,7 @@ pub(crate) fn check_ca(pem: &str) -> bool {
 
 fn body(format: Format, message: &Message<'_>, web_url: &str) -> String {
     let value = match format {
-        Format::Json | Format::Syslog | Format::Cef => as_json(message),
+        Format::Json | Format::Syslog | Format::Cef | Format::Mail => as_json(message),
         Format::Ocsf => match message {
             Message::One(alert) => syslog::ocsf(alert),
             Message::Digest { newest, .. } => newest.iter().map(syslog::ocsf).collect(),

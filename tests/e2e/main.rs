@@ -18,6 +18,7 @@ mod gaps;
 mod identity;
 mod kills;
 mod live;
+mod mailed;
 mod moved;
 mod notified;
 mod postgres;

@@ -104,8 +104,7 @@ fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Demo { arguments } => demo::run(root, &arguments)?,
         Task::Test { filter, all } => {
-            let totals = suite::run(root, filter.as_deref(), &vm::choose(None, &[], all)?)?;
-            return Ok(closing(&totals));
+            return Ok(closing(&suite::run(root, filter.as_deref(), all)?));
         }
         Task::Vm { arch, kernel, all } => {
             let kernels = vm::choose(arch.as_deref(), &kernel, all)?;

@@ -113,7 +113,7 @@ fn of_alert(format: Format, stored: &StoredAlert) -> String {
     let (data, text) = match format {
         Format::Cef => ("-".to_owned(), cef(stored)),
         Format::Ocsf => ("-".to_owned(), ocsf(stored).to_string()),
-        Format::Syslog | Format::Json | Format::Slack | Format::Teams => {
+        Format::Syslog | Format::Json | Format::Slack | Format::Teams | Format::Mail => {
             (structured(stored), alert.summary.clone())
         }
     };

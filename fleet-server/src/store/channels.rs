@@ -36,8 +36,27 @@ pub enum Format {
     Syslog,
     /// ArcSight Common Event Format, in syslog.
     Cef,
+    /// Sentences in a mail.
+    Mail,
     /// A detection finding of the Open Cybersecurity Schema Framework 1.3, in syslog or posted.
     Ocsf,
+}
+
+/// From whom and for whom mail is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MailConfig {
+    /// The sender's address.
+    pub from: String,
+    /// Who gets it, 1 to 20.
+    #[schema(min_items = 1, max_items = 20)]
+    pub to: Vec<String>,
+    /// As whom the server is logged in to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// That user's password; never shown again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
 }
 
 /// Where alerts are told, and which.
@@ -50,6 +69,9 @@ pub struct ChannelConfig {
     /// Certificates to trust instead of the system's, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_pem: Option<String>,
+    /// From whom and for whom mail is; with a mail server's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mail: Option<MailConfig>,
     /// At least so severe: `MEDIUM`, `HIGH` or `CRITICAL`.
     pub severity: String,
     /// Which of them; everything when nothing is given.

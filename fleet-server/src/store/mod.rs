@@ -53,8 +53,8 @@ pub use bundles::{
     StoredWindows, has_windows, newest_offers, put_bundle, put_report, training_candidates, windows_of,
 };
 pub use channels::{
-    CHANNELS_MAX, Channel, ChannelConfig, Channels, Format, Notice, add_channel, channel, channels,
-    delivered, due, failed, load_channels, remove_channel,
+    CHANNELS_MAX, Channel, ChannelConfig, Channels, Format, MailConfig, Notice, add_channel, channel,
+    channels, delivered, due, failed, load_channels, remove_channel,
 };
 pub use database::Database;
 pub use devices::{Known, admitted, group_of, known, put_heartbeat, renewed, revoke, seen, set_group};

@@ -106,7 +106,7 @@ pub(super) struct ChannelView<'a> {
     id: u64,
     name: &'a str,
     #[serde(flatten)]
-    config: &'a crate::store::ChannelConfig,
+    config: crate::store::ChannelConfig,
     by: &'a str,
     delivered: u64,
     dropped: u64,
@@ -117,10 +117,14 @@ pub(super) struct ChannelView<'a> {
 
 impl<'a> From<&'a Channel> for ChannelView<'a> {
     fn from(channel: &'a Channel) -> Self {
+        let mut config = channel.config.clone();
+        if let Some(mail) = &mut config.mail {
+            mail.password = None;
+        }
         Self {
             id: channel.id,
             name: &channel.name,
-            config: &channel.config,
+            config,
             by: &channel.by,
             delivered: channel.delivered,
             dropped: channel.dropped,

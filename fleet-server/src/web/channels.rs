@@ -23,7 +23,7 @@ use crate::names::UserName;
 use crate::notify;
 use crate::secret;
 use crate::server::Shared;
-use crate::store::{self, ChannelConfig, Format, Matcher};
+use crate::store::{self, ChannelConfig, Format, MailConfig, Matcher};
 
 /// The longest address, in bytes.
 const URL_MAX: usize = 2048;
@@ -40,10 +40,13 @@ pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Answer {
 #[serde(deny_unknown_fields)]
 pub(super) struct ChannelRequest {
     name: UserName,
-    #[schema(pattern = r"^(https?|syslog\+(tls|tcp))://[^/]", max_length = 2048)]
+    #[schema(pattern = r"^(https?|syslog\+(tls|tcp)|smtps|smtp\+starttls)://[^/]", max_length = 2048)]
     url: String,
     format: Option<Format>,
     ca_pem: Option<String>,
+    /// From whom and for whom, with a mail server's address.
+    #[serde(default, deserialize_with = "object")]
+    mail: Option<MailConfig>,
     /// At least so severe; HIGH by default.
     severity: Option<SeverityWord>,
     #[serde(default, deserialize_with = "object")]
@@ -99,12 +102,16 @@ pub(super) async fn test(State(shared): State<Arc<Shared>>, Id(id): Id) -> Answe
 }
 
 fn checked(request: ChannelRequest) -> Result<(UserName, ChannelConfig), ApiError> {
-    let by_url = if request.url.starts_with("syslog") { Format::Syslog } else { Format::Json };
+    let by_url = match request.url.split("://").next() {
+        Some("syslog+tls" | "syslog+tcp") => Format::Syslog,
+        Some("smtps" | "smtp+starttls") => Format::Mail,
+        _ => Format::Json,
+    };
     let format = request.format.unwrap_or(by_url);
     if request.url.len() > URL_MAX {
         return Err(ApiError::bad_request(format!("url is at most {URL_MAX} bytes")));
     }
-    if let Some(problem) = notify::problem(&request.url, format) {
+    if let Some(problem) = notify::problem(&request.url, format, request.mail.as_ref()) {
         return Err(ApiError::unprocessable(problem));
     }
     if request.ca_pem.as_deref().is_some_and(|pem| !notify::check_ca(pem)) {
@@ -121,6 +128,7 @@ fn checked(request: ChannelRequest) -> Result<(UserName, ChannelConfig), ApiErro
         url: request.url,
         format,
         ca_pem: request.ca_pem,
+        mail: request.mail,
         severity: severity.as_str().into(),
         matcher,
         per_minute,
