@@ -6,8 +6,6 @@ LIC_FILES_CHKSUM = "file://LICENSE;md5=86fd46e98b6e97318894a63d018cc2b4"
 BEHAVEGUARD_TRIPLE:aarch64 = "aarch64-unknown-linux-musl"
 BEHAVEGUARD_TRIPLE:x86-64 = "x86_64-unknown-linux-musl"
 SRC_URI = "file://behaveguard-${PV}-${BEHAVEGUARD_TRIPLE}.tar.gz"
-# Before release 5.1 it was the work folder itself.
-UNPACKDIR ??= "${WORKDIR}"
 S = "${UNPACKDIR}/behaveguard-${PV}-${BEHAVEGUARD_TRIPLE}"
 
 COMPATIBLE_HOST = "(aarch64|x86_64).*-linux"
