@@ -28,11 +28,17 @@ struct Follower {
 
 /// Tells until the server stops.
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-    let newest = shared.store.read(|c| Ok((store::newest_alert(c)?, store::newest_event(c)?)));
-    let (alert, event) = newest.await.unwrap_or_else(|error| {
-        log::error!("looking for the newest alert: {}", chain(&error));
-        (u64::MAX, u64::MAX)
-    });
+    let (alert, event) = loop {
+        let newest = shared.store.read(|c| Ok((store::newest_alert(c)?, store::newest_event(c)?)));
+        match newest.await {
+            Ok(newest) => break newest,
+            Err(error) => log::error!("looking for the newest alert: {}", chain(&error)),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    };
     let mut follower = Follower { shared, alert, event };
     let mut looks = 0;
     loop {

@@ -164,8 +164,10 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
     if filter.is_none() {
         checks(root, &mut totals);
     }
-    // The end-to-end tests start the binaries, which cargo does not build for tests of other packages.
-    tools::run(tools::cargo(root).args(["build", "--workspace", "--locked"]).args(FEATURES))?;
+    // The end-to-end tests start the binaries, which cargo does not build for tests of other packages. With all targets, so that
+    // dependencies have the features that tests want and are not compiled twice.
+    let build = ["build", "--workspace", "--all-targets", "--locked"];
+    tools::run(tools::cargo(root).args(build).args(FEATURES))?;
     let mut command = tools::cargo(root);
     command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(FEATURES).stdout(Stdio::piped());
     command.args(filter.iter().flat_map(|filter| ["--", filter]));
@@ -206,8 +208,8 @@ impl Machines {
         std::fs::create_dir_all(&dir).map_err(read)?;
         let out = File::create(&log).map_err(read)?;
         let err = out.try_clone().map_err(read)?;
-        let program =
-            std::env::current_exe().map_err(|error| ToolError::Read(PathBuf::from("xtask"), error))?;
+        // Not the file that this process was started from: the tests' build has put another in its place.
+        let program = tools::target(root).join("debug/xtask");
         let mut command = std::process::Command::new("nice");
         command.args(["-n", "15"]).arg(program).arg("vm").args(all.then_some("--all"));
         command.current_dir(root).stdin(Stdio::null()).stdout(out).stderr(err);

@@ -6,9 +6,9 @@
 //!    └──────────────────────────────── one queue of the client (≤ 4096) ◄── hub: offers ◄── feed ◄───────────┘
 //! ```
 //! The broker checks certificates, and by its ACL that a device uses its own topics only. It does not say when a device comes:
-//! that shows in the device's next heartbeat, and it is told then what waited. A message is acknowledged to the broker after its
-//! commit; what a device is told, and what empties its outbox, is an `Ack` of ours as with our own endpoint. So a message that the
-//! broker loses is sent again.
+//! that shows in the device's next heartbeat, and it is told then what waited. A message is acknowledged to the broker when
+//! its commit is over, well or not; what a device is told, and what empties its outbox, is an `Ack` of ours as with our own endpoint.
+//! So a message that the broker loses, or that was not stored, is sent again.
 
 mod files;
 mod reach;
@@ -100,7 +100,8 @@ struct Arrived {
 
 /// A message that is being stored.
 struct Storing {
-    arrived: Arrived,
+    link: u64,
+    publish: Publish,
     device: DeviceId,
     stored: Stored,
     /// Of a heartbeat: how often the device connected since its start.
@@ -119,8 +120,9 @@ pub async fn run(
     let link = Arc::new(AtomicU64::new(0));
     let (arrived, arriving) = mpsc::channel(ARRIVED_MAX);
     let (storing, to_answer) = mpsc::channel(STORING_MAX);
-    tokio::spawn(take(Arc::clone(&shared), client.clone(), arriving, storing));
-    tokio::spawn(answer(Arc::clone(&shared), client.clone(), Arc::clone(&link), to_answer));
+    let acknowledge = Acknowledge { client: client.clone(), link: Arc::clone(&link) };
+    tokio::spawn(take(Arc::clone(&shared), acknowledge.clone(), arriving, storing));
+    tokio::spawn(answer(Arc::clone(&shared), acknowledge, to_answer));
     tokio::spawn(tell_listeners(Arc::clone(&shared), client.clone(), stop.clone()));
     let mut wait = RETRY_MIN;
     loop {
@@ -189,53 +191,77 @@ fn filters(is_shared: bool) -> Vec<SubscribeFilter> {
     vec![filter(Leaf::Up), filter(Leaf::Req)]
 }
 
+/// Tells the broker that a message need not wait any more: it is stored, or was not and the device, which was not told so,
+/// sends it again. A broker whose messages are never acknowledged sends no more.
+#[derive(Clone)]
+struct Acknowledge {
+    client: AsyncClient,
+    link: Arc<AtomicU64>,
+}
+
+impl Acknowledge {
+    async fn done(&self, link: u64, publish: &Publish) {
+        // The broker of another connection knows nothing of this message, or calls another one by its number.
+        if link == self.link.load(Relaxed) {
+            let _ = self.client.ack(publish).await;
+        }
+    }
+}
+
 /// Hands messages to the store in the order in which they came.
 async fn take(
     shared: Arc<Shared>,
-    client: AsyncClient,
+    acknowledge: Acknowledge,
     mut arriving: mpsc::Receiver<Arrived>,
     storing: mpsc::Sender<Storing>,
 ) {
-    while let Some(arrived) = arriving.recv().await {
-        match taken(&shared, arrived).await {
-            Ok(Taken::Storing(next)) => {
-                if storing.send(next).await.is_err() {
+    while let Some(Arrived { link, publish }) = arriving.recv().await {
+        match taken(&shared, &publish).await {
+            Ok(Taken::Storing { device, stored, links }) => {
+                if storing.send(Storing { link, publish, device, stored, links }).await.is_err() {
                     return;
                 }
             }
-            Ok(Taken::Done(arrived, answer)) => {
+            Ok(Taken::Done(answer)) => {
                 if let Some((device, message)) = answer {
                     shared.hub.send(&device, &message);
                 }
-                let _ = client.ack(&arrived.publish).await;
+                acknowledge.done(link, &publish).await;
             }
-            Err(error) => log::error!("a message was not stored: {}", chain(&error)),
+            Err(error) => {
+                log::error!("a message was not stored: {}", chain(&error));
+                acknowledge.done(link, &publish).await;
+            }
         }
     }
 }
 
 enum Taken {
-    Storing(Storing),
+    Storing {
+        device: DeviceId,
+        stored: Stored,
+        links: Option<u64>,
+    },
     /// With what the device is told.
-    Done(Arrived, Option<(DeviceId, Downlink)>),
+    Done(Option<(DeviceId, Downlink)>),
 }
 
-async fn taken(shared: &Arc<Shared>, arrived: Arrived) -> Result<Taken, StoreError> {
-    let topic = &arrived.publish.topic;
+async fn taken(shared: &Arc<Shared>, publish: &Publish) -> Result<Taken, StoreError> {
+    let topic = &publish.topic;
     let of = wire::parse_topic(topic).and_then(|(name, leaf)| Some((DeviceId::parse(name).ok()?, leaf)));
     let Some((device, leaf)) = of else {
         shared.counters.bump(Counter::MessagesRejected);
         log::warn!("the broker let somebody publish to {topic:?}");
-        return Ok(Taken::Done(arrived, None));
+        return Ok(Taken::Done(None));
     };
     let owner = device.clone();
     if shared.store.read(move |c| store::admitted(c, &owner)).await? != Known::Yes {
         shared.counters.bump(Counter::MqttNotEnrolled);
         log::warn!("device {device} is not enrolled or was revoked: nothing of it is taken");
         shared.hub.close(&device);
-        return Ok(Taken::Done(arrived, None));
+        return Ok(Taken::Done(None));
     }
-    let raw = arrived.publish.payload.to_vec();
+    let raw = publish.payload.to_vec();
     let mut links = None;
     let stored = if leaf == Leaf::Up {
         ingest::up(shared, &device, raw).await?
@@ -249,14 +275,14 @@ async fn taken(shared: &Arc<Shared>, arrived: Arrived) -> Result<Taken, StoreErr
                 let owner = device.clone();
                 let part = shared.store.read(move |c| store::chunk(c, &owner, sha256, offset, len)).await?;
                 let answer = part.map(|data| (device, Downlink::Chunk { sha256, offset, data }));
-                return Ok(Taken::Done(arrived, answer));
+                return Ok(Taken::Done(answer));
             }
         }
     };
     if let Some(reach) = shared.hub.reach() {
         reach.heard(&device, clock::unix_ms());
     }
-    Ok(Taken::Storing(Storing { arrived, device, stored, links }))
+    Ok(Taken::Storing { device, stored, links })
 }
 
 fn links_of(heartbeat: &Heartbeat) -> u64 {
@@ -264,23 +290,16 @@ fn links_of(heartbeat: &Heartbeat) -> u64 {
 }
 
 /// Answers after commits. One acknowledgement covers everything of a device that was ready.
-async fn answer(
-    shared: Arc<Shared>,
-    client: AsyncClient,
-    link: Arc<AtomicU64>,
-    mut storing: mpsc::Receiver<Storing>,
-) {
+async fn answer(shared: Arc<Shared>, acknowledge: Acknowledge, mut storing: mpsc::Receiver<Storing>) {
     let mut acks: HashMap<(DeviceId, u64), u64> = HashMap::new();
     let mut since_ack = 0;
-    while let Some(Storing { arrived, device, stored, links }) = storing.recv().await {
-        match ingest::stored(&shared, &device, stored).await {
+    while let Some(Storing { link, publish, device, stored, links }) = storing.recv().await {
+        let stored = ingest::stored(&shared, &device, stored).await;
+        acknowledge.done(link, &publish).await;
+        match stored {
             Ok(ack) => {
                 if let Some((epoch, seq)) = ack {
                     acks.insert((device.clone(), epoch), seq);
-                }
-                // The broker of another connection knows nothing of this message, or calls another one by its number.
-                if arrived.link == link.load(Relaxed) {
-                    let _ = client.ack(&arrived.publish).await;
                 }
                 let now_ms = clock::unix_ms();
                 let reach = shared.hub.reach();

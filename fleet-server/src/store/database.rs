@@ -19,6 +19,12 @@ const WRITER_CACHE_KIB: i64 = 64 * 1024;
 /// Pages of 4 KiB in the write-ahead log before it is copied into the database.
 const CHECKPOINT_PAGES: i64 = 8192;
 
+/// For a PostgreSQL server to answer at all.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Without a word from it for so long, it is gone.
+const GONE_AFTER: Duration = Duration::from_secs(30);
+
 /// In the state folder: where the database is, for commands beside the server.
 const POSTGRES_FILE: &str = "postgres";
 
@@ -91,8 +97,13 @@ impl Database {
     /// When the address is none, or the file has no certificate.
     pub fn postgres(address: &str) -> Result<Self, StoreError> {
         let (address, authority) = without_authority(address.trim());
-        let config: postgres::Config =
+        let mut config: postgres::Config =
             address.parse().map_err(|error| StoreError::Address(Error::Postgres(error)))?;
+        // A server that vanishes without a word must not be waited for for hours.
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        config.tcp_user_timeout(GONE_AFTER).keepalives_idle(GONE_AFTER);
         let mut roots = RootCertStore::empty();
         if let Some(path) = authority {
             let path = PathBuf::from(path);
