@@ -43,6 +43,10 @@ fn mosquitto_keeps_devices_apart_and_tells_a_listener_with_a_password() {
     let mut broker = Broker::new(Kind::Mosquitto, &dir.path().join("broker")).unwrap();
     let fleet = Fleet::start_with(&dir.path().join("fleet"), 1000, &broker.config()).unwrap();
     broker.start(&fleet).unwrap();
+    wait_for("the server", Duration::from_secs(20), || {
+        Ok((fleet.counter("broker_connected")? == 1).then_some(()))
+    })
+    .unwrap();
     let (identity, tls) = enroll(dir.path(), &fleet, "gw-a");
     let (other_identity, other_tls) = enroll(dir.path(), &fleet, "gw-b");
     let device = Device::connect(&identity, tls.clone());

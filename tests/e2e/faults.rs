@@ -152,7 +152,7 @@ fn each_mistake_is_named_with_what_to_do_about_it() {
     for (arguments, code, words) in [
         (
             &["--config", &config, "run"][..],
-            1,
+            78,
             &["has 3 problems", "`window`", "`wacht`", "`alerts.per_minute`"][..],
         ),
         (&["--config", &missing, "run"], 1, &["missing.toml", "No such file"]),
@@ -181,7 +181,7 @@ fn without_an_enrolment_or_a_second_time_the_agent_says_what_to_do() {
     let state = dir.path().join("state").to_string_lossy().into_owned();
     let behaveguard = binary("behaveguard").unwrap();
     let (code, text) = run(&behaveguard, &["--state", &state, "run"]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(78));
     assert!(text.contains("is not enrolled") && text.contains("run `behaveguard enroll`"), "{text}");
     assert!(text.contains("[[sink]]"), "{text}");
 
@@ -223,7 +223,9 @@ fn without_root_the_agent_says_what_it_needs() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(path, mode).unwrap();
     }
-    let command = format!("{} --state /tmp/nobody run", behaveguard.display());
+    let config = dir.path().join("agent.toml");
+    fs::write(&config, "[[sink]]\nkind = \"file\"\npath = \"/tmp/nobody/alerts\"\n").unwrap();
+    let command = format!("{} --config {} --state /tmp/nobody run", behaveguard.display(), config.display());
     let (code, text) = run(Path::new("/bin/su"), &["-s", "/bin/sh", "nobody", "-c", &command]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("needs root, or CAP_BPF with CAP_PERFMON"), "{text}");
