@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use models::program::ProgramId;
 use models::schema::FEATURES;
-use models::wire::{self, Alert, CHUNK_MAX, Downlink, Request, TrainingWindows, Uplink, UplinkFrame};
+use models::wire::{
+    self, Alert, CHUNK_MAX, Downlink, Heartbeat, Request, TrainingWindows, Uplink, UplinkFrame,
+};
 
 use crate::clock;
 use crate::hub::Event;
@@ -12,6 +14,9 @@ use crate::names::DeviceId;
 use crate::server::{Shared, Standing};
 use crate::store::{self, FrameOutcome, Intake, Limits, Pending, Rejected, StoreError, StoredEvent};
 use crate::trainer::Target;
+
+/// The counter by which an agent tells how often it connected.
+const LINKS: &str = "uplink_connected";
 
 /// A message on its way into the store.
 #[derive(Debug)]
@@ -38,7 +43,12 @@ pub enum Stored {
         pending: Pending<u64>,
     },
     /// A heartbeat, with the event that a silent device is heard again.
-    Heartbeat(Pending<Option<StoredEvent>>),
+    Heartbeat {
+        /// How often the device connected since its start.
+        links: u64,
+        /// After the commit.
+        pending: Pending<Option<StoredEvent>>,
+    },
     /// A report.
     Note(Pending<()>),
 }
@@ -104,14 +114,16 @@ pub async fn request(shared: &Arc<Shared>, device: &DeviceId, raw: Vec<u8>) -> R
             }
             shared.store.submit(move |c| store::put_report(c, &owner, &report, clock::unix_ms())).await?
         }
-        Ok(Request::Heartbeat(_)) => {
+        Ok(Request::Heartbeat(heartbeat)) => {
+            let links = links_of(&heartbeat);
             let (counters, events_max) = (Arc::clone(&shared.counters), shared.config.events_max);
             let job = move |c: &_| {
                 let now_ms = clock::unix_ms();
                 store::put_heartbeat(c, &owner, &raw, now_ms)?;
                 store::put_heard(c, &counters, &owner, now_ms, events_max)
             };
-            return Ok(Asked::Stored(Stored::Heartbeat(shared.store.submit(job).await?)));
+            let pending = shared.store.submit(job).await?;
+            return Ok(Asked::Stored(Stored::Heartbeat { links, pending }));
         }
         Ok(Request::Gone { epoch, from, to }) if usable(from) && usable(to) && from <= to => {
             let counters = Arc::clone(&shared.counters);
@@ -128,6 +140,10 @@ pub async fn request(shared: &Arc<Shared>, device: &DeviceId, raw: Vec<u8>) -> R
         }
     };
     Ok(Asked::Stored(Stored::Note(pending)))
+}
+
+fn links_of(heartbeat: &Heartbeat) -> u64 {
+    heartbeat.counters.iter().find(|(name, _)| name == LINKS).map_or(0, |(_, value)| *value)
 }
 
 /// Tells people and the trainer about what was stored; gives the acknowledgement (epoch, seq) if there is one.
@@ -175,7 +191,7 @@ pub async fn stored(
         }
         Stored::Gone { epoch, pending } => Ok(Some((epoch, pending.done().await?))),
         Stored::Rejected { epoch, pending } => Ok(pending.done().await?.map(|seq| (epoch, seq))),
-        Stored::Heartbeat(pending) => {
+        Stored::Heartbeat { pending, .. } => {
             if let Some(event) = pending.done().await? {
                 tell_event(shared, event);
             }

@@ -54,6 +54,9 @@ const MINUTE_MS: u64 = 60_000;
 const TRUSTED: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"];
 
+/// What a test says.
+const TEST: &str = "BehaveGuard can reach this channel.";
+
 /// What is posted.
 enum Message<'a> {
     One(&'a StoredAlert),
@@ -328,7 +331,7 @@ fn as_json(message: &Message<'_>) -> Value {
             "medium": medium,
             "newest": newest.iter().map(view).collect::<Vec<_>>(),
         }),
-        Message::Test => json!({ "type": "test", "text": "BehaveGuard can reach this channel." }),
+        Message::Test => json!({ "type": "test", "text": TEST }),
     }
 }
 
@@ -341,15 +344,18 @@ fn lines(message: &Message<'_>, web_url: &str) -> Vec<String> {
     };
     match message {
         Message::One(alert) => vec![line(alert)],
-        Message::Digest { newest, counts: [critical, high, medium] } => {
-            let head = format!(
-                "{} alerts: {critical} CRITICAL, {high} HIGH, {medium} MEDIUM. The newest:",
-                critical + high + medium
-            );
+        Message::Digest { newest, counts } => {
+            let head = format!("{}. The newest:", counted(*counts));
             std::iter::once(head).chain(newest.iter().map(line)).collect()
         }
-        Message::Test => vec!["BehaveGuard can reach this channel.".into()],
+        Message::Test => vec![TEST.into()],
     }
+}
+
+/// How many alerts of each severity a digest is about.
+fn counted([critical, high, medium]: [usize; 3]) -> String {
+    let all = critical + high + medium;
+    format!("{all} alerts: {critical} CRITICAL, {high} HIGH, {medium} MEDIUM")
 }
 
 /// Paths and summaries come from devices: nothing in them may become a link, a mention or a format.

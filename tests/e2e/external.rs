@@ -9,11 +9,19 @@ use rumqttc::{Packet, QoS};
 use tests::broker::{Broker, Kind};
 use tests::fleet::Fleet;
 use tests::story::Story;
-use tests::wait_for;
+use tests::{free_port, wait_for};
 
 use crate::device::{Device, alert, enroll};
 
 const WINDOWS: u32 = 40;
+
+/// Waits until the server has come to its broker so often.
+fn at_broker(fleet: &Fleet, times: u64) {
+    wait_for("the server at its broker", Duration::from_secs(20), || {
+        Ok((fleet.counter("broker_connected")? == times).then_some(()))
+    })
+    .unwrap();
+}
 
 #[test]
 fn an_agent_behind_mosquitto_learns_and_alarms_once_although_broker_and_server_are_killed() {
@@ -43,10 +51,7 @@ fn mosquitto_keeps_devices_apart_and_tells_a_listener_with_a_password() {
     let mut broker = Broker::new(Kind::Mosquitto, &dir.path().join("broker")).unwrap();
     let fleet = Fleet::start_with(&dir.path().join("fleet"), 1000, &broker.config()).unwrap();
     broker.start(&fleet).unwrap();
-    wait_for("the server", Duration::from_secs(20), || {
-        Ok((fleet.counter("broker_connected")? == 1).then_some(()))
-    })
-    .unwrap();
+    at_broker(&fleet, 1);
     let (identity, tls) = enroll(dir.path(), &fleet, "gw-a");
     let (other_identity, other_tls) = enroll(dir.path(), &fleet, "gw-b");
     let device = Device::connect(&identity, tls.clone());
@@ -70,9 +75,7 @@ fn mosquitto_keeps_devices_apart_and_tells_a_listener_with_a_password() {
 
     // As docs/mqtt.md says: programs of others get a listener of their own, with passwords instead of certificates.
     broker.kill().unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let port = free_port().unwrap();
     let at = broker.dir().display().to_string();
     let passwords = format!("{at}/passwords");
     let made = Command::new("mosquitto_passwd").args(["-b", "-c", &passwords, "siem", "a secret"]).status();
@@ -94,10 +97,7 @@ fn mosquitto_keeps_devices_apart_and_tells_a_listener_with_a_password() {
     let device = Device::connect(&identity, tls);
     device.welcome().unwrap();
     device.listen();
-    wait_for("the server's return", Duration::from_secs(20), || {
-        Ok((fleet.counter("broker_connected")? == 2).then_some(()))
-    })
-    .unwrap();
+    at_broker(&fleet, 2);
     device.publish_as("gw-a", &alert(2, "for others"));
     let (topic, told) = siem
         .next(|packet| match packet {
@@ -126,10 +126,7 @@ fn behind_nats_every_alert_is_stored_once_although_it_is_killed() {
     let mut broker = Broker::new(Kind::Nats, &dir.path().join("broker")).unwrap();
     let fleet = Fleet::start_with(&dir.path().join("fleet"), 1000, &broker.config()).unwrap();
     broker.start(&fleet).unwrap();
-    wait_for("the server", Duration::from_secs(20), || {
-        Ok((fleet.counter("broker_connected")? == 1).then_some(()))
-    })
-    .unwrap();
+    at_broker(&fleet, 1);
     let (identity, tls) = enroll(dir.path(), &fleet, "gw-a");
     let device = Device::connect(&identity, tls.clone());
     device.welcome().unwrap();
@@ -140,10 +137,7 @@ fn behind_nats_every_alert_is_stored_once_although_it_is_killed() {
     device.acknowledged(100).unwrap();
     broker.kill().unwrap();
     broker.restart().unwrap();
-    wait_for("the server's return", Duration::from_secs(20), || {
-        Ok((fleet.counter("broker_connected")? == 2).then_some(()))
-    })
-    .unwrap();
+    at_broker(&fleet, 2);
     let device = Device::connect(&identity, tls);
     device.welcome().unwrap();
     device.listen();

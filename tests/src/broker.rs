@@ -1,13 +1,13 @@
 //! Brokers of others: Mosquitto and NATS Server, with the files that the fleet server writes for them.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use crate::fleet::Fleet;
 use crate::process::Process;
-use crate::{Failed, wait_for};
+use crate::{Failed, free_port, wait_for};
 
 /// Which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +33,7 @@ impl Broker {
     /// # Errors
     /// When there is no free port.
     pub fn new(kind: Kind, dir: &Path) -> Result<Self, Failed> {
-        let listener =
-            TcpListener::bind("127.0.0.1:0").map_err(|error| Failed::new("finding a port", error))?;
-        let port = listener.local_addr().map_err(|error| Failed::new("finding a port", error))?.port();
-        Ok(Self { kind, dir: dir.to_owned(), port, process: None })
+        Ok(Self { kind, dir: dir.to_owned(), port: free_port()?, process: None })
     }
 
     /// What the fleet server's configuration says of it.

@@ -12,6 +12,7 @@ pub mod scene;
 pub mod storm;
 pub mod story;
 
+use std::net::TcpListener;
 use std::time::{Duration, SystemTime};
 
 /// Something that did not happen, for people.
@@ -24,6 +25,16 @@ impl Failed {
     pub fn new(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
         Self(format!("{what}: {why}"))
     }
+}
+
+/// A port of loopback on which nobody listens now.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16, Failed> {
+    let failed = |error| Failed::new("finding a port", error);
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
+    Ok(listener.local_addr().map_err(failed)?.port())
 }
 
 /// Asks again and again until the answer is there.

@@ -1,7 +1,7 @@
 //! A PostgreSQL server for tests: on loopback, with TLS, gone at the end.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,10 +11,10 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::process::Process;
-use crate::{Failed, wait_for};
+use crate::{Failed, free_port, wait_for};
 
 /// It refuses to run as root.
-const AS_USER: [&str; 3] = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
+pub const AS_USER: [&str; 3] = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
 
 /// A server that runs.
 #[derive(Debug)]
@@ -32,19 +32,10 @@ impl Postgres {
     /// When it is not installed, or does not start.
     pub fn start() -> Result<Self, Failed> {
         let failed = |error: std::io::Error| Failed::new("making a PostgreSQL server", error);
-        let bin = fs::read_dir("/usr/lib/postgresql")
-            .ok()
-            .and_then(|mut versions| versions.next()?.ok())
-            .map(|version| version.path().join("bin"))
-            .ok_or_else(|| Failed("PostgreSQL is not installed".into()))?;
         let dir = tempfile::tempdir().map_err(failed)?;
         // The server's user has to get through.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).map_err(failed)?;
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .map_err(failed)?
-            .port();
-        let mut server = Self { dir, bin, port, process: None };
+        let mut server = Self { dir, bin: programs()?, port: free_port()?, process: None };
         server.make()?;
         server.restart()?;
         Ok(server)
@@ -137,12 +128,21 @@ impl Postgres {
     /// # Errors
     /// When it does not run.
     pub fn kill(&mut self) -> Result<(), Failed> {
-        let process = self.process.take().ok_or_else(|| Failed("PostgreSQL does not run".into()))?;
+        let mut process = self.process.take().ok_or_else(|| Failed("PostgreSQL does not run".into()))?;
         // What it calls an immediate shutdown: nothing is written down, its processes end.
         process.signal(Signal::QUIT)?;
-        let mut process = process;
         wait_for("the end of PostgreSQL", Duration::from_secs(20), || Ok(process.check().err().map(|_| ())))
     }
+}
+
+/// Where Debian puts its programs.
+///
+/// # Errors
+/// When it is not installed.
+pub fn programs() -> Result<PathBuf, Failed> {
+    let mut versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let version = versions.next().ok_or_else(|| Failed("PostgreSQL is not installed".into()))?;
+    Ok(version.path().join("bin"))
 }
 
 /// The address of a new, empty database of the server at this address.

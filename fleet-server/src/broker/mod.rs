@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use models::chain::chain;
-use models::wire::{self, Downlink, Heartbeat, Leaf, MESSAGE_MAX, Request};
+use models::wire::{self, Downlink, Leaf, MESSAGE_MAX};
 use rumqttc::{
     AsyncClient, Event as MqttEvent, EventLoop, MqttOptions, NetworkOptions, Packet, Publish, QoS,
     SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
@@ -65,9 +65,6 @@ const CONNECT_TIMEOUT_S: u64 = 10;
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// The counter by which an agent tells how often it connected.
-const LINKS: &str = "uplink_connected";
-
 /// A client of the broker and what drives it; it connects when it is [`run`].
 ///
 /// # Errors
@@ -104,8 +101,6 @@ struct Storing {
     publish: Publish,
     device: DeviceId,
     stored: Stored,
-    /// Of a heartbeat: how often the device connected since its start.
-    links: Option<u64>,
 }
 
 /// Connects, and connects again, until `stop` says true.
@@ -217,8 +212,8 @@ async fn take(
 ) {
     while let Some(Arrived { link, publish }) = arriving.recv().await {
         match taken(&shared, &publish).await {
-            Ok(Taken::Storing { device, stored, links }) => {
-                if storing.send(Storing { link, publish, device, stored, links }).await.is_err() {
+            Ok(Taken::Storing { device, stored }) => {
+                if storing.send(Storing { link, publish, device, stored }).await.is_err() {
                     return;
                 }
             }
@@ -240,7 +235,6 @@ enum Taken {
     Storing {
         device: DeviceId,
         stored: Stored,
-        links: Option<u64>,
     },
     /// With what the device is told.
     Done(Option<(DeviceId, Downlink)>),
@@ -262,13 +256,9 @@ async fn taken(shared: &Arc<Shared>, publish: &Publish) -> Result<Taken, StoreEr
         return Ok(Taken::Done(None));
     }
     let raw = publish.payload.to_vec();
-    let mut links = None;
     let stored = if leaf == Leaf::Up {
         ingest::up(shared, &device, raw).await?
     } else {
-        if let Ok(Request::Heartbeat(heartbeat)) = wire::decode(&raw) {
-            links = Some(links_of(&heartbeat));
-        }
         match ingest::request(shared, &device, raw).await? {
             Asked::Stored(stored) => stored,
             Asked::Chunk { sha256, offset, len } => {
@@ -282,18 +272,15 @@ async fn taken(shared: &Arc<Shared>, publish: &Publish) -> Result<Taken, StoreEr
     if let Some(reach) = shared.hub.reach() {
         reach.heard(&device, clock::unix_ms());
     }
-    Ok(Taken::Storing { device, stored, links })
-}
-
-fn links_of(heartbeat: &Heartbeat) -> u64 {
-    heartbeat.counters.iter().find(|(name, _)| name == LINKS).map_or(0, |(_, value)| *value)
+    Ok(Taken::Storing { device, stored })
 }
 
 /// Answers after commits. One acknowledgement covers everything of a device that was ready.
 async fn answer(shared: Arc<Shared>, acknowledge: Acknowledge, mut storing: mpsc::Receiver<Storing>) {
     let mut acks: HashMap<(DeviceId, u64), u64> = HashMap::new();
     let mut since_ack = 0;
-    while let Some(Storing { link, publish, device, stored, links }) = storing.recv().await {
+    while let Some(Storing { link, publish, device, stored }) = storing.recv().await {
+        let links = if let Stored::Heartbeat { links, .. } = &stored { Some(*links) } else { None };
         let stored = ingest::stored(&shared, &device, stored).await;
         acknowledge.done(link, &publish).await;
         match stored {

@@ -6,7 +6,7 @@ use lettre::transport::smtp::client::{Certificate, CertificateStore, Tls, TlsPar
 use lettre::{Message as Mail, SmtpTransport, Transport as _};
 use models::chain::chain;
 
-use super::{Message, TIMEOUT, lines, plain, trusted};
+use super::{Message, TEST, TIMEOUT, counted, lines, plain, trusted};
 use crate::store::{Channel, MailConfig};
 
 /// Whom one channel tells, at most.
@@ -104,10 +104,8 @@ fn subject(message: &Message<'_>) -> String {
             let alert = &stored.alert;
             format!("{} on {}: {}", alert.severity.as_str(), stored.device, plain(&alert.summary))
         }
-        Message::Digest { counts: [critical, high, medium], .. } => {
-            format!("{} alerts: {critical} CRITICAL, {high} HIGH, {medium} MEDIUM", critical + high + medium)
-        }
-        Message::Test => "BehaveGuard can reach this channel.".to_owned(),
+        Message::Digest { counts, .. } => counted(*counts),
+        Message::Test => TEST.to_owned(),
     };
     text.chars().take(SUBJECT_MAX).collect()
 }

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-use super::{Message, TIMEOUT, trusted};
+use super::{Message, TEST, TIMEOUT, counted, trusted};
 use crate::clock;
 use crate::store::{Channel, Format, StoredAlert};
 
@@ -87,17 +87,13 @@ pub(super) async fn send(
 fn messages(format: Format, message: &Message<'_>, now_ms: u64) -> Vec<String> {
     match message {
         Message::One(alert) => vec![of_alert(format, alert)],
-        Message::Digest { newest, counts: [critical, high, medium] } => {
-            let text = format!(
-                "{} alerts: {critical} CRITICAL, {high} HIGH, {medium} MEDIUM; the newest {} follow",
-                critical + high + medium,
-                newest.len()
-            );
+        Message::Digest { newest, counts } => {
+            let text = format!("{}; the newest {} follow", counted(*counts), newest.len());
             let all = newest.iter().map(|alert| of_alert(format, alert));
             std::iter::once(header(5, now_ms, "-", "digest", "-", &text)).chain(all).collect()
         }
         Message::Test => {
-            vec![header(6, now_ms, "-", "test", "-", "BehaveGuard can reach this channel.")]
+            vec![header(6, now_ms, "-", "test", "-", TEST)]
         }
     }
 }

@@ -90,8 +90,8 @@ impl Database {
         Self(Arc::new(Place::Sqlite(path, name)))
     }
 
-    /// A server by its address (`postgres://user:password@host:port/name?sslmode=require`). Its certificate must be signed by an
-    /// authority in the file that `sslrootcert` names; without TLS only on this machine.
+    /// A server by its address (`postgres://user:password@host:port/name?sslmode=require`). With TLS its certificate must be
+    /// signed by an authority in the file that `sslrootcert` names; without `sslmode=require` it need not have TLS.
     ///
     /// # Errors
     /// When the address is none, or the file has no certificate.

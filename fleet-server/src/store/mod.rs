@@ -316,13 +316,7 @@ pub fn alone<T>(
     connection: &Connection,
     job: impl FnOnce(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    connection.begin()?;
-    let done = job(connection);
-    match &done {
-        Ok(_) => connection.commit()?,
-        Err(_) => connection.roll_back()?,
-    }
-    done
+    connection.transaction(job)
 }
 
 fn boxed<T: Send + 'static>(

@@ -194,13 +194,7 @@ pub fn import(
     from: &mut dyn Read,
     tell: &mut dyn FnMut(&str, u64),
 ) -> Result<u64, TransferError> {
-    c.begin()?;
-    let done = import_all(c, from, tell);
-    match &done {
-        Ok(_) => c.commit()?,
-        Err(_) => c.roll_back()?,
-    }
-    done
+    c.transaction(|c| import_all(c, from, tell))
 }
 
 fn import_all(

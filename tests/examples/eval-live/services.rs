@@ -1,13 +1,14 @@
 //! Real services, each in a control group that is named like its systemd unit.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use tests::postgres::{self, AS_USER};
 use tests::process::Process;
-use tests::{Failed, wait_for};
+use tests::{Failed, free_port, wait_for};
 
 /// A control group that goes with its owner.
 struct Group(PathBuf);
@@ -160,19 +161,14 @@ impl Services {
     }
 
     fn postgres(&mut self, dir: &Path) -> Result<(), Failed> {
-        let bin = fs::read_dir("/usr/lib/postgresql")
-            .ok()
-            .and_then(|mut versions| versions.next()?.ok())
-            .map(|version| version.path().join("bin"))
-            .ok_or_else(|| Failed("PostgreSQL is not installed".into()))?;
+        let bin = postgres::programs()?;
         let home = dir.join("postgres");
         fs::create_dir_all(&home).map_err(|error| Failed::new(home.display(), error))?;
         let owned = Command::new("chown").arg("postgres").arg(&home).status();
         owned.map_err(|error| Failed::new("chown", error))?;
         let data = home.join("data").display().to_string();
-        let as_user = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
         let made = Command::new("setpriv")
-            .args(as_user)
+            .args(AS_USER)
             .arg(bin.join("initdb"))
             .args(["--auth=trust", "--no-sync", "-D", &data])
             .stdout(Stdio::null())
@@ -183,7 +179,7 @@ impl Services {
         }
         let (server, port) = (bin.join("postgres").display().to_string(), self.postgres.to_string());
         let sockets = home.display().to_string();
-        let mut arguments = as_user.to_vec();
+        let mut arguments = AS_USER.to_vec();
         arguments.extend([&server[..], "-D", &data, "-p", &port, "-h", "127.0.0.1", "-k", &sockets]);
         self.run(dir, "postgresql.service", "/usr/bin/setpriv", &arguments)?;
         listens("postgres", self.postgres)
@@ -254,12 +250,6 @@ fn control_groups() -> Result<PathBuf, Failed> {
         (kind == "cgroup2").then(|| PathBuf::from(place))
     });
     found.ok_or_else(|| Failed("no cgroup2 file system is mounted: units cannot be told apart".into()))
-}
-
-fn free_port() -> Result<u16, Failed> {
-    let listener =
-        TcpListener::bind(("127.0.0.1", 0)).map_err(|error| Failed::new("finding a port", error))?;
-    listener.local_addr().map(|address| address.port()).map_err(|error| Failed::new("finding a port", error))
 }
 
 fn listens(what: &str, port: u16) -> Result<(), Failed> {

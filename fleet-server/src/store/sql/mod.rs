@@ -157,6 +157,20 @@ impl Connection {
         self.execute_batch("ROLLBACK")
     }
 
+    /// Does a job in a transaction that writes: all of it or nothing.
+    pub(crate) fn transaction<T, E: From<Error>>(
+        &self,
+        job: impl FnOnce(&Self) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        self.begin()?;
+        let done = job(self);
+        match &done {
+            Ok(_) => self.commit()?,
+            Err(_) => self.roll_back()?,
+        }
+        done
+    }
+
     /// Several statements without values.
     pub(crate) fn execute_batch(&self, sql: &str) -> Result<()> {
         match &self.0 {
