@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use fleet_server::access::{self, LOCAL, Role};
 use fleet_server::broker;
-use fleet_server::config::{Config, host_and_port};
+use fleet_server::config::{Config, host_and_port, is_host};
 use fleet_server::counters::Counters;
 use fleet_server::enrolment::{Issued, TTL_MAX_S, USES_MAX, Wanted};
 use fleet_server::names::{DeviceId, GroupId, UserName};
@@ -353,8 +353,10 @@ fn change<T: Change>(
     Ok(done?)
 }
 
-fn open(state: &Path) -> Result<Connection, Box<dyn Error>> {
-    let there = state.join("ca.pem").try_exists();
+/// The database of a folder in which a server was made, or into which data was read.
+pub(crate) fn open(state: &Path) -> Result<Connection, Box<dyn Error>> {
+    let is_there = |name: &str| state.join(name).try_exists();
+    let there = is_there("ca.pem").and_then(|there| Ok(there || is_there("fleet.db")?));
     // Whoever may not look into the folder must not be told that it is none.
     if !there.map_err(|error| format!("{}: {error}", state.display()))? {
         return Err(format!(
@@ -364,6 +366,11 @@ fn open(state: &Path) -> Result<Connection, Box<dyn Error>> {
         .into());
     }
     Ok(store::open_alone(state)?)
+}
+
+/// Reads a host name or an address.
+pub(crate) fn host(text: &str) -> Result<String, String> {
+    if is_host(text) { Ok(text.to_owned()) } else { Err("is no host name and no address".to_owned()) }
 }
 
 fn found(there: bool, otherwise: &str) -> Done {

@@ -303,7 +303,9 @@ fn broker_address(url: &str) -> Option<(String, u16)> {
     is_host(host).then(|| (host.to_owned(), port))
 }
 
-fn is_host(text: &str) -> bool {
+/// Whether it is a host name or an address.
+#[must_use]
+pub fn is_host(text: &str) -> bool {
     let name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
     text.parse::<std::net::IpAddr>().is_ok()
         || ((1..=253).contains(&text.len()) && text.bytes().all(name) && !text.starts_with(['-', '.']))

@@ -9,6 +9,8 @@ use clap::Subcommand;
 use fleet_server::store::{self, Database};
 use fleet_server::{files, server};
 
+use crate::commands;
+
 /// The data.
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
@@ -52,7 +54,7 @@ fn named(path: &Path) -> impl Fn(std::io::Error) -> String {
 }
 
 fn export(state: &Path, file: &Path) -> Result<(), Box<dyn Error>> {
-    let connection = store::open_alone(state)?;
+    let connection = commands::open(state)?;
     let out = File::create_new(file).map_err(named(file))?;
     let mut out = BufWriter::new(out);
     let rows = store::export(&connection, &mut out, &mut |table, done, of| {
@@ -91,7 +93,7 @@ fn import(state: &Path, postgres: Option<&str>, file: &Path) -> Result<(), Box<d
 }
 
 fn compact(state: &Path) -> Result<(), Box<dyn Error>> {
-    let connection = store::open_alone(state)?;
+    let connection = commands::open(state)?;
     let before = store::size(&connection)?;
     eprintln!("compacting {} MiB", before >> 20);
     store::compact(&connection)?;

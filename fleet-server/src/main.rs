@@ -65,7 +65,7 @@ enum Command {
         #[arg(long)]
         state: PathBuf,
         /// A host name or address by which devices and fleet servers call the broker; may be given more than once.
-        #[arg(long, required = true)]
+        #[arg(long, required = true, value_parser = commands::host)]
         name: Vec<String>,
         /// Where it listens.
         #[arg(long, default_value_t = 8883)]
