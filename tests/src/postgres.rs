@@ -1,4 +1,4 @@
-//! A PostgreSQL server for tests: on loopback, with TLS, gone at the end.
+//! A PostgreSQL server for tests: on loopback, with TLS and a password, gone at the end.
 
 use std::fs;
 use std::net::TcpStream;
@@ -15,6 +15,10 @@ use crate::{Failed, free_port, wait_for};
 
 /// It refuses to run as root.
 pub const AS_USER: [&str; 3] = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
+
+/// Its password, with all that a password file writes otherwise.
+const PASSWORD: &str = r"se:cr\et";
+const PASSFILE_LINE: &str = r"localhost:*:*:postgres:se\:cr\\et";
 
 /// A server that runs.
 #[derive(Debug)]
@@ -45,6 +49,9 @@ impl Postgres {
         let home = self.dir.path().join("home");
         let failed = |error: std::io::Error| Failed::new(home.display(), error);
         fs::create_dir(&home).map_err(failed)?;
+        fs::write(home.join("password"), PASSWORD).map_err(failed)?;
+        fs::write(self.passfile(), PASSFILE_LINE).map_err(failed)?;
+        fs::set_permissions(self.passfile(), fs::Permissions::from_mode(0o600)).map_err(failed)?;
         let script = format!(
             "cd {0} && openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem && \
              openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr && \
@@ -57,8 +64,14 @@ impl Postgres {
         run(Command::new("setpriv")
             .args(AS_USER)
             .arg(self.bin.join("initdb"))
-            .args(["--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8", "-D"])
+            .args(["--auth=scram-sha-256", "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8", "--pwfile"])
+            .arg(home.join("password"))
+            .arg("-D")
             .arg(home.join("data")))
+    }
+
+    fn passfile(&self) -> PathBuf {
+        self.dir.path().join("passwords")
     }
 
     /// Starts it, again after [`Postgres::kill`].
@@ -117,9 +130,10 @@ impl Postgres {
     pub fn address(&self) -> String {
         let authority = self.dir.path().join("home/ca.pem");
         format!(
-            "postgres://postgres@localhost:{}/postgres?sslmode=require&sslrootcert={}",
+            "postgres://postgres@localhost:{}/postgres?sslmode=require&sslrootcert={}&passfile={}",
             self.port,
-            authority.display()
+            authority.display(),
+            self.passfile().display()
         )
     }
 

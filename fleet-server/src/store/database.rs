@@ -10,7 +10,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
 use super::sql::{Connection, Error, Session};
-use super::{SEARCH_MAX, StoreError};
+use super::{SEARCH_MAX, StoreError, passfile};
 use crate::files;
 
 /// Memory for the pages that the writing thread works on, in KiB.
@@ -91,14 +91,19 @@ impl Database {
     }
 
     /// A server by its address (`postgres://user:password@host:port/name?sslmode=require`). With TLS its certificate must be
-    /// signed by an authority in the file that `sslrootcert` names; without `sslmode=require` it need not have TLS.
+    /// signed by an authority in the file that `sslrootcert` names; without `sslmode=require` it need not have TLS. Where the
+    /// address has no password, the file that `passfile` names has it.
     ///
     /// # Errors
-    /// When the address is none, or the file has no certificate.
+    /// When the address is none, or a file does not have what it is to have.
     pub fn postgres(address: &str) -> Result<Self, StoreError> {
-        let (address, authority) = without_authority(address.trim());
+        let (address, authority) = without(address.trim(), "sslrootcert");
+        let (address, passwords) = without(&address, "passfile");
         let mut config: postgres::Config =
             address.parse().map_err(|error| StoreError::Address(Error::Postgres(error)))?;
+        if let (None, Some(path)) = (config.get_password(), passwords) {
+            config.password(passfile::password(Path::new(&path), &config)?);
+        }
         // A server that vanishes without a word must not be waited for for hours.
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
@@ -182,14 +187,14 @@ fn postgres_session(
     Ok(connection)
 }
 
-/// Takes `sslrootcert` out of an address: libpq has it, the client that we use does not.
-fn without_authority(address: &str) -> (String, Option<&str>) {
-    const KEY: &str = "sslrootcert=";
+/// Takes a parameter out of an address: libpq has it, the client that we use does not.
+fn without(address: &str, key: &str) -> (String, Option<String>) {
     let Some((before, query)) = address.split_once('?') else { return (address.to_owned(), None) };
-    let authority = query.split('&').find_map(|pair| pair.strip_prefix(KEY));
-    let rest: Vec<_> = query.split('&').filter(|pair| !pair.starts_with(KEY)).collect();
+    let value = |pair: &str| Some(pair.strip_prefix(key)?.strip_prefix('=')?.to_owned());
+    let found = query.split('&').find_map(value);
+    let rest: Vec<_> = query.split('&').filter(|pair| value(pair).is_none()).collect();
     let query = if rest.is_empty() { String::new() } else { format!("?{}", rest.join("&")) };
-    (format!("{before}{query}"), authority)
+    (format!("{before}{query}"), found)
 }
 
 #[cfg(test)]
@@ -199,9 +204,10 @@ mod tests {
     #[test]
     fn the_authority_is_taken_out_of_the_address_and_the_password_is_not_told() {
         let address = "postgres://bg:secret@db.example:5432/fleet?sslmode=require&sslrootcert=/no/such.pem";
-        let (rest, authority) = without_authority(address);
+        let (rest, authority) = without(address, "sslrootcert");
         assert_eq!(rest, "postgres://bg:secret@db.example:5432/fleet?sslmode=require");
-        assert_eq!(authority, Some("/no/such.pem"));
+        assert_eq!(authority.as_deref(), Some("/no/such.pem"));
+        assert_eq!(without(&rest, "ssl"), (rest.clone(), None), "another parameter");
         assert!(matches!(Database::postgres(address), Err(StoreError::NoAuthority(_))));
         assert_eq!(Database::postgres(&rest).unwrap().place(), "fleet of db.example:5432");
         assert!(matches!(Database::postgres("mysql://x"), Err(StoreError::Address(_))));

@@ -18,6 +18,7 @@ mod find;
 mod frames;
 mod incidents;
 mod overview;
+mod passfile;
 mod read;
 mod retention;
 mod rollouts;
@@ -138,6 +139,17 @@ pub enum StoreError {
     /// The authorities that sign a PostgreSQL server's certificate.
     #[error("{0} holds no certificate in PEM form")]
     NoAuthority(PathBuf),
+    /// The file with passwords of PostgreSQL servers.
+    #[error("{0} holds passwords and others may read it: chmod 0600")]
+    OpenPassfile(PathBuf),
+    /// It has none for this one.
+    #[error("{path} has no line for {of}")]
+    NoPassword {
+        /// The file.
+        path: PathBuf,
+        /// `host:port:database:user`.
+        of: String,
+    },
     /// Starting the thread.
     #[error("starting the store's thread")]
     Thread(#[source] std::io::Error),
