@@ -77,10 +77,10 @@ fn import(state: &Path, postgres: Option<&str>, file: &Path) -> Result<(), Box<d
     files::make_state_dir(state).map_err(named(state))?;
     let _lock = server::lock(state)?;
     let mut from = BufReader::new(File::open(file).map_err(named(file))?);
-    if postgres.is_some() {
-        Database::choose(state, postgres)?;
-    }
-    let connection = store::open_alone(state)?;
+    let connection = match postgres {
+        Some(address) => store::open_database(&Database::postgres(address)?)?,
+        None => store::open_alone(state)?,
+    };
     let mut last = (String::new(), 0);
     let rows = store::import(&connection, &mut from, &mut |table, done| {
         if last.0 != table || done >= last.1 + 50_000 {
@@ -88,6 +88,10 @@ fn import(state: &Path, postgres: Option<&str>, file: &Path) -> Result<(), Box<d
             last = (table.to_owned(), done);
         }
     })?;
+    // Not before all is there: until then the folder's own data is the data.
+    if postgres.is_some() {
+        Database::choose(state, postgres)?;
+    }
     println!("{rows} rows were read from {}", file.display());
     Ok(())
 }

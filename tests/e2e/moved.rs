@@ -37,6 +37,7 @@ fn all_data_moves_from_a_file_to_postgresql_and_back() {
     assert!(compacted.contains("MiB"), "{compacted}");
 
     let address = server.database().unwrap();
+    fs::write(path("no-export"), "something else").unwrap();
     let config = format!("[store]\npostgres = {address:?}\n");
     let second = dir.path().join("second");
     fs::create_dir(&second).unwrap();
@@ -44,6 +45,10 @@ fn all_data_moves_from_a_file_to_postgresql_and_back() {
         fs::copy(first.state().join(key), second.join(key)).unwrap();
     }
     let mut second = Fleet::stopped(&second);
+    // What fails leaves the folder as it was: its data is still its own file.
+    let wrong = second.command(&["store", "import", "--postgres", &address, &path("no-export")]).unwrap_err();
+    assert!(wrong.to_string().contains("no export of a fleet server's data"), "{wrong}");
+    assert!(!second.state().join("postgres").exists(), "a failed import is remembered");
     second.command(&["store", "import", "--postgres", &address, &path("export")]).unwrap();
     let again = second.command(&["store", "import", &path("export")]).unwrap_err();
     assert!(again.to_string().contains("import into an empty one"), "{again}");

@@ -314,7 +314,14 @@ impl Store {
 /// # Errors
 /// When it cannot be opened.
 pub fn open_alone(dir: &Path) -> Result<Connection, StoreError> {
-    let database = Database::of_folder(dir)?;
+    open_database(&Database::of_folder(dir)?)
+}
+
+/// The same with one that no folder names yet.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_database(database: &Database) -> Result<Connection, StoreError> {
     let connection = database.open(Purpose::Write)?;
     schema::migrate(&connection, database.place())?;
     Ok(connection)
