@@ -5,6 +5,7 @@
 //! even epochs, so that a closed epoch's counts are final.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 
 use agent_ebpf::gram::{LEARNERS, TABLES, of_learner_key, table_key};
 use agent_ebpf::records::{Follow, names};
@@ -186,7 +187,7 @@ impl Sequences {
 
     fn remove(&mut self, tgid: u32) -> Result<(), MapError> {
         match self.followed.remove(&tgid) {
-            Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(failed)) if failed.io_error.kind() == ErrorKind::NotFound => Ok(()),
             other => other,
         }
     }

@@ -137,6 +137,17 @@ fn a_table_stays_with_its_program() {
 }
 
 #[test]
+fn to_stop_following_whom_nobody_follows_is_no_error() {
+    let _turn = turn();
+    let mut probe = load(&[]);
+    let pid = std::process::id();
+    probe.follow(pid, None, false).expect("nothing is asked for, and nothing was there");
+    probe.follow(pid, None, true).expect("there is room");
+    probe.unfollow(pid).expect("removed");
+    probe.unfollow(pid).expect("gone already, as after a process that left");
+}
+
+#[test]
 fn full_maps_refuse_and_count() {
     let _turn = turn();
     let mut probe = load_with(|options| (options.grams, options.learned) = (8, 8));
