@@ -3,6 +3,7 @@
 mod budget;
 mod contain;
 mod keys;
+mod overlay;
 mod read;
 mod sinks;
 mod source;
@@ -24,6 +25,7 @@ pub use budget::BUDGET;
 pub(crate) use budget::FOLLOWING;
 pub use contain::{Action, CONTAIN_KEYS, ContainRule, RULES_MAX};
 pub use keys::{Applied, ENVIRONMENT, Form, KEYS, Key, reference, template};
+pub use overlay::{OVERLAY_FILE, Overlay};
 use read::Reader;
 pub use read::environment;
 pub(crate) use read::value_of;
@@ -191,9 +193,24 @@ impl Config {
     /// # Errors
     /// As [`Config::parse`], and every variable that names no key.
     pub fn read(text: &str, environment: &[(String, String)]) -> Result<Self, Vec<Problem>> {
-        let table = text.parse::<Table>().map_err(|error| {
+        Self::read_with(text, None, environment)
+    }
+
+    /// The same, with what the fleet says over what the text says.
+    ///
+    /// # Errors
+    /// As [`Config::read`], and what the fleet may not say.
+    pub fn read_with(
+        text: &str,
+        overlay: Option<&Overlay>,
+        environment: &[(String, String)],
+    ) -> Result<Self, Vec<Problem>> {
+        let mut table = text.parse::<Table>().map_err(|error| {
             vec![Problem { key: String::new(), text: format!("not TOML: {}", error.to_string().trim()) }]
         })?;
+        if let Some(overlay) = overlay {
+            overlay::put_over(&mut table, overlay.table()?);
+        }
         let mut keys = Reader::new(table, environment);
         let mut budget = BUDGET;
         keys.size("memory_budget", &mut budget);

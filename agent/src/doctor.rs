@@ -50,21 +50,28 @@ pub enum DoctorError {
 /// # Errors
 /// When the kernel allows no `bpf()` at all.
 pub fn examine(config: &Config) -> Result<Findings, DoctorError> {
-    let probe = Probe::load(&config.probe(std::process::id()))?;
-    let layer = |state: &LayerState| Layer {
-        layer: state.layer.clone(),
-        backend: state.backend.clone(),
-        failed: state.failed.clone(),
-        unseen: unseen(state),
-    };
-    Ok(Findings {
-        kernel: vitals::kernel(),
-        layers: probe.layers().iter().map(layer).collect(),
-        maps: probe.memory().map_err(DoctorError::Maps)?,
-    })
+    Findings::of(&Probe::load(&config.probe(std::process::id()))?)
 }
 
 impl Findings {
+    /// What there is to say about a kernel part that is loaded.
+    ///
+    /// # Errors
+    /// When the memory of its maps cannot be read.
+    pub fn of(probe: &Probe) -> Result<Self, DoctorError> {
+        let layer = |state: &LayerState| Layer {
+            layer: state.layer.clone(),
+            backend: state.backend.clone(),
+            failed: state.failed.clone(),
+            unseen: unseen(state),
+        };
+        Ok(Self {
+            kernel: vitals::kernel(),
+            layers: probe.layers().iter().map(layer).collect(),
+            maps: probe.memory().map_err(DoctorError::Maps)?,
+        })
+    }
+
     /// For people.
     #[must_use]
     pub fn table(&self) -> String {

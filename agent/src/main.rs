@@ -13,11 +13,11 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use agent::config::{self, Config, Found, Source, SourceError};
+use agent::config::{self, Config, Found, Overlay, Source, SourceError};
 use agent::enroll::EnrollError;
 use agent::explanations::Named;
 use agent::settings::Origin;
-use agent::{control, doctor, enroll, record, service, settings, simulate, vitals};
+use agent::{control, doctor, enroll, logging, record, service, settings, simulate, vitals};
 use clap::{CommandFactory as _, Parser as _};
 use models::bundle::{self, Keyring, Verified};
 use models::chain::chain;
@@ -30,7 +30,7 @@ const USAGE: u8 = 64;
 const CONFIGURATION: u8 = 78;
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    logging::start();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -199,8 +199,14 @@ fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), B
         ConfigCommand::Check { file } => (file.or(named), None),
         ConfigCommand::Show { json } => (named, Some(json)),
     };
-    let Found { text, place, is_file } = Source { file, state: None }.find()?;
-    let settings = settings::effective(&text, &config::environment())
+    let source = Source { file, state: None };
+    let Found { text, place, is_file } = source.find()?;
+    // A file is checked by itself: it may be for another device.
+    let overlay = show.map_or(Ok(None), |_| Overlay::read(&source.state_folder())).unwrap_or_else(|error| {
+        eprintln!("behaveguard: what the fleet says cannot be read: {error}");
+        None
+    });
+    let settings = settings::effective(&text, overlay.as_ref(), &config::environment())
         .map_err(|problems| SourceError::Problems { place: place.clone(), problems })?;
     let given = settings.keys.iter().filter(|setting| setting.from != Origin::Default).count();
     match show {
@@ -216,6 +222,12 @@ fn configuration(named: Option<PathBuf>, command: ConfigCommand) -> Result<(), B
                 let from = match setting.from {
                     Origin::Default => "default".to_owned(),
                     Origin::File => place.clone(),
+                    Origin::Fleet => {
+                        format!(
+                            "version {} of the fleet's",
+                            overlay.as_ref().map_or(0, |fleet| fleet.version)
+                        )
+                    }
                     Origin::Environment => setting.variable.clone(),
                     Origin::Budget => "follows from memory_budget".to_owned(),
                 };

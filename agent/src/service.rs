@@ -2,6 +2,7 @@
 
 mod bundles;
 mod containment;
+mod orders;
 mod outgoing;
 mod run;
 mod state;
@@ -25,6 +26,7 @@ use crate::config::{Action, Config, OutboxEngine, Source};
 use crate::confine::{self, Confinement};
 use crate::contain::Containment;
 use crate::control::{self, ControlError, Reloaded, Sources, Status};
+use crate::done::DoneOrders;
 use crate::enroll::{self, EnrollError, Identity};
 use crate::files;
 use crate::local::Local;
@@ -40,6 +42,7 @@ use crate::uplink::{self, News, Uplink};
 use crate::vitals;
 use crate::watch::Watch;
 use crate::whitelist::Whitelist;
+use orders::Orders;
 use outgoing::Unwritten;
 
 /// How often what a restart would forget is written down, beside the end.
@@ -144,6 +147,7 @@ struct Service {
     online: bool,
     started_ns: u64,
     heartbeat_ns: u64,
+    orders: Orders,
     memory: MemoryFile,
     /// When it was written.
     remembered_ns: u64,
@@ -163,6 +167,9 @@ struct OwnCounters {
     bundles_refused: u64,
     bundles_rolled_back: u64,
     reloads_refused: u64,
+    orders_done: u64,
+    orders_refused: u64,
+    orders_rejected: u64,
     contained: u64,
     not_contained: u64,
     released: u64,
@@ -197,6 +204,8 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     let (memory, remembered) = MemoryFile::open(&config.state);
     watch.remember(remembered);
     watch.set_shelf(Baselines::shelf(&config.state, keys.clone()));
+    let orders =
+        Orders { keys: keys.clone(), done: DoneOrders::open(&config.state), log_level_until_ns: None };
     let baselines = Baselines::open(&config.state, keys, &mut |verified| watch.activate(&verified))?;
     own_baselines(&config, &baselines, &mut watch);
     for layer in watch.probe().layers() {
@@ -266,6 +275,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         online: false,
         started_ns: clock::boot_ns(),
         heartbeat_ns: 0,
+        orders,
         memory,
         remembered_ns: clock::boot_ns(),
         counters: OwnCounters::default(),
@@ -379,6 +389,7 @@ impl Service {
             {
                 self.beat();
             }
+            self.look_at_log_level();
             if clock::boot_ns().saturating_sub(self.remembered_ns) >= REMEMBER_EVERY_NS {
                 self.remember();
             }
@@ -473,6 +484,7 @@ impl Service {
                 }
             }
             News::TakeBack(program, generation) => self.taken_back(&program, generation),
+            News::Order(signed) => self.ordered(&signed),
         }
         self.show();
     }

@@ -17,7 +17,7 @@ use std::{io, thread};
 
 use models::chain::chain;
 use models::program::ProgramId;
-use models::wire::{self, Downlink, Leaf, MESSAGE_MAX, Offer, Request};
+use models::wire::{self, Downlink, Leaf, MESSAGE_MAX, Offer, Request, SignedOrder};
 use rumqttc::{
     Client, ConnectReturnCode, ConnectionError, Event, MqttOptions, NetworkOptions, Packet, QoS,
     SubscribeReasonCode, TlsConfiguration, Transport,
@@ -68,6 +68,8 @@ pub enum News {
     },
     /// A bundle is to be used no longer.
     TakeBack(ProgramId, u64),
+    /// Something is to be done, if it is signed.
+    Order(SignedOrder),
 }
 
 /// What happened how often since the start.
@@ -340,6 +342,7 @@ impl Shared {
                 self.sending().fetch.forget(&program, generation);
                 self.tell(News::TakeBack(program, generation));
             }
+            Ok(Downlink::Order(signed)) => self.tell(News::Order(signed)),
             Ok(Downlink::Chunk { sha256, offset, data }) => {
                 let mut sending = self.sending();
                 let fetched = sending.fetch.take(sha256, offset, &data);

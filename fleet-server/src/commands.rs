@@ -257,7 +257,7 @@ pub(crate) fn device_command(command: DeviceCommand) -> Done {
         }
         DeviceCommand::Group { state, device, group } => {
             let there = change(&state, "device.group", device.as_str(), group.as_str(), |c| {
-                store::set_group(c, &device, &group)
+                store::set_group(c, &device, &group, clock::unix_ms())
             })?;
             found(there, &missing(&device))
         }

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use models::chain::chain;
+use models::orders;
 use models::program::ProgramId;
 use models::schema::FEATURES;
 use models::wire::{
-    self, Alert, CHUNK_MAX, Downlink, Heartbeat, Request, TrainingWindows, Uplink, UplinkFrame,
+    self, ANSWER_MAX, Alert, CHUNK_MAX, Downlink, Errand, Heartbeat, Order, Request, TrainingWindows, Uplink,
+    UplinkFrame,
 };
 
 use crate::clock;
@@ -172,6 +175,10 @@ pub async fn stored(
             if let Some(event) = outcome.event {
                 tell_event(shared, event);
             }
+            if let Some((id, done)) = outcome.answered {
+                log::info!("device {device} {} order {id}", if done { "carried out" } else { "refused" });
+                shared.hub.tell(Event::Device(device.clone()));
+            }
             if let Some(windows) = outcome.windows {
                 let target = Target::Device(device.clone());
                 if shared.store.leads() {
@@ -206,23 +213,46 @@ pub async fn stored(
     }
 }
 
-/// All that waits for a device, for one that connected: what of it is stored, baselines taken back and offered, and containments that
-/// people undid.
+/// All that waits for a device, for one that connected: what of it is stored, baselines taken back and offered, containments
+/// that people undid, and orders.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn waiting(shared: &Shared, device: &DeviceId) -> Result<Vec<Downlink>, StoreError> {
     let owner = device.clone();
     let query = move |c: &_| {
+        let orders = store::orders_waiting(c, &owner, clock::unix_ms())?;
         let acks = store::acks(c, &owner)?.into_iter().map(|(epoch, seq)| Downlink::Ack { epoch, seq });
         let take_backs = store::take_backs(c, &owner)?.into_iter();
         let take_backs = take_backs.map(|(program, generation)| Downlink::TakeBack { program, generation });
-        let offers = store::newest_offers(c, &owner)?.into_iter().map(Downlink::Offer);
+        let offers = store::newest_offers(c, &owner)?.into_iter();
+        // Else it would fetch again what it is about to forget.
+        let offers = offers.filter(|offer| !orders.iter().any(|order| is_relearned(order, &offer.program)));
+        let offers = offers.map(Downlink::Offer);
         let releases = store::releases(c, &owner)?.into_iter();
         let releases = releases.map(|containment| Downlink::Release { containment });
-        Ok(acks.chain(take_backs).chain(offers).chain(releases).collect())
+        let all: Vec<_> = acks.chain(take_backs).chain(offers).chain(releases).collect();
+        Ok((all, orders))
     };
-    shared.store.read(query).await
+    let (mut all, orders) = shared.store.read(query).await?;
+    all.extend(orders.iter().filter_map(|order| signed(shared, device, order)));
+    Ok(all)
+}
+
+/// An order as it is sent; `None` when it cannot be, which is told.
+#[must_use]
+pub fn signed(shared: &Shared, device: &DeviceId, order: &Order) -> Option<Downlink> {
+    match orders::sign(device.as_str(), order, shared.pki.signing()) {
+        Ok(signed) => Some(Downlink::Order(signed)),
+        Err(error) => {
+            log::error!("order {} for device {device} is not sent: {}", order.id, chain(&error));
+            None
+        }
+    }
+}
+
+fn is_relearned(order: &Order, of: &ProgramId) -> bool {
+    matches!(&order.errand, Errand::Relearn { program } if program == of)
 }
 
 /// A program that is new on a device may have a baseline already, of its group or of all.
@@ -321,6 +351,13 @@ fn decode_frame(raw: &[u8]) -> Result<UplinkFrame, String> {
         Uplink::Windows(windows) => check_windows(windows)?,
         // Any text, any number.
         Uplink::Event(_) => {}
+        Uplink::Answer(answer) if answer.text.len() > ANSWER_MAX => {
+            return Err(format!(
+                "an answer of {} bytes is over the limit of {ANSWER_MAX}",
+                answer.text.len()
+            ));
+        }
+        Uplink::Answer(_) => {}
     }
     Ok(frame)
 }

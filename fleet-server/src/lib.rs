@@ -4,7 +4,7 @@
 //! ```text
 //! device ── mTLS ──► mqtt ──► ingest ──► store (SQLite, group commit) ──► hub ──► web (API, stream, dashboard)
 //!    ▲                 │                   │
-//!    └── Ack, Offer, Chunk, Release ◄───────── trainer (fit, seal) ◄── windows
+//!    └── Ack, Offer, Chunk, Order ◄─────────── trainer (fit, seal) ◄── windows
 //! ```
 //! Instead of `mqtt`, the endpoint of our own, `broker` takes devices' messages from a broker of others.
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ pub mod access;
 pub mod broker;
 pub mod clock;
 pub mod config;
+mod configuration;
 pub mod counters;
 pub mod enrolment;
 mod feed;

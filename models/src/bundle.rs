@@ -160,7 +160,7 @@ pub enum BundleError {
     Expired(u64),
 }
 
-/// A public key that may sign bundles.
+/// A public key that may sign bundles and orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublicKey(pub [u8; 32]);
 
@@ -172,13 +172,18 @@ impl PublicKey {
         id.copy_from_slice(&sha256(&self.0)[..8]);
         id
     }
+
+    /// Whether this key made the signature.
+    pub(crate) fn verifies(&self, message: &[u8], signed: &[u8]) -> bool {
+        signature::UnparsedPublicKey::new(&signature::ED25519, self.0).verify(message, signed).is_ok()
+    }
 }
 
-/// The public keys a device trusts.
+/// The public keys whose bundles and orders a device trusts.
 #[derive(Clone, Debug, Default)]
 pub struct Keyring(pub heapless::Vec<PublicKey, 8>);
 
-/// The private key that signs bundles.
+/// The private key that signs bundles and orders.
 pub struct SigningKey(signature::Ed25519KeyPair);
 
 impl SigningKey {
@@ -209,6 +214,11 @@ impl SigningKey {
         let bytes = self.0.public_key().as_ref();
         PublicKey(bytes.try_into().expect("an Ed25519 public key has 32 bytes"))
     }
+
+    /// Signs what begins with a context of its own, so that a signature of one kind is never good for another.
+    pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
+        self.0.sign(message).as_ref().to_vec()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -229,7 +239,7 @@ pub fn seal(mut manifest: Manifest, parts: Vec<(String, Vec<u8>)>, key: &Signing
         .map(|(name, bytes)| PartInfo { name: name.clone(), size: len_u32(bytes), sha256: sha256(bytes) })
         .collect();
     let manifest = postcard::to_stdvec(&manifest).expect("a manifest has a postcard form");
-    let signed = key.0.sign(&[CONTEXT, &manifest].concat()).as_ref().to_vec();
+    let signed = key.sign(&[CONTEXT, &manifest].concat());
     let envelope = Envelope {
         manifest,
         signatures: vec![(key.public().id(), signed)],
@@ -314,9 +324,7 @@ fn check_signature(envelope: &Envelope, keys: &Keyring) -> Result<(), BundleErro
         .find_map(|(id, signed)| keys.0.iter().find(|key| key.id() == *id).map(|key| (key, id, signed)));
     let (key, id, signed) = known.ok_or_else(|| BundleError::UnknownKey(hex(first)))?;
     let message = [CONTEXT, &envelope.manifest].concat();
-    signature::UnparsedPublicKey::new(&signature::ED25519, key.0)
-        .verify(&message, signed)
-        .map_err(|_| BundleError::BadSignature(hex(id)))
+    if key.verifies(&message, signed) { Ok(()) } else { Err(BundleError::BadSignature(hex(id))) }
 }
 
 /// SHA-256 of some bytes.

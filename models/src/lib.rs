@@ -22,6 +22,7 @@ pub mod features;
 pub mod feed;
 pub mod nearest;
 pub mod novelty;
+pub mod orders;
 pub mod pairs;
 pub mod policy;
 pub mod program;

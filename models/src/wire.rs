@@ -19,6 +19,15 @@ pub const MESSAGE_MAX: usize = 64 * 1024;
 /// The largest part of a bundle sent in one [`Downlink::Chunk`], in bytes.
 pub const CHUNK_MAX: usize = 16 * 1024;
 
+/// The longest [`Answer::text`], in bytes.
+pub const ANSWER_MAX: usize = 32 * 1024;
+
+/// The longest configuration that a fleet gives, in bytes.
+pub const CONFIGURATION_MAX: usize = 16 * 1024;
+
+/// The longest time for which a log level holds, in seconds.
+pub const LOG_LEVEL_MAX_S: u32 = 86_400;
+
 /// The topic `bg/v1/<device>/<leaf>`.
 #[must_use]
 pub fn topic(device: &str, leaf: Leaf) -> String {
@@ -76,6 +85,8 @@ pub enum Uplink {
     Windows(TrainingWindows),
     /// What happened to the agent itself, or was done by it.
     Event(DeviceEvent),
+    /// What became of an order.
+    Answer(Answer),
 }
 
 /// What happened to a device's agent, or was done by it: evidence of tampering, and the audit of its own acts.
@@ -344,6 +355,80 @@ pub enum Downlink {
         /// Which generation; every other stays.
         generation: u64,
     },
+    /// Something that people ask of this device; answered with [`Uplink::Answer`] and repeated until then.
+    Order(SignedOrder),
+}
+
+/// An order and the fleet's word for it, so that a broker in between can hold it back but not make one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedOrder {
+    /// An [`Order`], encoded.
+    pub order: Vec<u8>,
+    /// Ed25519 (RFC 8032) by the key that signs bundles, over what [`crate::orders::signed_text`] gives.
+    pub signature: Vec<u8>,
+}
+
+/// Something that people ask of one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Counts up over the fleet. A device carries out none that is not above the last one, so each is done once at most.
+    pub id: u64,
+    /// What is to be done.
+    pub errand: Errand,
+}
+
+/// What a device can be asked to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Errand {
+    /// To tell how it is: what `behaveguard doctor` shows, of the agent that runs.
+    Doctor,
+    /// To write more or less into its log for a time.
+    LogLevel {
+        /// From which level on.
+        level: LogLevel,
+        /// For how long, at most [`LOG_LEVEL_MAX_S`]; then it is as before.
+        for_s: u32,
+    },
+    /// To forget what it learned of a program, and to learn it anew.
+    Relearn {
+        /// Which.
+        program: ProgramId,
+    },
+    /// To use this part of the configuration in place of what its file says.
+    Configure {
+        /// Counts up over the fleet.
+        version: u64,
+        /// TOML, at most [`CONFIGURATION_MAX`] bytes; empty when the file alone is to count.
+        text: String,
+    },
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogLevel {
+    /// What went wrong.
+    Error,
+    /// And what may go wrong.
+    Warn,
+    /// And what happens.
+    Info,
+    /// And why.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+/// What became of an order on the device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Which order.
+    pub id: u64,
+    /// Wall clock when it was carried out or refused, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// Carried out, not refused.
+    pub done: bool,
+    /// What was found, what came of it, or why it was refused; at most [`ANSWER_MAX`] bytes.
+    pub text: String,
 }
 
 /// A bundle that may be fetched.
@@ -395,95 +480,4 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn program() -> ProgramId {
-        ProgramId { unit: "gw.service".into(), exe: "/usr/bin/gw".into(), script: None }
-    }
-
-    fn alert() -> UplinkFrame {
-        UplinkFrame {
-            epoch: 7,
-            seq: 300,
-            body: Uplink::Alert(Alert {
-                unix_ms: 1,
-                program: program(),
-                pid: 42,
-                comm: "gw".into(),
-                score: 91.5,
-                severity: Severity::Critical,
-                techniques: vec!["T1003".into()],
-                summary: "s".into(),
-                reasons: vec![],
-                generation: 2,
-                detectors: vec![DetectorScore { name: "vae".into(), z: 8.0 }],
-                suppressed_before: 0,
-                degraded: vec![],
-            }),
-        }
-    }
-
-    #[test]
-    fn every_truncation_is_refused_and_nothing_may_follow() {
-        let bytes = encode(&alert()).unwrap();
-        assert_eq!(decode::<UplinkFrame>(&bytes).unwrap(), alert());
-        for end in 0..bytes.len() {
-            assert!(decode::<UplinkFrame>(&bytes[..end]).is_err(), "{end} bytes decoded");
-        }
-        let mut longer = bytes;
-        longer.push(0);
-        assert_eq!(decode::<UplinkFrame>(&longer), Err(WireError::Trailing(1)));
-    }
-
-    #[test]
-    fn the_bytes_of_an_alert_never_change() {
-        let bytes = encode(&alert()).unwrap();
-        assert_eq!(
-            bytes,
-            b"\x07\xac\x02\x00\x01\x0agw.service\x0b/usr/bin/gw\x00\x2a\x02gw\x00\x00\xb7\x42\x03\x01\x05T1003\x01s\x00\x02\x01\x03vae\x00\x00\x00\x41\x00\x00"
-        );
-    }
-
-    #[test]
-    fn the_bytes_of_an_acknowledgement_never_change() {
-        assert_eq!(encode(&Downlink::Ack { epoch: 1, seq: 128 }).unwrap(), b"\x00\x01\x80\x01");
-    }
-
-    #[test]
-    fn the_bytes_of_an_event_and_a_release_never_change() {
-        let event = DeviceEvent {
-            unix_ms: 1,
-            kind: EventKind::Contained,
-            program: Some(program()),
-            containment: Some(3),
-            text: "t".into(),
-        };
-        let frame = UplinkFrame { epoch: 7, seq: 1, body: Uplink::Event(event) };
-        assert_eq!(
-            encode(&frame).unwrap(),
-            b"\x07\x01\x02\x01\x07\x01\x0agw.service\x0b/usr/bin/gw\x00\x01\x03\x01t"
-        );
-        assert_eq!(encode(&Downlink::Release { containment: 128 }).unwrap(), b"\x03\x80\x01");
-    }
-
-    #[test]
-    fn the_bytes_of_numbers_that_are_gone_never_change() {
-        let message = Request::Gone { epoch: 7, from: 1, to: 300 };
-        assert_eq!(encode(&message).unwrap(), b"\x03\x07\x01\xac\x02");
-    }
-
-    #[test]
-    fn the_bytes_of_a_take_back_never_change() {
-        let message = Downlink::TakeBack { program: program(), generation: 128 };
-        assert_eq!(encode(&message).unwrap(), b"\x04\x0agw.service\x0b/usr/bin/gw\x00\x80\x01");
-    }
-
-    #[test]
-    fn topics_name_one_device_and_one_leaf() {
-        assert_eq!(parse_topic(&topic("gw-1", Leaf::Up)), Some(("gw-1", Leaf::Up)));
-        for bad in ["bg/v1//up", "bg/v1/a/b/up", "bg/v1/a/nothing", "bg/v2/a/up", "bg/v1/a"] {
-            assert_eq!(parse_topic(bad), None, "{bad}");
-        }
-    }
-}
+mod tests;

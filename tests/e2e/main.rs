@@ -21,6 +21,7 @@ mod live;
 mod mailed;
 mod moved;
 mod notified;
+mod ordered;
 mod postgres;
 mod power;
 mod rolled;

@@ -1,11 +1,13 @@
-//! Where the configuration comes from: a file, the environment and the command line.
+//! Where the configuration comes from: a file, the fleet, the environment and the command line.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use models::chain::chain;
+
 use super::read::Reader;
-use super::{Config, DEFAULT_PATH, Problem, environment};
+use super::{Config, DEFAULT_PATH, OVERLAY_FILE, Overlay, Problem, environment};
 
 /// What is read, at the start and again on SIGHUP.
 #[derive(Clone, Debug, Default)]
@@ -50,14 +52,41 @@ pub struct Found {
 }
 
 impl Source {
-    /// What the agent runs with.
+    /// What the agent runs with. What the fleet said and cannot be used here any more is told, and left out.
     ///
     /// # Errors
     /// When the file cannot be read, or something in it or the environment is wrong.
     pub fn load(&self) -> Result<Config, SourceError> {
+        let alone = self.read(None)?;
+        let with = match Overlay::read(&alone.state) {
+            Ok(None) => return Ok(alone),
+            Ok(Some(overlay)) => self.with(&overlay).map_err(|error| chain(&error)),
+            // People who ask the agent may not read its state folder, and need not.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(alone),
+            Err(error) => Err(format!("{}: {error}", alone.state.join(OVERLAY_FILE).display())),
+        };
+        Ok(with.unwrap_or_else(|reason| {
+            log::error!("what the fleet says is left out: {reason}");
+            alone
+        }))
+    }
+
+    /// What the agent would run with if the fleet said this.
+    ///
+    /// # Errors
+    /// As [`Source::load`], and when something in what the fleet says is wrong.
+    pub fn with(&self, overlay: &Overlay) -> Result<Config, SourceError> {
+        self.read(Some(overlay))
+    }
+
+    fn read(&self, overlay: Option<&Overlay>) -> Result<Config, SourceError> {
         let found = self.find()?;
-        let mut config = Config::read(&found.text, &environment())
-            .map_err(|problems| SourceError::Problems { place: found.place, problems })?;
+        let place = match overlay {
+            None => found.place,
+            Some(overlay) => format!("{} with version {} of the fleet's", found.place, overlay.version),
+        };
+        let mut config = Config::read_with(&found.text, overlay, &environment())
+            .map_err(|problems| SourceError::Problems { place, problems })?;
         if let Some(state) = &self.state {
             config.state.clone_from(state);
         }

@@ -99,13 +99,13 @@ pub trait Outbox: Send + Sync {
     fn recent(&self) -> Result<Vec<Alert>, OutboxError>;
 }
 
-/// What matters less makes room first: training windows, then alerts by severity. What happened to the agent is as good as
-/// a HIGH alert: who tampers with it must not get rid of the evidence by many small alerts.
+/// What matters less makes room first: training windows, then alerts by severity. What happened to the agent, or
+/// was done by it, is as good as a HIGH alert: who tampers with it must not get rid of the evidence by many small alerts.
 fn rank(body: &Uplink) -> u8 {
     match body {
         Uplink::Windows(_) => 0,
         Uplink::Alert(alert) => 1 + alert.severity as u8,
-        Uplink::Event(_) => 1 + models::policy::Severity::High as u8,
+        Uplink::Event(_) | Uplink::Answer(_) => 1 + models::policy::Severity::High as u8,
     }
 }
 

@@ -108,7 +108,7 @@ impl Service {
     }
 
     /// Uses the fleet's baseline of a program no longer, where there is none to go back to.
-    fn unlearn(&mut self, program: &ProgramId) -> Result<(), String> {
+    pub(super) fn unlearn(&mut self, program: &ProgramId) -> Result<(), String> {
         self.baselines.remove(program).map_err(|error| chain(&error))?;
         self.watch.forget(program);
         Ok(())

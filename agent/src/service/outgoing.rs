@@ -1,7 +1,7 @@
 //! What leaves the agent: to disk, then to the log, the sinks and the fleet.
 
 use models::chain::chain;
-use models::wire::{Alert, DeviceEvent, EventKind, Uplink as Body};
+use models::wire::{Alert, Answer, DeviceEvent, EventKind, Uplink as Body};
 
 use models::program::ProgramId;
 
@@ -58,6 +58,12 @@ impl Service {
     ) {
         let unix_ms = clock::now().unix_ms;
         self.put(Body::Event(DeviceEvent { unix_ms, kind, program, containment, text }));
+        self.write_out();
+    }
+
+    /// Tells the fleet what became of an order.
+    pub(super) fn answer(&mut self, answer: Answer) {
+        self.put(Body::Answer(answer));
         self.write_out();
     }
 

@@ -36,6 +36,13 @@ impl Change for bool {
     }
 }
 
+/// Something that can be refused for a reason.
+impl<T: Change, E> Change for Result<T, E> {
+    fn is_done(&self) -> bool {
+        self.as_ref().is_ok_and(Change::is_done)
+    }
+}
+
 /// The id of something that was made.
 impl Change for Option<u64> {
     fn is_done(&self) -> bool {

@@ -100,7 +100,7 @@ impl Change for Removed {
 /// When the database fails.
 pub(super) fn next_generation(c: &Connection, key: &str) -> Result<u64, StoreError> {
     let highest = c.query_row(
-        "SELECT max(coalesce((SELECT max(max(generation, reported_generation)) FROM programs WHERE key = ?1), 0),
+        "SELECT max(coalesce((SELECT max(max(generation, reported_generation, floor)) FROM programs WHERE key = ?1), 0),
              coalesce((SELECT max(generation) FROM baselines WHERE key = ?1), 0))",
         [key],
         |row| row.get(0),

@@ -34,7 +34,7 @@ pub struct StoredWindows {
 pub fn windows_of(c: &Connection, device: &DeviceId, key: &str) -> Result<Option<StoredWindows>, StoreError> {
     let row = c
         .query_row(
-            "SELECT program, total, max(generation, reported_generation,
+            "SELECT program, total, max(max(generation, floor), reported_generation,
                  coalesce((SELECT max(b.generation) FROM baselines b WHERE b.key = programs.key), 0))
              FROM programs WHERE device = ? AND key = ?",
             params![device.as_str(), key],

@@ -126,10 +126,20 @@ pub fn group_of(c: &Connection, device: &str) -> Result<Option<String>, StoreErr
     Ok(query.query_row([device], |row| row.get(0)).optional()?)
 }
 
-/// Puts a device into a group; `false` when there is no such device.
+/// Puts a device into a group, whose configuration it is asked to use; `false` when there is no such device.
 ///
 /// # Errors
 /// When the database fails.
-pub fn set_group(c: &Connection, device: &DeviceId, group: &GroupId) -> Result<bool, StoreError> {
-    Ok(c.execute("UPDATE devices SET grp = ? WHERE id = ?", params![group.as_str(), device.as_str()])? > 0)
+pub fn set_group(
+    c: &Connection,
+    device: &DeviceId,
+    group: &GroupId,
+    now_ms: u64,
+) -> Result<bool, StoreError> {
+    let set = "UPDATE devices SET grp = ? WHERE id = ?";
+    let is_there = c.execute(set, params![group.as_str(), device.as_str()])? > 0;
+    if is_there {
+        super::orders::configure(c, device, group, false, now_ms)?;
+    }
+    Ok(is_there)
 }

@@ -13,6 +13,7 @@ use models::wire::{TrainingWindow, Uplink, UplinkFrame};
 use super::alerts::{StoredAlert, put_alert};
 use super::channels::Channels;
 use super::events::{StoredEvent, put_event};
+use super::orders::put_answer;
 use super::suppressions::Rules;
 use super::{StoreError, bits, int, uint};
 use crate::counters::{Counter, Counters};
@@ -62,6 +63,8 @@ pub struct FrameOutcome {
     pub alert: Option<Box<StoredAlert>>,
     /// A fresh event.
     pub event: Option<StoredEvent>,
+    /// The order that was answered now, and whether it was carried out.
+    pub answered: Option<(u64, bool)>,
     /// What is there to train with after fresh windows.
     pub windows: Option<WindowsOutcome>,
 }
@@ -107,7 +110,7 @@ pub fn put_frame(
     let limits = intake.limits;
     super::seen(c, device, now_ms)?;
     let (fresh, acked) = number(c, counters, device, (frame.epoch, frame.seq), now_ms)?;
-    let mut outcome = FrameOutcome { fresh, acked, alert: None, event: None, windows: None };
+    let mut outcome = FrameOutcome { fresh, acked, alert: None, event: None, answered: None, windows: None };
     match &frame.body {
         // Also when the number is known: a frame that was given up as missing may still come.
         Uplink::Alert(alert) => {
@@ -117,6 +120,11 @@ pub fn put_frame(
         Uplink::Event(event) => {
             outcome.event = put_event(c, counters, device, frame, event, now_ms, limits.events)?;
             outcome.fresh = outcome.event.is_some();
+        }
+        // The first answer counts, also one that was given up as missing.
+        Uplink::Answer(answer) => {
+            outcome.fresh = put_answer(c, device, answer, now_ms)?;
+            outcome.answered = outcome.fresh.then_some((answer.id, answer.done));
         }
         Uplink::Windows(windows) if fresh => {
             outcome.windows = put_windows(c, counters, device, &windows.program, &windows.windows, limits)?;

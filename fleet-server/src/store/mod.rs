@@ -17,6 +17,7 @@ mod evidence;
 mod find;
 mod frames;
 mod incidents;
+mod orders;
 mod overview;
 mod passfile;
 mod read;
@@ -68,6 +69,10 @@ pub use frames::{
     FrameOutcome, Intake, Limits, Rejected, WindowsOutcome, acks, put_frame, put_gone, put_rejected,
 };
 pub use incidents::{IncidentRow, incident, incidents};
+pub use orders::{
+    Answered, ConfigurationRow, NotRelearned, ORDERS_MAX, OrderRow, Spread, cancel_order, configurations,
+    order, orders, orders_waiting, put_configuration, put_order, put_relearn, spread,
+};
 pub use overview::{Overview, Suspect, overview};
 pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, training};
 pub use retention::drop_older;

@@ -185,5 +185,7 @@ pub fn enrol(
             int(now_ms)
         ],
     )?;
-    Ok(Enrol::Done(GroupId::parse(&group).unwrap_or_default()))
+    let group = GroupId::parse(&group).unwrap_or_default();
+    super::orders::configure(c, device, &group, !again, now_ms)?;
+    Ok(Enrol::Done(group))
 }

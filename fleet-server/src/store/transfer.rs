@@ -22,7 +22,7 @@ const ROWS: u32 = 500;
 const PART_MAX: u32 = 1 << 30;
 
 /// What is moved. Of the words of alerts each database makes an index of its own.
-const TABLES: [Table; 28] = [
+const TABLES: [Table; 30] = [
     by_key("devices", "id"),
     by_key("heartbeats", "device"),
     by_key("acks", "device, epoch"),
@@ -51,6 +51,8 @@ const TABLES: [Table; 28] = [
     by_key("rollout_devices", "rollout, device"),
     by_key("take_backs", "device, key, generation"),
     by_key("pins", "device, key"),
+    by_id("orders"),
+    by_id("group_configs"),
 ];
 
 struct Table {

@@ -15,6 +15,7 @@ use super::access::Actor;
 use super::answers::{DeviceList, EventList, QueuedView};
 use super::error::ApiError;
 use super::extract::{Asked, Body, OfDevice};
+use super::orders::send_orders;
 use super::views::{DeviceView, EventView};
 use super::{Answer, limit_of};
 use crate::clock;
@@ -97,10 +98,11 @@ pub(super) async fn change(
     let group = body.group;
     let audit = actor.audit(&shared, "device.group", device.as_str(), group.as_str());
     let owner = device.clone();
-    let there = audit.write(&shared, move |c| store::set_group(c, &owner, &group));
+    let there = audit.write(&shared, move |c| store::set_group(c, &owner, &group, clock::unix_ms()));
     if !there.await? {
         return Err(ApiError::not_found("device"));
     }
+    send_orders(&shared, &device).await?;
     shared.hub.tell(Event::Device(device));
     Ok(StatusCode::NO_CONTENT)
 }

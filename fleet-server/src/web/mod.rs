@@ -13,6 +13,8 @@ mod extract;
 mod incidents;
 mod live;
 mod openapi;
+mod order_views;
+mod orders;
 mod pages;
 mod rates;
 mod rollout_views;
@@ -116,6 +118,10 @@ impl Parts {
             .routes(routes!(devices::events))
             .routes(routes!(devices::list))
             .routes(routes!(devices::one))
+            .routes(routes!(orders::list))
+            .routes(routes!(orders::one))
+            .routes(routes!(orders::configurations))
+            .routes(routes!(orders::preview))
             .routes(routes!(baselines::training))
             .routes(routes!(baselines::list))
             .routes(routes!(rollouts::list))
@@ -133,10 +139,13 @@ impl Parts {
             .routes(routes!(suppressions::create))
             .routes(routes!(suppressions::remove))
             .routes(routes!(devices::release))
+            .routes(routes!(orders::create))
+            .routes(routes!(orders::cancel))
             .routes(routes!(baselines::train));
         let admin = OpenApiRouter::default()
             .routes(routes!(devices::change))
             .routes(routes!(devices::revoke))
+            .routes(routes!(orders::configure))
             .routes(routes!(enrolment::list, enrolment::create))
             .routes(routes!(enrolment::remove))
             .routes(routes!(users::list))

@@ -162,7 +162,8 @@ fn without_null(schema: &mut Value) {
     }
 }
 
-/// Numbers say how large they may be: ours are unsigned, and the formats of OpenAPI are not.
+/// Numbers say how large they may be: ours are unsigned, and the formats of OpenAPI are not. What is one of several kinds has the
+/// fields of its kind and no other.
 fn limit(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -174,6 +175,10 @@ fn limit(value: &mut Value) {
             if let Some(max) = max {
                 map.remove("format");
                 map.entry("maximum").or_insert_with(|| max.into());
+            }
+            let kinds = map.get("properties").and_then(|fields| fields["kind"]["enum"].as_array());
+            if kinds.is_some_and(|kinds| kinds.len() == 1) {
+                map.insert("additionalProperties".into(), false.into());
             }
             map.values_mut().for_each(limit);
         }

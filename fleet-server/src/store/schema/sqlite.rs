@@ -176,8 +176,23 @@ CREATE INDEX programs_by_key ON programs(key, device);
 /// The user of a token, under a name that is no keyword anywhere.
 const V7: &str = "ALTER TABLE api_tokens RENAME COLUMN user TO owner;";
 
+/// What devices are asked to do, the configurations of groups, and the generations of programs that are learned anew.
+const V8: &str = "
+CREATE TABLE orders(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, body BLOB NOT NULL, version INTEGER, by TEXT NOT NULL,
+    created_ms INTEGER NOT NULL, expires_ms INTEGER, answered_ms INTEGER, done INTEGER, answer TEXT
+);
+CREATE INDEX orders_by_device ON orders(device, id);
+CREATE INDEX orders_waiting ON orders(device, id) WHERE answered_ms IS NULL;
+CREATE TABLE group_configs(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, grp TEXT NOT NULL, text TEXT NOT NULL, by TEXT NOT NULL, created_ms INTEGER NOT NULL
+);
+CREATE INDEX group_configs_by_group ON group_configs(grp, id);
+ALTER TABLE programs ADD COLUMN floor INTEGER NOT NULL DEFAULT 0;
+";
+
 /// The steps from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7];
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7, V8];
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(c: &Connection, place: &str) -> Result<(), StoreError> {
