@@ -182,7 +182,19 @@ fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
     go(&browser, "#/devices", "Devices", "document.querySelectorAll('#devices li').length === 2");
     keep_picture(&browser, "devices");
     go(&browser, "#/devices/gw-a", "gw-a", "document.querySelectorAll('#alerts li').length === 6");
+    press("Ask how it is");
+    browser
+        .wait("document.querySelector('#orders li[data-order=waiting]')?.innerText.includes('by anna')")
+        .unwrap();
+    press("Take back");
+    browser.wait("document.querySelector('#orders').innerText.includes('Nothing.')").unwrap();
+    press("Log more");
+    browser
+        .wait("document.querySelector('#orders').innerText.includes('log from debug on for 600 s: waiting')")
+        .unwrap();
     keep_picture(&browser, "device");
+    go(&browser, "#/groups/default", "Group default", "document.body.innerText.includes('2 devices')");
+    assert_eq!(browser.eval("document.querySelector('textarea') === null").unwrap(), true, "for admins only");
     go(&browser, "#/baselines", "Baselines", "document.body.innerText.includes('No program is learned yet')");
     keep_picture(&browser, "baselines");
     go(&browser, "#/settings", "Settings", "document.body.innerText.includes('a release')");
@@ -202,6 +214,14 @@ fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
     browser.wait("document.querySelector('.secret code')?.textContent.length > 100").unwrap();
     keep_picture(&browser, "settings");
 
+    go(&browser, "#/groups/default", "Group default", "document.querySelector('textarea')");
+    browser.eval("document.querySelector('textarea').value = 'heartbeat = \"30s\"'").unwrap();
+    press("Preview");
+    browser.wait("document.body.innerText.includes('2 devices would be asked to use it')").unwrap();
+    press("Give it to the group");
+    browser.wait("document.querySelector('#versions li')?.innerText.includes('heartbeat')").unwrap();
+    keep_picture(&browser, "group");
+
     go(&browser, "#/rollouts", "Rollouts", "document.body.innerText.includes('Nothing was rolled out yet')");
     check_accessibility(
         &browser,
@@ -213,6 +233,7 @@ fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
             ("#/incidents/1", "Incident 1"),
             ("#/devices", "Devices"),
             ("#/devices/gw-a", "gw-a"),
+            ("#/groups/default", "Group default"),
             ("#/baselines", "Baselines"),
             ("#/rollouts", "Rollouts"),
             ("#/settings", "Settings"),
@@ -236,7 +257,7 @@ fn the_dashboard_fits_a_phone() {
     let browser = Browser::start(&dir.path().join("browser"), 500, 800).unwrap();
     browser.open(&format!("{}/#token={}", fleet.url().unwrap(), fleet.token().unwrap())).unwrap();
     browser.wait("document.querySelectorAll('#alerts li[data-id]').length === 1").unwrap();
-    for hash in ["#/alerts", "#/alerts/1", "#/devices", "#/", "#/settings"] {
+    for hash in ["#/alerts", "#/alerts/1", "#/devices", "#/groups/default", "#/", "#/settings"] {
         browser.eval(&format!("location.hash = {hash:?}")).unwrap();
         browser.wait("document.querySelectorAll('#page h1').length === 1").unwrap();
         let wide = browser

@@ -9,7 +9,7 @@ const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const JS: &str = "text/javascript; charset=utf-8";
 
-const FILES: [(&str, &str, &str); 12] = [
+const FILES: [(&str, &str, &str); 13] = [
     ("/", HTML, include_str!("dashboard/index.html")),
     ("/dashboard/style.css", CSS, include_str!("dashboard/style.css")),
     ("/dashboard/app.js", JS, include_str!("dashboard/app.js")),
@@ -18,6 +18,7 @@ const FILES: [(&str, &str, &str); 12] = [
     ("/dashboard/overview.js", JS, include_str!("dashboard/overview.js")),
     ("/dashboard/alerts.js", JS, include_str!("dashboard/alerts.js")),
     ("/dashboard/devices.js", JS, include_str!("dashboard/devices.js")),
+    ("/dashboard/orders.js", JS, include_str!("dashboard/orders.js")),
     ("/dashboard/baselines.js", JS, include_str!("dashboard/baselines.js")),
     ("/dashboard/rollouts.js", JS, include_str!("dashboard/rollouts.js")),
     ("/dashboard/settings.js", JS, include_str!("dashboard/settings.js")),

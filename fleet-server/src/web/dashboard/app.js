@@ -5,6 +5,7 @@ import { at, el, say } from "/dashboard/dom.js";
 import { alertPage, alertsPage, incidentPage, incidentsPage } from "/dashboard/alerts.js";
 import { baselinesPage } from "/dashboard/baselines.js";
 import { devicePage, devicesPage } from "/dashboard/devices.js";
+import { groupPage } from "/dashboard/orders.js";
 import { overviewPage } from "/dashboard/overview.js";
 import { rolloutPage, rolloutsPage } from "/dashboard/rollouts.js";
 import { settingsPage } from "/dashboard/settings.js";
@@ -18,6 +19,7 @@ const PAGES = [
   [/^\/incidents\/(\d+)$/, incidentPage],
   [/^\/devices$/, devicesPage],
   [/^\/devices\/([a-z0-9-]+)$/, devicePage],
+  [/^\/groups\/([a-z0-9-]+)$/, groupPage],
   [/^\/baselines$/, baselinesPage],
   [/^\/rollouts$/, rolloutsPage],
   [/^\/rollouts\/(\d+)$/, rolloutPage],

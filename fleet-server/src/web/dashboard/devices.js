@@ -3,6 +3,7 @@
 import { ask, may } from "/dashboard/server.js";
 import { again, ago, button, el, field, say, seldom, table, time } from "/dashboard/dom.js";
 import { alertItem } from "/dashboard/alerts.js";
+import { ordersSection } from "/dashboard/orders.js";
 
 const AGAIN_MS = 1000;
 
@@ -36,11 +37,11 @@ function deviceItem(device) {
 }
 
 export async function devicePage(id) {
-  const [device, { alerts }, { events }] = await Promise.all(
-    [ask("/devices/" + id), ask("/alerts?limit=20&device=" + id), ask("/events?limit=50&device=" + id)]);
+  const [device, { alerts }, { events }, { orders }] = await Promise.all([ask("/devices/" + id), ask("/alerts?limit=20&device=" + id),
+    ask("/events?limit=50&device=" + id), ask("/devices/" + id + "/orders?limit=20")]);
   const beat = device.heartbeat;
   const lost = beat ? Object.entries(beat.counters).filter(([name, value]) => value && /dropped|failed|refused|throttled|rejected/.test(name)) : [];
-  const facts = [["State", device.state], ["Group", device.group], ["Enrolled", time(device.enrolled_unix_ms)],
+  const facts = [["State", device.state], ["Group", el("a", { href: "#/groups/" + device.group }, device.group)], ["Enrolled", time(device.enrolled_unix_ms)],
     ["Last seen", device.last_seen_unix_ms ? ago(device.last_seen_unix_ms) : "never"],
     ["Certificate until", device.certificate_ends_unix_s ? time(device.certificate_ends_unix_s * 1000) : "unknown"]];
   if (beat) facts.push(["Machine", beat.arch + ", Linux " + beat.kernel], ["Agent", beat.version + ", up " + Math.round(beat.uptime_ms / 60000) + " min"],
@@ -63,6 +64,7 @@ export async function devicePage(id) {
       [layer.layer, layer.backend || el("strong", {}, "not seen"), layer.failed.map((failed) => failed.backend + ": " + failed.reason).join("; ")]), "") : el("p", {}, "No heartbeat yet."))),
     el("section", {}, el("h2", {}, "Programs"), table(["Program", "State", "Generation", "Windows sent"], beat ? beat.programs.map((one) =>
       [el("a", { href: "#/alerts?device=" + id + "&program=" + one.program.key }, one.program.text), one.state, one.generation || "none", one.windows]) : [], "No program is watched.")),
+    ordersSection(id, orders, beat ? beat.programs : []),
     el("section", {}, el("h2", {}, "What happened to its agent"), happened, events.length ? null : el("p", { class: "quiet" }, "Nothing.")),
     el("section", {}, el("h2", {}, "Its newest alerts"), el("ol", { id: "alerts" }, [...alerts].reverse().map((alert) => alertItem(alert))), alerts.length ? null : el("p", { class: "quiet" }, "None.")),
     admin || null);
@@ -71,6 +73,8 @@ export async function devicePage(id) {
     title: id, node,
     take(name, data) {
       if ((name === "event" || name === "alert") && data.device === id) soon();
+      // An answer comes as news of the device, and so does each heartbeat.
+      if (name === "device" && data.id === id && orders.some((order) => order.state === "waiting")) soon();
     },
   };
 }

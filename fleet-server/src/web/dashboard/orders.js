@@ -1,0 +1,83 @@
+// What devices are asked to do, and the configuration of a group.
+
+import { ask, may } from "/dashboard/server.js";
+import { again, button, choice, el, field, say, table, time } from "/dashboard/dom.js";
+
+const LEVELS = [["debug", "debug"], ["trace", "trace"], ["info", "info"], ["warn", "warn"], ["error", "error"]];
+
+// What a device was asked, and buttons that ask more of it.
+export function ordersSection(device, orders, programs) {
+  const give = async (order) => {
+    await ask("/devices/" + device + "/orders", { sent: { order } });
+    say("asked for");
+    again();
+  };
+  const level = choice(LEVELS, "debug"), minutes = el("input", { type: "number", min: 1, max: 1440, value: 10 });
+  const program = choice(programs.map((one) => [one.program.key, one.program.text]), programs[0]?.program.key);
+  const asks = may("analyst") && el("div", {},
+    el("p", { class: "filters" }, button("Ask how it is", () => give({ kind: "doctor" }))),
+    el("p", { class: "filters" }, field("Log from", level), field("Minutes", minutes),
+      button("Log more", () => give({ kind: "log_level", level: level.value, for_s: Number(minutes.value) * 60 }))),
+    programs.length > 0 && el("p", { class: "filters" }, field("Program", program), button("Learn it anew", async () => {
+      if (!confirm("Forget what " + device + " learned of this program? Until it is learned again, only decisive events alarm.")) return;
+      await give({ kind: "relearn", program_key: program.value });
+    })));
+  return el("section", { id: "orders" }, el("h2", {}, "What it was asked"), asks || null,
+    orders.length ? el("ul", {}, orders.map((order) => orderItem(device, order))) : el("p", { class: "quiet" }, "Nothing."));
+}
+
+function orderItem(device, order) {
+  const lines = (order.answer || "").split("\n");
+  const cancel = order.state === "waiting" && order.order.kind !== "configure" && may("analyst") && button("Take back", async () => {
+    await ask("/devices/" + device + "/orders/" + order.id, { method: "DELETE" });
+    say("it is not asked any more");
+    again();
+  });
+  return el("li", { "data-order": order.state },
+    el("p", { class: "summary" }, what(order.order) + ": " + order.state + " ", time(order.answered_unix_ms || order.created_unix_ms)),
+    el("p", { class: "quiet" }, "by " + (order.by || "nobody") + (order.state === "waiting" && order.expires_unix_ms ? ", until " : ""),
+      order.state === "waiting" && order.expires_unix_ms ? time(order.expires_unix_ms) : null),
+    lines.length > 1 ? el("details", {}, el("summary", {}, lines[0]), el("pre", { tabindex: 0 }, order.answer)) : el("p", {}, lines[0]), cancel || null);
+}
+
+function what(order) {
+  if (order.kind === "log_level") return "log from " + order.level + " on for " + order.for_s + " s";
+  if (order.kind === "relearn") return "learn " + order.program.text + " anew";
+  if (order.kind === "configure") return order.version ? "use configuration " + order.version : "use no configuration of the fleet";
+  return "how it is";
+}
+
+export async function groupPage(group) {
+  const { versions, spread } = await ask("/groups/" + group + "/configurations?limit=20");
+  const newest = versions[0];
+  const text = el("textarea", { rows: 12, spellcheck: "false", "aria-label": "Configuration" });
+  text.value = newest?.text || "";
+  const shown = el("div", { role: "status" });
+  const edit = may("admin") && el("section", {}, el("h2", {}, "Change it"),
+    el("p", { class: "quiet" }, "TOML as in the agent's file. What is not named here stays as the file of each device says."), text,
+    el("p", { class: "filters" }, button("Preview", async () => {
+      const { changes, devices } = await ask("/groups/" + group + "/configurations/preview", { sent: { text: text.value } });
+      shown.replaceChildren(changeTable(changes), el("p", {}, devices + " devices would be asked to use it."));
+    }), button("Give it to the group", async () => {
+      const { version } = await ask("/groups/" + group + "/configurations", { sent: { text: text.value, over: newest?.version || 0 } });
+      say("version " + version + " is on its way");
+      again();
+    })), shown);
+  const refused = spread.refused ? ", " + spread.refused + " refused it: their pages say why" : "";
+  return {
+    title: "Group " + group,
+    node: el("div", {},
+      el("p", {}, el("a", { href: "#/devices?group=" + group }, spread.devices + " devices"),
+        newest ? "; " + spread.applied + " use version " + newest.version + refused + "." : "; each uses its own file alone."),
+      edit || null,
+      el("section", {}, el("h2", {}, "Versions"), versions.length ? el("ol", { id: "versions" }, versions.map((one) =>
+        el("li", {}, el("p", { class: "summary" }, "Version " + one.version + " by " + one.by + " ", time(one.created_unix_ms)), changeTable(one.changes),
+          el("details", {}, el("summary", {}, "All of it"), el("pre", { tabindex: 0 }, one.text || "(empty)"))))) : el("p", { class: "quiet" }, "None yet."))),
+    take() {},
+  };
+}
+
+function changeTable(changes) {
+  const value = (one) => one === null ? el("em", {}, "as the file says") : JSON.stringify(one);
+  return table(["Key", "Before", "Then"], changes.map((one) => [one.key, value(one.before), value(one.after)]), "No key changes.");
+}
