@@ -7,7 +7,7 @@
 //! whole in it can be replayed. Times are `CLOCK_BOOTTIME` and wall clock, as the pipeline was given them.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::io::{self, BufReader, BufWriter, Read, Write as _};
 use std::path::{Path, PathBuf};
 
 use models::program::ProgramId;
@@ -240,8 +240,8 @@ impl Writer {
 }
 
 /// Reads a capture, entry by entry.
-pub struct Reader {
-    file: BufReader<File>,
+pub struct Reader<R = File> {
+    file: BufReader<R>,
     path: PathBuf,
     entries: u64,
     ended: bool,
@@ -253,8 +253,19 @@ impl Reader {
     /// # Errors
     /// When it cannot be read, or is none.
     pub fn open(path: &Path) -> Result<Self, CaptureError> {
+        let file = File::open(path).map_err(|source| CaptureError::File { path: path.to_owned(), source })?;
+        Self::of(file, path)
+    }
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads a capture from anywhere; errors name this path.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn of(source: R, path: &Path) -> Result<Self, CaptureError> {
         let failed = |source| CaptureError::File { path: path.to_owned(), source };
-        let mut file = BufReader::new(File::open(path).map_err(failed)?);
+        let mut file = BufReader::new(source);
         let mut magic = [0; MAGIC.len()];
         match file.read_exact(&mut magic) {
             Ok(()) if magic == MAGIC => {}

@@ -24,6 +24,7 @@ pub mod local;
 pub mod logging;
 pub mod memory;
 pub mod outbox;
+pub mod outgoing;
 pub mod pipeline;
 pub mod probe;
 pub mod processes;

@@ -1,6 +1,7 @@
 //! A capture judged again: the same pipeline, the same inputs, the same answers.
 
 use std::collections::VecDeque;
+use std::io::Read;
 use std::path::Path;
 
 use models::bundle::Verified;
@@ -45,7 +46,18 @@ pub fn replay(
     baselines: &[Verified],
     sink: &mut dyn FnMut(Output),
 ) -> Result<Summary, CaptureError> {
-    let mut reader = Reader::open(path)?;
+    replay_from(Reader::open(path)?, baselines, sink)
+}
+
+/// The same from anywhere.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_from<R: Read>(
+    mut reader: Reader<R>,
+    baselines: &[Verified],
+    sink: &mut dyn FnMut(Output),
+) -> Result<Summary, CaptureError> {
     let mut summary = Summary::default();
     let mut pipeline: Option<Pipeline<Answers>> = None;
     let mut out = Vec::new();

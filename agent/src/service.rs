@@ -34,6 +34,7 @@ use crate::memory::MemoryFile;
 #[cfg(feature = "sled")]
 use crate::outbox::SledOutbox;
 use crate::outbox::{LogOutbox, MemoryOutbox, Outbox, OutboxError};
+use crate::outgoing::Outgoing;
 use crate::probe::{Probe, ProbeError, cgroup_root};
 use crate::run_mark::{self, RunMark};
 use crate::shedding::Shedding;
@@ -43,7 +44,6 @@ use crate::vitals;
 use crate::watch::Watch;
 use crate::whitelist::Whitelist;
 use orders::Orders;
-use outgoing::Unwritten;
 
 /// How often what a restart would forget is written down, beside the end.
 const REMEMBER_EVERY_NS: u64 = 600_000_000_000;
@@ -129,11 +129,8 @@ struct Service {
     sinks: Sinks,
     watch: Watch,
     baselines: Baselines,
-    outbox: Arc<dyn Outbox>,
-    /// For what the disk does not take.
-    memory_outbox: Arc<dyn Outbox>,
+    outgoing: Outgoing,
     status: Arc<Mutex<Status>>,
-    unwritten: VecDeque<Unwritten>,
     mark: RunMark,
     shedding: Shedding,
     containment: Containment,
@@ -142,8 +139,6 @@ struct Service {
     /// Wall clock minus the clock of intervals, milliseconds.
     clock_offset: i64,
     refused: VecDeque<[u8; 32]>,
-    /// Since when the disk takes nothing.
-    outbox_fails_ns: Option<u64>,
     online: bool,
     started_ns: u64,
     heartbeat_ns: u64,
@@ -156,12 +151,6 @@ struct Service {
 
 #[derive(Default)]
 struct OwnCounters {
-    outbox_dropped: u64,
-    outbox_failed: u64,
-    unwritten_dropped: u64,
-    outbox_bypassed: u64,
-    messages_too_long: u64,
-    windows_refused: u64,
     memory_failed: u64,
     bundles_activated: u64,
     bundles_refused: u64,
@@ -227,7 +216,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     watch.set_whitelist(Arc::clone(&whitelist));
     let (news_out, news) = async_channel::bounded(64);
     let memory_outbox: Arc<dyn Outbox> = Arc::new(MemoryOutbox::new(MEMORY_OUTBOX_MAX));
-    let lanes = [Arc::clone(&outbox), Arc::clone(&memory_outbox)];
+    let lanes = [outbox, memory_outbox];
     let sources = Sources {
         status: Arc::clone(&status),
         outboxes: lanes.clone(),
@@ -250,10 +239,11 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     // Without a link nothing comes; the sender is kept so that waiting for news does not end.
     let _no_news = news_out.clone();
     let join = |identity: Identity| {
-        let uplink = Uplink::start(&config.state, identity.clone(), lanes, news_out)?;
+        let uplink = Uplink::start(&config.state, identity.clone(), lanes.clone(), news_out)?;
         Ok::<_, ServiceError>(Member { identity, uplink })
     };
     let member = identity.map(join).transpose()?;
+    let outgoing = Outgoing::new(lanes, member.is_some());
     let mut sinks = Sinks::default();
     sinks.apply(&config.sinks).map_err(ServiceError::Runtime)?;
     log::info!("{device} watches {} in windows of {:?}", patterns(&config), config.window);
@@ -264,8 +254,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         device,
         member,
         sinks,
-        outbox_fails_ns: None,
-        unwritten: VecDeque::new(),
+        outgoing,
         mark,
         shedding: Shedding::new(vitals::cpu_ms(), clock::boot_ns()),
         containment: Containment::open(&config.state, cgroup_root()),
@@ -282,8 +271,6 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         config,
         watch,
         baselines,
-        outbox,
-        memory_outbox,
         status,
     };
     service.began(last_run);
@@ -294,7 +281,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         member.uplink.stop();
     }
     service.sinks.stop();
-    log::info!("stopped; {} messages wait in the outbox", service.outbox.waiting());
+    log::info!("stopped; {} messages wait in the outbox", service.outgoing.disk().waiting());
     service.mark.end();
     drop(lock);
     done

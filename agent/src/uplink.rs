@@ -1,13 +1,13 @@
 //! The link to the fleet: outboxes to MQTT, acknowledgements and bundles back, on a thread of its own.
 //!
 //! rumqttc keeps no promise across connections, so nothing is left to it: each connection is a new client with a
-//! clean session, at most [`WINDOW`] numbered messages are on their way, and after each connection sending starts
-//! again at the oldest message of the outbox. A message leaves the outbox only when the fleet says it is stored.
+//! clean session, at most [`WINDOW`] numbered messages of each outbox are on their way ([`Lanes`]), and after each connection
+//! sending starts again at the oldest message. A message leaves the outbox only when the fleet says it is stored.
 
 mod fetch;
+mod lanes;
 mod renewal;
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
@@ -32,11 +32,7 @@ use crate::outbox::Outbox;
 use fetch::{Fetch, Fetched};
 use renewal::Credentials;
 
-/// Numbered messages sent and not yet acknowledged by the fleet.
-pub const WINDOW: usize = 32;
-
-/// Outboxes: on disk, and in memory for what a failing disk does not take.
-pub const LANES: usize = 2;
+pub use lanes::{LANES, Lanes, WINDOW};
 
 /// Messages handed to the client that it has not yet sent.
 const QUEUE: usize = 128;
@@ -134,26 +130,8 @@ struct Shared {
 struct Sending {
     /// While the fleet listens.
     client: Option<Client>,
-    lanes: [Lane; LANES],
+    lanes: Lanes,
     fetch: Fetch,
-}
-
-/// What of one outbox is on its way.
-#[derive(Default)]
-struct Lane {
-    /// Numbers, ascending.
-    on_way: VecDeque<u64>,
-    /// The last number given to the client in this connection.
-    cursor: u64,
-    /// When something was sent into an empty window, or acknowledged.
-    moved_ns: u64,
-}
-
-impl Lane {
-    /// For how long nothing was acknowledged that is on its way.
-    fn still_ns(&self) -> u64 {
-        if self.on_way.is_empty() { 0 } else { clock::boot_ns().saturating_sub(self.moved_ns) }
-    }
 }
 
 impl Uplink {
@@ -300,7 +278,7 @@ impl Shared {
                     log::info!("linked to {}:{}", self.identity.host, self.identity.port);
                     let mut sending = self.sending();
                     sending.client = Some(client.clone());
-                    sending.lanes = Default::default();
+                    sending.lanes.restart();
                     self.pump(&mut sending);
                     sending.fetch.restart();
                     self.ask(&mut sending);
@@ -314,7 +292,7 @@ impl Shared {
                     if sending.fetch.is_stalled(clock::boot_ns()) {
                         self.ask(&mut sending);
                     }
-                    let still = sending.lanes.iter().map(Lane::still_ns).max().unwrap_or(0);
+                    let still = sending.lanes.still_ns(clock::boot_ns());
                     drop(sending);
                     if still > STALL_NS {
                         self.counters.stalled.fetch_add(1, Relaxed);
@@ -364,20 +342,12 @@ impl Shared {
     }
 
     fn acknowledged(&self, epoch: u64, seq: u64) {
-        let of = self.outboxes.iter().position(|outbox| outbox.epoch() == epoch);
-        // Else of an outbox that this device had before.
-        let Some(at) = of else { return };
-        match self.outboxes[at].forget(seq) {
+        let mut sending = self.sending();
+        match sending.lanes.acknowledged(self.outboxes(), (epoch, seq), clock::boot_ns()) {
             Ok(n) => {
                 self.counters.acked.fetch_add(n, Relaxed);
             }
             Err(error) => log::warn!("forgetting what the fleet has: {error}"),
-        }
-        let mut sending = self.sending();
-        let lane = &mut sending.lanes[at];
-        while lane.on_way.front().is_some_and(|oldest| *oldest <= seq) {
-            lane.on_way.pop_front();
-            lane.moved_ns = clock::boot_ns();
         }
         self.pump(&mut sending);
     }
@@ -385,37 +355,20 @@ impl Shared {
     /// Hands messages to the client while the windows have room.
     fn pump(&self, sending: &mut Sending) {
         let Some(client) = sending.client.clone() else { return };
-        for (outbox, lane) in self.outboxes.iter().zip(&mut sending.lanes) {
-            self.pump_one(&client, outbox.as_ref(), lane);
+        let mut send = |leaf, bytes| {
+            let topic = wire::topic(&self.identity.device, leaf);
+            client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_ok()
+        };
+        match sending.lanes.pump(self.outboxes(), clock::boot_ns(), &mut send) {
+            Ok(n) => {
+                self.counters.sent.fetch_add(n, Relaxed);
+            }
+            Err(error) => log::error!("reading the outbox: {error}"),
         }
     }
 
-    fn pump_one(&self, client: &Client, outbox: &dyn Outbox, lane: &mut Lane) {
-        while lane.on_way.len() < WINDOW {
-            let (seq, bytes) = match outbox.after(lane.cursor) {
-                Ok(Some(next)) => next,
-                Ok(None) => return,
-                Err(error) => {
-                    log::error!("reading the outbox: {error}");
-                    return;
-                }
-            };
-            // In a new connection the first number tells what was before it, too.
-            let (epoch, from) = (outbox.epoch(), lane.cursor + 1);
-            if seq > from && !self.publish(client, &Request::Gone { epoch, from, to: seq - 1 }) {
-                return;
-            }
-            let topic = wire::topic(&self.identity.device, Leaf::Up);
-            if client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_err() {
-                return;
-            }
-            if lane.on_way.is_empty() {
-                lane.moved_ns = clock::boot_ns();
-            }
-            lane.cursor = seq;
-            lane.on_way.push_back(seq);
-            self.counters.sent.fetch_add(1, Relaxed);
-        }
+    fn outboxes(&self) -> [&dyn Outbox; LANES] {
+        [self.outboxes[0].as_ref(), self.outboxes[1].as_ref()]
     }
 
     /// Asks for the next part of the bundle that is being fetched, if there is one.

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use models::chain::chain;
 use models::wire::{Alert, MESSAGE_MAX, Uplink, UplinkFrame, decode, encode};
 
 use super::recent::Recent;
@@ -59,6 +60,8 @@ struct Log {
     /// A failed append may have left bytes behind `end`.
     dirty: bool,
     next: u64,
+    /// What made room when the outbox was opened, to be told with the next message.
+    untold: u64,
     recent: Recent,
 }
 
@@ -78,9 +81,21 @@ impl LogOutbox {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(state: &Path, bytes_max: u64) -> Result<Self, OutboxError> {
+        Self::open_with(state, bytes_max, &mut random)
+    }
+
+    /// The same with epochs from elsewhere, so that a simulation can be repeated.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open_with(
+        state: &Path,
+        bytes_max: u64,
+        new_epoch: &mut dyn FnMut() -> u64,
+    ) -> Result<Self, OutboxError> {
         let dir = state.join("outbox");
         files::make_private_dir(&dir).map_err(at(&dir))?;
-        let mut epoch = epoch(&dir)?;
+        let mut epoch = epoch(&dir, new_epoch)?;
         let damaged = AtomicU64::new(0);
         let mut segments = segments(&dir)?;
         if segments.is_empty() {
@@ -110,7 +125,7 @@ impl LogOutbox {
         // A cursor ahead of everything: the segments were lost with it. Its numbers are used.
         next = next.max(forgotten + 1);
         if waiting.is_empty() && next > 1 {
-            epoch = random();
+            epoch = new_epoch();
             write_epoch(&dir, epoch)?;
         }
         let last = segments.back().copied().unwrap_or(1);
@@ -119,12 +134,15 @@ impl LogOutbox {
         open.set_len(end).and_then(|()| open.sync_all()).map_err(at(&path))?;
         let bytes = waiting.iter().map(Place::bytes).sum();
         let recent = Recent::open(&dir);
-        let log = Log { waiting, bytes, dead_bytes: 0, segments, open, end, dirty: false, next, recent };
+        let log =
+            Log { waiting, bytes, dead_bytes: 0, segments, open, end, dirty: false, next, untold: 0, recent };
         let segment_max = (bytes_max / 8).clamp(2048, SEGMENT_MAX);
         let outbox = Self { dir, epoch, bytes_max, segment_max, log: Mutex::new(log), damaged };
         outbox.remove_done(&mut outbox.log())?;
-        // What made room in an earlier run and is still in a file makes room again.
-        outbox.make_room(&mut outbox.log())?;
+        // What made room in an earlier run and is still in a file makes room again, or something that matters less does.
+        let mut log = outbox.log();
+        log.untold = outbox.make_room(&mut log);
+        drop(log);
         Ok(outbox)
     }
 
@@ -174,8 +192,9 @@ impl LogOutbox {
         Ok(())
     }
 
-    /// Drops what matters least, oldest first, until the messages fit. Gives how many that were.
-    fn make_room(&self, log: &mut Log) -> Result<u64, OutboxError> {
+    /// Drops what matters least, oldest first, until the messages fit. Gives how many that were. A file that cannot be changed now
+    /// is tried again with the next message.
+    fn make_room(&self, log: &mut Log) -> u64 {
         let mut n = 0;
         while log.bytes > self.bytes_max {
             let least = log.waiting.iter().enumerate().min_by_key(|(_, place)| place.rank);
@@ -185,13 +204,12 @@ impl LogOutbox {
             log.dead_bytes += place.bytes();
             n += 1;
         }
-        if n > 0 {
-            self.remove_done(log)?;
+        let removed = if n > 0 { self.remove_done(log) } else { Ok(()) };
+        let is_due = log.dead_bytes > self.bytes_max / 4;
+        if let Err(error) = removed.and_then(|()| if is_due { self.compact(log) } else { Ok(()) }) {
+            ::log::warn!("making room in the outbox: {}", chain(&error));
         }
-        if log.dead_bytes > self.bytes_max / 4 {
-            self.compact(log)?;
-        }
-        Ok(n)
+        n
     }
 
     /// Writes the segment that holds most of what nobody waits for anew, without it; never the open one.
@@ -272,7 +290,8 @@ impl Outbox for LogOutbox {
             log.recent.add(alert);
         }
         // Only now, so that a failed append has dropped nothing.
-        match self.make_room(&mut log)? {
+        let dropped = self.make_room(&mut log);
+        match std::mem::take(&mut log.untold) + dropped {
             0 => Ok(Kept::As(seq)),
             n => Ok(Kept::AfterDropping(seq, n)),
         }
@@ -325,7 +344,7 @@ fn at(path: &Path) -> impl Fn(io::Error) -> OutboxError + '_ {
     |source| OutboxError::File { path: path.to_owned(), source }
 }
 
-fn epoch(dir: &Path) -> Result<u64, OutboxError> {
+fn epoch(dir: &Path, new_epoch: &mut dyn FnMut() -> u64) -> Result<u64, OutboxError> {
     let path = dir.join("epoch");
     match fs::read(&path) {
         Ok(bytes) if bytes.len() == 8 => Ok(u64::from_le_bytes(bytes.try_into().unwrap_or_default())),
@@ -334,7 +353,7 @@ fn epoch(dir: &Path) -> Result<u64, OutboxError> {
             Err(OutboxError::File { path, source })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let epoch = random();
+            let epoch = new_epoch();
             write_epoch(dir, epoch)?;
             Ok(epoch)
         }
@@ -428,140 +447,4 @@ fn write_cursor(dir: &Path, seq: u64) -> Result<(), OutboxError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use models::policy::Severity;
-
-    use super::super::tests::{alert, pids};
-    use super::*;
-
-    fn open(dir: &Path) -> LogOutbox {
-        LogOutbox::open(dir, 1 << 20).unwrap()
-    }
-
-    fn segment_files(dir: &Path) -> Vec<PathBuf> {
-        let dir = dir.join("outbox");
-        segments(&dir).unwrap().into_iter().map(|first| segment_path(&dir, first)).collect()
-    }
-
-    #[test]
-    fn every_cut_of_the_file_keeps_the_whole_records_before_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let outbox = open(dir.path());
-        for pid in 1..=3 {
-            assert_eq!(outbox.put(alert(pid)).unwrap(), Kept::As(u64::from(pid)));
-        }
-        drop(outbox);
-        let path = &segment_files(dir.path())[0];
-        let whole = fs::read(path).unwrap();
-        let (places, _) = scan(&whole, 1);
-        for len in (0..whole.len()).step_by(7) {
-            fs::write(path, &whole[..len]).unwrap();
-            let kept = places.iter().filter(|p| p.at + p.bytes() <= len as u64).count();
-            let outbox = open(dir.path());
-            assert_eq!(pids(&outbox).len(), kept, "{len} bytes were left");
-            assert_eq!(outbox.put(alert(9)).unwrap(), Kept::As(kept as u64 + 1), "{len} bytes were left");
-            assert_eq!(pids(&outbox).last(), Some(&9));
-        }
-    }
-
-    #[test]
-    fn a_damaged_record_is_counted_and_does_not_hold_up_the_others() {
-        let dir = tempfile::tempdir().unwrap();
-        let outbox = open(dir.path());
-        for pid in 1..=3 {
-            assert_eq!(outbox.put(alert(pid)).unwrap(), Kept::As(u64::from(pid)));
-        }
-        let path = &segment_files(dir.path())[0];
-        let mut bytes = fs::read(path).unwrap();
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        fs::write(path, &bytes).unwrap();
-        assert_eq!(pids(&outbox), [1, 3]);
-        assert_eq!((outbox.damaged(), outbox.waiting()), (1, 2));
-    }
-
-    #[test]
-    fn segments_go_when_nothing_in_them_waits() {
-        let dir = tempfile::tempdir().unwrap();
-        let outbox = LogOutbox::open(dir.path(), 32_000).unwrap();
-        for pid in 1..=30 {
-            assert_eq!(outbox.put(alert(pid)).unwrap(), Kept::As(u64::from(pid)));
-        }
-        assert!(segment_files(dir.path()).len() > 5);
-        assert_eq!(outbox.forget(29).unwrap(), 29);
-        assert_eq!(segment_files(dir.path()).len(), 1);
-        assert_eq!(pids(&outbox), [30]);
-        assert_eq!(outbox.forget(30).unwrap(), 1);
-        drop(outbox);
-        let outbox = LogOutbox::open(dir.path(), 32_000).unwrap();
-        assert_eq!(outbox.put(alert(31)).unwrap(), Kept::As(31), "a number was used twice");
-    }
-
-    #[test]
-    fn when_full_the_lowest_severity_goes_first_and_of_that_the_oldest() {
-        const ROOM: u64 = 40_000;
-        let dir = tempfile::tempdir().unwrap();
-        let of = |severity: Severity, pid: u32| {
-            let Uplink::Alert(alert) = alert(pid) else { unreachable!() };
-            Uplink::Alert(Alert { severity, ..alert })
-        };
-        let outbox = LogOutbox::open(dir.path(), ROOM).unwrap();
-        let mut dropped = 0;
-        for pid in 1..=300 {
-            let severity =
-                [Severity::Medium, Severity::Critical, Severity::Medium, Severity::High][pid as usize % 4];
-            match outbox.put(of(severity, pid)).unwrap() {
-                Kept::As(seq) => assert_eq!(seq, u64::from(pid)),
-                Kept::AfterDropping(_, n) => dropped += n,
-                Kept::Refused => panic!("alerts are not refused"),
-            }
-        }
-        let left = pids(&outbox);
-        assert_eq!(left.len() as u64 + dropped, 300);
-        let newest: Vec<u32> = (1..=300).filter(|pid| pid % 4 == 1).rev().take(left.len()).collect();
-        assert_eq!(left, newest.into_iter().rev().collect::<Vec<_>>(), "the newest CRITICAL ones");
-        let bytes: u64 = segment_files(dir.path()).iter().map(|file| fs::metadata(file).unwrap().len()).sum();
-        assert!(bytes <= ROOM + ROOM / 4 + outbox.segment_max + 2000, "{bytes} bytes on disk");
-        drop(outbox);
-        let outbox = LogOutbox::open(dir.path(), ROOM).unwrap();
-        assert_eq!(pids(&outbox), left, "also after a restart");
-        assert_eq!(outbox.put(of(Severity::Medium, 301)).unwrap(), Kept::AfterDropping(301, 1));
-        assert_eq!(pids(&outbox), left, "what matters least is what came");
-    }
-
-    #[test]
-    fn an_outbox_that_was_copied_with_nothing_waiting_has_an_epoch_of_its_own() {
-        let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let outbox = open(dir.path());
-        let first = outbox.epoch();
-        assert_eq!(outbox.put(alert(1)).unwrap(), Kept::As(1));
-        drop(outbox);
-        assert_eq!(open(dir.path()).epoch(), first, "something waits");
-        assert_eq!(open(dir.path()).forget(1).unwrap(), 1);
-        fs::create_dir(copy.path().join("outbox")).unwrap();
-        for entry in fs::read_dir(dir.path().join("outbox")).unwrap() {
-            let path = entry.unwrap().path();
-            fs::copy(&path, copy.path().join("outbox").join(path.file_name().unwrap())).unwrap();
-        }
-        let (one, other) = (open(dir.path()), open(copy.path()));
-        assert!(one.epoch() != first && other.epoch() != first && one.epoch() != other.epoch());
-        assert_eq!((one.put(alert(2)).unwrap(), other.put(alert(3)).unwrap()), (Kept::As(2), Kept::As(2)));
-        drop(one);
-        // A cursor that a power cut took back brings nothing of the old epoch up again.
-        write_cursor(&dir.path().join("outbox"), 0).unwrap();
-        assert_eq!(pids(&open(dir.path())), [2]);
-    }
-
-    #[test]
-    fn a_lost_cursor_only_brings_repeats() {
-        let dir = tempfile::tempdir().unwrap();
-        let outbox = open(dir.path());
-        for pid in 1..=3 {
-            assert_eq!(outbox.put(alert(pid)).unwrap(), Kept::As(u64::from(pid)));
-        }
-        assert_eq!(outbox.forget(2).unwrap(), 2);
-        drop(outbox);
-        fs::write(dir.path().join("outbox/cursor"), b"torn").unwrap();
-        assert_eq!(pids(&open(dir.path())), [1, 2, 3]);
-    }
-}
+mod tests;

@@ -36,7 +36,13 @@ impl MemoryOutbox {
     /// Holds at most so many bytes of messages.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self { epoch: random(), bytes_max, held: Mutex::default() }
+        Self::with_epoch(bytes_max, random())
+    }
+
+    /// The same with an epoch from elsewhere, so that a simulation can be repeated.
+    #[must_use]
+    pub fn with_epoch(bytes_max: usize, epoch: u64) -> Self {
+        Self { epoch, bytes_max, held: Mutex::default() }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

@@ -34,7 +34,7 @@ impl Service {
     pub(super) fn ends(&mut self) {
         self.event(EventKind::Stopped, None, None, "the agent was asked to stop".to_owned());
         let deadline_ns = clock::boot_ns() + clock::nanoseconds(LAST_WORD);
-        while self.online && self.outbox.waiting() > 0 && clock::boot_ns() < deadline_ns {
+        while self.online && self.outgoing.disk().waiting() > 0 && clock::boot_ns() < deadline_ns {
             thread::sleep(Duration::from_millis(10));
         }
     }

@@ -49,9 +49,7 @@ impl Service {
             rss_bytes: vitals::rss_bytes(),
             cpu_ms: vitals::cpu_ms(),
             uptime_ms: now.boot_ns.saturating_sub(self.started_ns) / 1_000_000,
-            outbox_waiting: self.outbox.waiting()
-                + self.memory_outbox.waiting()
-                + self.unwritten.len() as u64,
+            outbox_waiting: self.outgoing.waiting(),
             counters: self.all_counters(),
             layers: self.watch.probe().layers().to_vec(),
             programs,
@@ -85,15 +83,15 @@ impl Service {
             }
             Err(error) => log::warn!("reading the kernel's counters: {error}"),
         }
-        let (own, watch) = (&self.counters, self.watch.counters());
+        let (own, watch, outgoing) = (&self.counters, self.watch.counters(), self.outgoing.counters());
         let named = [
-            ("outbox_dropped", own.outbox_dropped),
-            ("outbox_failed", own.outbox_failed),
-            ("outbox_damaged", self.outbox.damaged()),
-            ("unwritten_dropped", own.unwritten_dropped),
-            ("outbox_bypassed", own.outbox_bypassed),
-            ("messages_too_long_dropped", own.messages_too_long),
-            ("training_refused", own.windows_refused),
+            ("outbox_dropped", outgoing.outbox_dropped),
+            ("outbox_failed", outgoing.outbox_failed),
+            ("outbox_damaged", self.outgoing.disk().damaged()),
+            ("unwritten_dropped", outgoing.unwritten_dropped),
+            ("outbox_bypassed", outgoing.outbox_bypassed),
+            ("messages_too_long_dropped", outgoing.messages_too_long),
+            ("training_refused", outgoing.windows_refused),
             ("memory_failed", own.memory_failed),
             ("bundles_activated", own.bundles_activated),
             ("bundles_refused", own.bundles_refused),

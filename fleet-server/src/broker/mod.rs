@@ -31,7 +31,7 @@ use crate::config::External;
 use crate::counters::Counter;
 use crate::feed;
 use crate::hub::Event;
-use crate::ingest::{self, Asked, Stored};
+use crate::ingest::{self, Message, Stored};
 use crate::names::DeviceId;
 use crate::pki::{Pki, PkiError};
 use crate::secret;
@@ -256,19 +256,16 @@ async fn taken(shared: &Arc<Shared>, publish: &Publish) -> Result<Taken, StoreEr
         return Ok(Taken::Done(None));
     }
     let raw = publish.payload.to_vec();
-    let stored = if leaf == Leaf::Up {
-        ingest::up(shared, &device, raw).await?
-    } else {
-        match ingest::request(shared, &device, raw).await? {
-            Asked::Stored(stored) => stored,
-            Asked::Chunk { sha256, offset, len } => {
-                let owner = device.clone();
-                let part = shared.store.read(move |c| store::chunk(c, &owner, sha256, offset, len)).await?;
-                let answer = part.map(|data| (device, Downlink::Chunk { sha256, offset, data }));
-                return Ok(Taken::Done(answer));
-            }
+    let message = match Message::read(leaf, raw) {
+        Message::Chunk { sha256, offset, len } => {
+            let owner = device.clone();
+            let part = shared.store.read(move |c| store::chunk(c, &owner, sha256, offset, len)).await?;
+            let answer = part.map(|data| (device, Downlink::Chunk { sha256, offset, data }));
+            return Ok(Taken::Done(answer));
         }
+        message => message,
     };
+    let stored = ingest::submit(shared, &device, message).await?;
     if let Some(reach) = shared.hub.reach() {
         reach.heard(&device, clock::unix_ms());
     }
@@ -280,7 +277,7 @@ async fn answer(shared: Arc<Shared>, acknowledge: Acknowledge, mut storing: mpsc
     let mut acks: HashMap<(DeviceId, u64), u64> = HashMap::new();
     let mut since_ack = 0;
     while let Some(Storing { link, publish, device, stored }) = storing.recv().await {
-        let links = if let Stored::Heartbeat { links, .. } = &stored { Some(*links) } else { None };
+        let links = stored.links;
         let stored = ingest::stored(&shared, &device, stored).await;
         acknowledge.done(link, &publish).await;
         match stored {

@@ -25,7 +25,7 @@ use super::subscriber::{self, Login};
 use crate::clock;
 use crate::counters::Counter;
 use crate::hub::{OUTGOING_MAX, Outgoing, Session};
-use crate::ingest::{self, Asked, Stored};
+use crate::ingest::{self, Message, Stored, Taken};
 use crate::names::DeviceId;
 use crate::pki;
 use crate::server::Shared;
@@ -270,14 +270,11 @@ impl Reader {
             return Err(End::Unexpected);
         }
         let id = (qos == 1).then_some(id);
-        let stored = if leaf == Leaf::Up {
-            ingest::up(&self.shared, &self.device, payload).await?
-        } else {
-            match ingest::request(&self.shared, &self.device, payload).await? {
-                Asked::Stored(stored) => stored,
-                Asked::Chunk { sha256, offset, len } => return self.chunk(id, sha256, offset, len).await,
-            }
+        let message = match Message::read(leaf, payload) {
+            Message::Chunk { sha256, offset, len } => return self.chunk(id, sha256, offset, len).await,
+            message => message,
         };
+        let stored = ingest::submit(&self.shared, &self.device, message).await?;
         self.storing.send((id, stored)).await.map_err(|_| End::Stopped)
     }
 
@@ -322,8 +319,9 @@ impl Reader {
             self.send_down(&message).await?;
         }
         let owner = self.device.clone();
-        let pending = self.shared.store.submit(move |c| store::seen(c, &owner, clock::unix_ms())).await?;
-        self.storing.send((None, Stored::Note(pending))).await.map_err(|_| End::Stopped)
+        let seen = move |c: &_| store::seen(c, &owner, clock::unix_ms()).map(|()| Taken::default());
+        let pending = self.shared.store.submit(seen).await?;
+        self.storing.send((None, Stored { links: None, pending })).await.map_err(|_| End::Stopped)
     }
 
     async fn send_down(&self, message: &Downlink) -> Result<(), End> {

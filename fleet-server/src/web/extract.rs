@@ -43,8 +43,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-/// Reads an object. serde would also take a list of its fields' values, and no whole number that is written `5.0`.
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+/// Reads a body: an object. serde would also take a list of its fields' values, and no whole number that is written `5.0`.
+///
+/// # Errors
+/// When it is none, or not this one.
+pub fn read<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(serde_json::Error::custom("an object is needed"));
     }

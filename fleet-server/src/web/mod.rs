@@ -54,6 +54,7 @@ use crate::store::{StoredAlert, StoredEvent};
 use openapi::Needs;
 
 pub use error::ApiError;
+pub use extract::read as read_body;
 pub use rates::Rates;
 
 /// For the TLS handshake, and for the head of each request: a browser that is silent longer is disconnected.

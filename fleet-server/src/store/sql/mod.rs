@@ -158,7 +158,10 @@ impl Connection {
     }
 
     /// Does a job in a transaction that writes: all of it or nothing.
-    pub(crate) fn transaction<T, E: From<Error>>(
+    ///
+    /// # Errors
+    /// That of the job, or when the transaction cannot be begun or ended.
+    pub fn transaction<T, E: From<Error>>(
         &self,
         job: impl FnOnce(&Self) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
