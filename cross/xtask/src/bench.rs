@@ -88,6 +88,19 @@ pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(),
     Ok(())
 }
 
+/// Builds one example of the tests and runs it.
+///
+/// # Errors
+///
+/// When something is missing and cannot be installed, or the build or the example fails.
+pub(crate) fn example(root: &Path, name: &str, arguments: &[String]) -> Result<(), Box<dyn Error>> {
+    tools::install(tools::BUILD)?;
+    let mut build = tools::cargo(root);
+    tools::run(build.args(["build", "--workspace", "--example", name, "--locked"]).args(FEATURES))?;
+    tools::run(Command::new(tools::target(root).join("debug/examples").join(name)).args(arguments))?;
+    Ok(())
+}
+
 /// A bench beside the binaries that users get.
 fn shipped(root: &Path, bench: &str) -> Result<Command, Box<dyn Error>> {
     let shipped = dist::for_this_machine(root)?;

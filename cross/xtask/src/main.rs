@@ -59,6 +59,18 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Agents, outboxes, a bad link, a broker and a fleet server on one made-up clock: thousands of days from printed seeds.
+    Sim {
+        /// Passed on: --seeds N, --from SEED, --seconds S, --verbose.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Gives every reader of outside bytes bytes that nobody would send.
+    Fuzz {
+        /// Passed on: --time 60s, --executions N, --target NAME.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Boots Debian kernels in QEMU and runs the kernel tests and the agent inside; installs what it needs.
     Vm {
         /// x86_64 or aarch64; without it both.
@@ -112,6 +124,8 @@ fn run(root: &Path, task: Task) -> Result<ExitCode, Box<dyn Error>> {
         }
         Task::Eval { file } => eval::run(root, &file)?,
         Task::EvalLive { arguments } => eval::live(root, &arguments)?,
+        Task::Sim { arguments } => bench::example(root, "sim", &arguments)?,
+        Task::Fuzz { arguments } => bench::example(root, "fuzz", &arguments)?,
         Task::Bench { bench, arguments } => bench::run(root, bench, &arguments)?,
         Task::Dist { target, check } => dist::run(root, &target, check)?,
         Task::Ebpf { check } => ebpf::rebuild(root, check)?,
