@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | every capability but [`KEPT`], and CAP_KILL where programs may be stopped | all threads started from now on | capset(2) and the bounding set |
 //! | starting programs, loading eBPF programs, mounts, namespaces, modules, tracing others, the clock, users and groups | the process | seccomp(2), EPERM |
+//! | core files, and being read by others of its user | the process | prctl(2), PR_SET_DUMPABLE |
 //! | writing or running files outside of what they need | the threads that talk to others | Landlock, kernel 5.13 |
 //!
 //! Landlock is not for the whole process: it would forbid to look at other processes in `/proc` (`ptrace(2)` access), which
@@ -18,6 +19,7 @@ use landlock::{
     path_beneath_rules,
 };
 use models::chain::chain;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
 };
@@ -118,6 +120,13 @@ pub struct Confinement {
     pub files_confined: bool,
     /// What could not be given up, and why.
     pub problems: Vec<String>,
+}
+
+/// No core file and no other process of the same user shows what is in memory: keys, and what programs did.
+pub fn hide_memory() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        log::warn!("a core file could show keys: {error}");
+    }
 }
 
 /// Gives up what the process does not need any more; before any thread is started that should not have it either. With

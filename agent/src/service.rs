@@ -169,6 +169,7 @@ struct OwnCounters {
 /// # Errors
 /// When it cannot start.
 pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
+    confine::hide_memory();
     // Before anything that takes time: without it the signal would end the agent.
     let reload = signalled(&[signal_hook::consts::SIGHUP]).map_err(ServiceError::Runtime)?;
     let failed = |source| ServiceError::State { path: config.state.clone(), source };

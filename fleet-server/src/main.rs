@@ -14,7 +14,7 @@ use fleet_server::config::Config;
 use fleet_server::{server, trainer};
 use models::chain::chain;
 use models::train::WINDOWS_MIN;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 use commands::{DeviceCommand, TokenCommand, UserCommand};
 use data::StoreCommand;
@@ -159,6 +159,10 @@ fn configure(
 }
 
 fn run(state: &std::path::Path, config: Config) -> Result<(), Box<dyn Error>> {
+    // The authority's key and everybody's alerts are in memory: no core file is to hold them.
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        log::warn!("a core file could show keys: {error}");
+    }
     raise_open_files(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -25,6 +25,9 @@ use crate::secret;
 const DAY: Duration = Duration::from_secs(86_400);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
+/// Whoever talks to the fleet can do that: agents, browsers since 2018, the brokers that are tried.
+const VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
 /// Keys and certificates, read or made.
 pub struct Pki {
     ca_pem: String,
@@ -193,7 +196,7 @@ impl Pki {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca_der.clone()).map_err(PkiError::Tls)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(VERSIONS);
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let builder = builder.map_err(PkiError::Tls)?.with_root_certificates(roots);
         builder.with_client_auth_cert(vec![certificate.der().clone()], key).map_err(PkiError::Tls)
@@ -242,7 +245,7 @@ pub fn key_of(certificate: &CertificateDer<'_>) -> Result<[u8; 32], PkiError> {
 
 fn builder() -> Result<rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>, PkiError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(PkiError::Tls)
+    ServerConfig::builder_with_provider(provider).with_protocol_versions(VERSIONS).map_err(PkiError::Tls)
 }
 
 /// Valid from a day ago, because a gateway's clock may be behind.

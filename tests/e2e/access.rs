@@ -1,7 +1,87 @@
 //! Who may use the API, how often, and what is written down about it.
 
+use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use serde_json::{Value, json};
 use tests::fleet::{Fleet, ON_POSTGRES};
+use tests::process::binary;
+use tests::wait_for;
+
+/// Whether a handshake in one version of TLS begins.
+fn speaks(fleet: &Fleet, address: &str, version: &'static rustls::SupportedProtocolVersion) -> bool {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(fleet.state().join("ca.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut tcp = TcpStream::connect(address).unwrap();
+    tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    while connection.is_handshaking() {
+        if connection.complete_io(&mut tcp).is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+#[test]
+fn the_fleet_speaks_tls_1_3_and_nothing_older() {
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet::start(&dir.path().join("fleet"), 60).unwrap();
+    let web = fleet.url().unwrap().trim_start_matches("https://").to_owned();
+    for address in [fleet.mqtt().unwrap(), web] {
+        assert!(speaks(&fleet, &address, &rustls::version::TLS13), "{address}");
+        assert!(!speaks(&fleet, &address, &rustls::version::TLS12), "{address}");
+    }
+}
+
+#[test]
+fn what_the_fleet_server_holds_in_memory_is_in_no_core_file_and_not_for_others_of_its_user() {
+    const NOBODY: u32 = 65_534;
+    crate::needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("fleet");
+    for folder in [dir.path(), &state] {
+        std::fs::create_dir_all(folder).unwrap();
+        std::os::unix::fs::chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    // Where the programs are built another user may not look.
+    let program = dir.path().join("behaveguard-fleet");
+    std::fs::copy(binary("behaveguard-fleet").unwrap(), &program).unwrap();
+    let mut server = Command::new(&program)
+        .args(["run", "--state"])
+        .arg(&state)
+        .args(["--mqtt", "127.0.0.1:0", "--web", "127.0.0.1:0"])
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the server", Duration::from_secs(20), || {
+        Ok(state.join("addresses.json").exists().then_some(()))
+    })
+    .unwrap();
+    // What may be dumped belongs to the user that runs it, see proc(5).
+    let of = |name: &str| std::fs::metadata(format!("/proc/{}/{name}", server.id())).unwrap().uid();
+    let owners = (of("mem"), of("environ"));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert_eq!(owners, (0, 0));
+}
 
 #[test]
 fn the_api_answers_only_who_has_the_token_and_says_what_is_wrong() {
@@ -53,6 +133,8 @@ fn each_role_may_do_what_it_is_for_and_every_change_is_in_the_audit_log() {
         ("POST", "training", Some(train), [403, 404, 404]),
         ("POST", "devices/gw/release", Some(json!({ "containment": 1 })), [403, 404, 404]),
         ("POST", "devices/gw/revoke", None, [403, 403, 404]),
+        ("POST", "devices/gw/orders", Some(json!({ "order": { "kind": "doctor" } })), [403, 404, 404]),
+        ("POST", "groups/g/configurations", Some(json!({ "text": "", "over": 99 })), [403, 403, 409]),
         ("PATCH", "devices/gw", Some(json!({ "group": "g" })), [403, 403, 404]),
         ("GET", "tokens", None, [403, 403, 200]),
         ("GET", "users", None, [403, 403, 200]),

@@ -4,7 +4,8 @@
 //! outbox/epoch                      8 bytes, chosen anew at each opening at which nothing waits
 //! outbox/cursor                     number up to which everything is forgotten, and a checksum
 //! outbox/<first number, 16 hex>.seg record, record, ...; the last segment takes appends
-//! record = length u32 | CRC-32 of what follows u32 | number u64 | message; all little-endian
+//! record = length u32, its highest bit set when it made room | CRC-32 of what follows u32 | number u64 | message; all
+//!          little-endian
 //! ```
 //! Opening reads every record once. A record that is cut or damaged at the end of the last segment was never
 //! promised and is cut off; one before that is lost, counted, and seen by the fleet as a gap in the numbers. So is
@@ -32,6 +33,9 @@ use crate::files;
 
 /// Length, checksum and number.
 const HEAD: usize = 16;
+
+/// In a record's length: it made room for others. No message is so long.
+const DEAD: u32 = 1 << 31;
 
 /// The largest segment; small outboxes have smaller ones, so that what is forgotten soon frees its space.
 const SEGMENT_MAX: u64 = 1024 * 1024;
@@ -73,6 +77,8 @@ struct Place {
     len: u32,
     /// What matters less makes room first: training windows, then alerts by severity.
     rank: u8,
+    /// It made room for others.
+    is_dead: bool,
 }
 
 impl LogOutbox {
@@ -103,7 +109,7 @@ impl LogOutbox {
             segments.push_back(1);
         }
         let forgotten = read_cursor(&dir);
-        let (mut waiting, mut end, mut next) = (VecDeque::new(), 0, 1);
+        let (mut waiting, mut end, mut next, mut dead_bytes) = (VecDeque::new(), 0, 1, 0);
         for (index, first) in segments.iter().enumerate() {
             let path = segment_path(&dir, *first);
             let bytes = fs::read(&path).map_err(at(&path))?;
@@ -117,8 +123,11 @@ impl LogOutbox {
                     path.display()
                 );
             }
+            dead_bytes += places.iter().filter(|place| place.is_dead).map(Place::bytes).sum::<u64>();
             // What bears another epoch was done when that ended.
-            places.retain(|place| place.seq > forgotten && epoch_of(&bytes, place) == Some(epoch));
+            places.retain(|place| {
+                !place.is_dead && place.seq > forgotten && epoch_of(&bytes, place) == Some(epoch)
+            });
             waiting.extend(places);
             end = whole;
         }
@@ -135,11 +144,11 @@ impl LogOutbox {
         let bytes = waiting.iter().map(Place::bytes).sum();
         let recent = Recent::open(&dir);
         let log =
-            Log { waiting, bytes, dead_bytes: 0, segments, open, end, dirty: false, next, untold: 0, recent };
+            Log { waiting, bytes, dead_bytes, segments, open, end, dirty: false, next, untold: 0, recent };
         let segment_max = (bytes_max / 8).clamp(2048, SEGMENT_MAX);
         let outbox = Self { dir, epoch, bytes_max, segment_max, log: Mutex::new(log), damaged };
         outbox.remove_done(&mut outbox.log())?;
-        // What made room in an earlier run and is still in a file makes room again, or something that matters less does.
+        // It may have less room than before, and the marks of an earlier run may not have reached the disk.
         let mut log = outbox.log();
         log.untold = outbox.make_room(&mut log);
         drop(log);
@@ -202,6 +211,7 @@ impl LogOutbox {
             log.waiting.remove(index);
             log.bytes -= place.bytes();
             log.dead_bytes += place.bytes();
+            self.mark_dead(&place);
             n += 1;
         }
         let removed = if n > 0 { self.remove_done(log) } else { Ok(()) };
@@ -210,6 +220,17 @@ impl LogOutbox {
             ::log::warn!("making room in the outbox: {}", chain(&error));
         }
         n
+    }
+
+    /// Notes in the file that a record made room, so that it does not wait again after a restart: the fleet was told that it is
+    /// gone. Not synced, and no harm when it fails: then it is sent although it was counted as dropped.
+    fn mark_dead(&self, place: &Place) {
+        let path = segment_path(&self.dir, place.segment);
+        let file = OpenOptions::new().write(true).open(&path);
+        let marked = file.and_then(|file| file.write_all_at(&(place.len | DEAD).to_le_bytes(), place.at));
+        if let Err(error) = marked {
+            ::log::debug!("{}: {error}", path.display());
+        }
     }
 
     /// Writes the segment that holds most of what nobody waits for anew, without it; never the open one.
@@ -283,7 +304,7 @@ impl Outbox for LogOutbox {
         let segment = log.segments.back().copied().unwrap_or(1);
         let len = u32::try_from(message.len()).expect("a message is at most MESSAGE_MAX");
         let at = log.end - needed;
-        log.waiting.push_back(Place { seq, segment, at, len, rank: rank(&frame.body) });
+        log.waiting.push_back(Place { seq, segment, at, len, rank: rank(&frame.body), is_dead: false });
         log.bytes += needed;
         log.next += 1;
         if let Uplink::Alert(alert) = &frame.body {
@@ -414,7 +435,7 @@ fn scan(bytes: &[u8], segment: u64) -> (Vec<Place>, u64) {
     let mut at = 0;
     while let Some(head) = bytes.get(at..at + HEAD) {
         let word = |from: usize| head[from..from + 4].try_into().map(u32::from_le_bytes).unwrap_or(0);
-        let (len, sum) = (word(0), word(4));
+        let (len, sum) = (word(0) & !DEAD, word(4));
         let seq = head[8..].try_into().map(u64::from_le_bytes).unwrap_or(0);
         let follows = places.last().is_none_or(|before| seq > before.seq) && seq >= segment;
         let Some(body) = bytes.get(at + 8..at + HEAD + len as usize) else { break };
@@ -422,7 +443,7 @@ fn scan(bytes: &[u8], segment: u64) -> (Vec<Place>, u64) {
             break;
         }
         let rank = decode::<UplinkFrame>(&body[8..]).map_or(0, |frame| rank(&frame.body));
-        places.push(Place { seq, segment, at: at as u64, len, rank });
+        places.push(Place { seq, segment, at: at as u64, len, rank, is_dead: word(0) & DEAD > 0 });
         at += HEAD + len as usize;
     }
     (places, at as u64)
