@@ -37,13 +37,19 @@ fn sources() -> Vec<(PathBuf, String)> {
     paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
-#[test]
-fn every_promise_in_the_specification_names_a_test_that_exists() {
+/// Names of all tests.
+fn tests() -> BTreeSet<String> {
     let mut tests = BTreeSet::new();
     for (_, text) in sources() {
         let after = text.split("#[test]").skip(1);
         tests.extend(after.filter_map(|rest| Some(rest.split_once("fn ")?.1.split_once('(')?.0.to_owned())));
     }
+    tests
+}
+
+#[test]
+fn every_promise_in_the_specification_names_a_test_that_exists() {
+    let tests = tests();
     let specification = read("docs/specification.md");
     let mut named = 0;
     for row in specification.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| promise")) {
@@ -56,6 +62,25 @@ fn every_promise_in_the_specification_names_a_test_that_exists() {
         }
     }
     assert!(named >= 20, "only {named} tests are named");
+}
+
+#[test]
+fn every_row_about_an_attacker_names_tests_that_exist() {
+    let tests = tests();
+    let text = read("docs/security.md");
+    let (_, rest) = text.split_once("## Who may attack").unwrap();
+    let (table, _) = rest.split_once("\n## ").unwrap();
+    let rows: Vec<&str> =
+        table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| attacker")).collect();
+    assert!(rows.len() >= 8, "{rows:?}");
+    for row in rows {
+        let cell = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+        assert!(cell.contains('`'), "no test is named for: {row}");
+    }
+    let words = text.split('`').skip(1).step_by(2);
+    for name in words.filter(|word| word.matches('_').count() >= 4) {
+        assert!(tests.contains(name), "there is no test `{name}`");
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
 mod bench;
+mod secrets;
 mod whitelisted;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
