@@ -238,7 +238,7 @@ pub(crate) fn device_command(command: DeviceCommand) -> Done {
             let connection = open(&state)?;
             let mut after = String::new();
             loop {
-                let rows = store::devices(&connection, &after, 1000, None)?;
+                let rows = store::devices(&connection, &after, 1000, None, None)?;
                 for row in &rows {
                     let state = if row.revoked_ms > 0 { "  revoked" } else { "" };
                     println!("{}  group {}  {} alerts{state}", row.id, row.group, row.alerts);
@@ -256,7 +256,7 @@ pub(crate) fn device_command(command: DeviceCommand) -> Done {
             found(there, &missing(&device))
         }
         DeviceCommand::Group { state, device, group } => {
-            let there = change(&state, "device.group", device.as_str(), group.as_str(), |c| {
+            let there = change(&state, "device.change", device.as_str(), group.as_str(), |c| {
                 store::set_group(c, &device, &group, clock::unix_ms())
             })?;
             found(there, &missing(&device))

@@ -33,6 +33,8 @@ pub struct Taken {
     pub frame: Option<FrameOutcome>,
     /// A silent device is heard again.
     pub heard: Option<StoredEvent>,
+    /// What a device that is there is still to do.
+    pub orders: Vec<Order>,
 }
 
 /// Stores a message; the device may be answered when this is committed. A request for a part of a bundle stores nothing.
@@ -53,7 +55,7 @@ pub fn take(
     Ok(match message {
         Message::Frame(frame) => {
             let outcome = store::put_frame(c, counters, device, frame, now_ms, intake)?;
-            Taken { ack: acked(outcome.acked), frame: Some(outcome), heard: None }
+            Taken { ack: acked(outcome.acked), frame: Some(outcome), ..nothing }
         }
         Message::Gone { epoch, from, to } => {
             let seq = store::put_gone(c, counters, device, *epoch, (*from, *to), now_ms)?;
@@ -66,7 +68,9 @@ pub fn take(
         Message::Heartbeat { raw, .. } => {
             store::put_heartbeat(c, device, raw, now_ms)?;
             let heard = store::put_heard(c, counters, device, now_ms, intake.limits.events)?;
-            Taken { heard, ..nothing }
+            // Orders may come from a command beside the server, and what was sent may be lost.
+            let orders = store::orders_waiting(c, device, now_ms)?;
+            Taken { heard, orders, ..nothing }
         }
         Message::Report(report) => {
             store::put_report(c, device, report, now_ms)?;
@@ -125,7 +129,10 @@ pub async fn stored(
     device: &DeviceId,
     stored: Stored,
 ) -> Result<Option<(u64, u64)>, StoreError> {
-    let Taken { ack, frame, heard } = stored.pending.done().await?;
+    let Taken { ack, frame, heard, orders } = stored.pending.done().await?;
+    for message in orders.iter().filter_map(|order| signed(shared, device, order)) {
+        shared.hub.send(device, &message);
+    }
     if let Some(event) = heard {
         tell_event(shared, event);
     }

@@ -76,6 +76,11 @@ name!(
     "group"
 );
 name!(
+    /// A tag of devices: 1 to 64 of `a-z`, `0-9` and `-`.
+    Tag,
+    "tag"
+);
+name!(
     /// A user's name: 1 to 64 of `a-z`, `0-9` and `-`.
     UserName,
     "user name"

@@ -54,7 +54,26 @@ fn alerts_are_found_by_anything_in_them_in_pages_and_with_counts() {
         &[alert(1, "opened /etc/shadow"), other(2, "/usr/bin/nc", "first_port", 95.0)],
     );
     fleet.command(&["device", "group", "gw-b", "pumps"]).unwrap();
+    let token = fleet.token().unwrap();
+    let change = |device: &str, body: &Value| {
+        fleet.send("PATCH", &format!("devices/{device}"), Some(body), &token).unwrap().0
+    };
+    assert_eq!(change("gw-b", &json!({ "tags": ["roof", "spare", "roof"] })), 204);
+    assert_eq!(change("gw-a", &json!({ "tags": ["roof-2"] })), 204);
+    assert_eq!(fleet.get("devices/gw-b").unwrap()["tags"], json!(["roof", "spare"]));
+    let tagged = fleet.get("devices?tag=roof").unwrap();
+    assert_eq!(
+        (tagged["devices"].as_array().unwrap().len(), &tagged["devices"][0]["id"]),
+        (1, &json!("gw-b"))
+    );
+    let many: Vec<String> = (0..17).map(|n| format!("t{n}")).collect();
+    assert_eq!(change("gw-a", &json!({ "tags": many })), 400);
+    assert_eq!((change("gw-a", &json!({})), change("gw-a", &json!({ "tags": ["A b"] }))), (422, 400));
+    assert_eq!(change("nobody", &json!({ "tags": [] })), 404);
     for (query, expected) in [
+        ("tag=roof", &[3, 4][..]),
+        ("tag=roof-2&q=shadow", &[1]),
+        ("tag=roo", &[]),
         ("", &[1, 2, 3, 4][..]),
         ("q=shadow", &[1, 3]),
         ("q=/etc/sha*", &[1, 3]),

@@ -168,6 +168,22 @@ fn a_group_s_configuration_reaches_its_devices_and_what_they_cannot_use_changes_
     assert!(why.contains("`hartbeat`: not a known key"), "{why}");
     assert_eq!(shown(&agent, "alerts.per_minute")["value"], 9);
 
+    // Who is moved by a command beside the server is asked with the next heartbeat.
+    let asked = json!({ "text": "heartbeat = \"2s\"" });
+    assert_eq!(fleet.post("groups/plant/configurations", &asked).unwrap().0, 201);
+    fleet.command(&["device", "group", "gw", "plant"]).unwrap();
+    wait_for("the group's configuration", Duration::from_secs(40), || {
+        let page = fleet.get("groups/plant/configurations")?;
+        Ok((page["spread"] == json!({ "devices": 1, "applied": 1, "refused": 0 })).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
+    assert_eq!(shown(&agent, "heartbeat")["value"], "2s");
+    assert_eq!(shown(&agent, "alerts.per_minute")["value"], 7, "the other group's is over");
+    fleet.command(&["device", "group", "gw", "default"]).unwrap();
+    spread(&agent, json!({ "devices": 1, "applied": 0, "refused": 1 }));
+    assert_eq!(configure("window = \"2s\"\n[alerts]\nper_minute = 9", None).0, 201);
+    spread(&agent, json!({ "devices": 1, "applied": 1, "refused": 0 }));
+
     // After a restart it still counts; an empty one gives the file its word back.
     agent.stop().unwrap();
     agent.run().unwrap();

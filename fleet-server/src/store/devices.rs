@@ -1,9 +1,11 @@
 //! Devices: whose certificates may connect, in which group they are, and what they last said about themselves.
 
+use std::collections::BTreeSet;
+
 use super::sql::{Connection, OptionalExtension as _, params};
 
 use super::{StoreError, int, uint};
-use crate::names::{DeviceId, GroupId};
+use crate::names::{DeviceId, GroupId, Tag};
 use crate::pki::Signed;
 
 /// When a device was seen is written down at most this often.
@@ -124,6 +126,15 @@ pub fn revoke(c: &Connection, device: &DeviceId, now_ms: u64) -> Result<bool, St
 pub fn group_of(c: &Connection, device: &str) -> Result<Option<String>, StoreError> {
     let mut query = c.prepare_cached("SELECT grp FROM devices WHERE id = ?")?;
     Ok(query.query_row([device], |row| row.get(0)).optional()?)
+}
+
+/// Gives a device these tags in place of those that it had; `false` when there is no such device.
+///
+/// # Errors
+/// When the database fails.
+pub fn set_tags(c: &Connection, device: &DeviceId, tags: &BTreeSet<Tag>) -> Result<bool, StoreError> {
+    let text: String = tags.iter().map(|tag| format!(" {tag}")).chain([" ".to_owned()]).collect();
+    Ok(c.execute("UPDATE devices SET tags = ? WHERE id = ?", params![text, device.as_str()])? > 0)
 }
 
 /// Puts a device into a group, whose configuration it is asked to use; `false` when there is no such device.

@@ -25,6 +25,8 @@ pub struct AlertFilter {
     pub device: Option<String>,
     /// Of devices that are in this group now.
     pub group: Option<String>,
+    /// Of devices that have this tag now.
+    pub tag: Option<String>,
     /// Of this program, by its key.
     pub program: Option<String>,
     /// With this technique.
@@ -112,6 +114,9 @@ fn of_filter(dialect: Dialect, filter: &AlertFilter) -> Where {
     }
     if let Some(group) = &filter.group {
         found.add("a.device IN (SELECT id FROM devices WHERE grp = ?)", group.clone());
+    }
+    if let Some(tag) = &filter.tag {
+        found.add("a.device IN (SELECT id FROM devices WHERE instr(tags, ?) > 0)", format!(" {tag} "));
     }
     if let Some(program) = &filter.program {
         found.add("a.program_key = ?", program.clone());

@@ -59,7 +59,9 @@ pub use channels::{
     channels, delivered, due, failed, load_channels, remove_channel,
 };
 pub use database::Database;
-pub use devices::{Known, admitted, group_of, known, put_heartbeat, renewed, revoke, seen, set_group};
+pub use devices::{
+    Known, admitted, group_of, known, put_heartbeat, renewed, revoke, seen, set_group, set_tags,
+};
 pub use events::{
     StoredEvent, TWINS, events, newest_event, put_heard, put_noticed, put_release, put_silent, releases,
 };

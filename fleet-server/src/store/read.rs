@@ -16,6 +16,8 @@ pub struct DeviceRow {
     pub enrolled_ms: u64,
     /// In which group.
     pub group: String,
+    /// What people call it by, ascending.
+    pub tags: Vec<String>,
     /// When its certificate ends, seconds since 1970.
     pub ends_s: u64,
     /// When it was revoked, 0 for not.
@@ -60,9 +62,9 @@ impl TrainingRow {
 }
 
 const DEVICE: &str = "SELECT id, enrolled_ms, seen_ms, alerts, heartbeat_ms,
-    (SELECT body FROM heartbeats WHERE device = id), grp, ends_s, revoked_ms FROM devices";
+    (SELECT body FROM heartbeats WHERE device = id), grp, ends_s, revoked_ms, tags FROM devices";
 
-/// Devices by name: the first `limit` behind `after`, of all or of one group.
+/// Devices by name: the first `limit` behind `after`, of all or of one group, with any tags or this one.
 ///
 /// # Errors
 /// When the database fails.
@@ -71,10 +73,14 @@ pub fn devices(
     after: &str,
     limit: u32,
     group: Option<&str>,
+    tag: Option<&str>,
 ) -> Result<Vec<DeviceRow>, StoreError> {
-    let filter = if group.is_some() { "grp = ?3" } else { "CAST(?3 AS TEXT) IS NULL" };
-    let mut query = c.prepare_cached(&format!("{DEVICE} WHERE id > ?1 AND {filter} ORDER BY id LIMIT ?2"))?;
-    let rows = query.query_map(params![after, limit, group], device_row)?;
+    let in_group = if group.is_some() { "grp = ?3" } else { "CAST(?3 AS TEXT) IS NULL" };
+    let tagged = if tag.is_some() { "instr(tags, ?4) > 0" } else { "CAST(?4 AS TEXT) IS NULL" };
+    let sql = format!("{DEVICE} WHERE id > ?1 AND {in_group} AND {tagged} ORDER BY id LIMIT ?2");
+    let mut query = c.prepare_cached(&sql)?;
+    let tag = tag.map(|tag| format!(" {tag} "));
+    let rows = query.query_map(params![after, limit, group, tag], device_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
@@ -103,6 +109,7 @@ fn device_row(row: &Row<'_>) -> super::sql::Result<DeviceRow> {
         group: row.get(6)?,
         ends_s: uint(row.get(7)?),
         revoked_ms: uint(row.get(8)?),
+        tags: row.get::<String>(9)?.split_ascii_whitespace().map(str::to_owned).collect(),
     })
 }
 

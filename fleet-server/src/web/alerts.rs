@@ -39,6 +39,8 @@ pub(super) struct AlertsQuery {
     device: Option<String>,
     /// Of devices that are in this group now.
     group: Option<String>,
+    /// Of devices that have this tag now.
+    tag: Option<String>,
     /// By its key.
     program: Option<String>,
     /// An ATT&CK technique.
@@ -71,6 +73,7 @@ impl AlertsQuery {
             state: self.state,
             device: self.device,
             group: self.group,
+            tag: self.tag,
             program: self.program,
             technique: self.technique,
             assignee: self.assignee,

@@ -1,5 +1,6 @@
 //! Devices, what happened to their agents, and what they are asked to do.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
@@ -20,9 +21,12 @@ use super::views::{DeviceView, EventView};
 use super::{Answer, limit_of};
 use crate::clock;
 use crate::hub::Event;
-use crate::names::{DeviceId, GroupId};
+use crate::names::{DeviceId, GroupId, Tag};
 use crate::server::Shared;
 use crate::store;
+
+/// Tags of one device at most.
+const TAGS_MAX: usize = 16;
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -33,16 +37,20 @@ pub(super) struct DevicesQuery {
     /// At most so many: 100 by default, 1000 at most.
     limit: Option<u32>,
     group: Option<String>,
+    /// Those that have this tag.
+    tag: Option<String>,
 }
 
 /// Devices by name.
 #[utoipa::path(get, path = "/devices", tag = "devices", params(DevicesQuery), responses((status = 200, description = "Done.", body = DeviceList)))]
 pub(super) async fn list(State(shared): State<Arc<Shared>>, Asked(query): Asked<DevicesQuery>) -> Answer {
-    let DevicesQuery { after, limit, group } = query;
+    let DevicesQuery { after, limit, group, tag } = query;
     let limit = limit_of(limit);
     let rows = shared
         .store
-        .search(move |c| store::devices(c, after.as_deref().unwrap_or(""), limit, group.as_deref()))
+        .search(move |c| {
+            store::devices(c, after.as_deref().unwrap_or(""), limit, group.as_deref(), tag.as_deref())
+        })
         .await?;
     let now = clock::unix_ms();
     let views: Vec<_> =
@@ -84,10 +92,14 @@ pub(super) async fn events(State(shared): State<Arc<Shared>>, Asked(query): Aske
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Changes {
-    group: GroupId,
+    /// Puts it into this group.
+    group: Option<GroupId>,
+    /// Takes the place of those that it has.
+    #[schema(max_items = 16, value_type = Option<Vec<Tag>>)]
+    tags: Option<BTreeSet<Tag>>,
 }
 
-/// Puts a device into another group.
+/// Puts a device into another group, or gives it other tags.
 #[utoipa::path(patch, path = "/devices/{id}", tag = "devices", request_body = Changes, params(("id" = DeviceId, Path)), responses((status = 204, description = "Done.")))]
 pub(super) async fn change(
     State(shared): State<Arc<Shared>>,
@@ -95,11 +107,26 @@ pub(super) async fn change(
     OfDevice(device): OfDevice,
     Body(body): Body<Changes>,
 ) -> Result<StatusCode, ApiError> {
-    let group = body.group;
-    let audit = actor.audit(&shared, "device.group", device.as_str(), group.as_str());
+    let Changes { group, tags } = body;
+    if group.is_none() && tags.is_none() {
+        return Err(ApiError::unprocessable("give `group`, `tags` or both"));
+    }
+    if tags.as_ref().is_some_and(|tags| tags.len() > TAGS_MAX) {
+        return Err(ApiError::bad_request(format!("a device has at most {TAGS_MAX} tags")));
+    }
+    let told = |tags: &BTreeSet<Tag>| tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(" ");
+    let told =
+        [group.as_ref().map(ToString::to_string), tags.as_ref().map(|tags| format!("tags: {}", told(tags)))];
+    let told = told.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    let audit = actor.audit(&shared, "device.change", device.as_str(), told);
     let owner = device.clone();
-    let there = audit.write(&shared, move |c| store::set_group(c, &owner, &group, clock::unix_ms()));
-    if !there.await? {
+    let job = move |c: &_| {
+        let is_tagged = tags.map_or(Ok(true), |tags| store::set_tags(c, &owner, &tags))?;
+        let is_moved =
+            group.map_or(Ok(true), |group| store::set_group(c, &owner, &group, clock::unix_ms()))?;
+        Ok(is_tagged && is_moved)
+    };
+    if !audit.write(&shared, job).await? {
         return Err(ApiError::not_found("device"));
     }
     send_orders(&shared, &device).await?;

@@ -286,7 +286,8 @@ async fn send_to_group(shared: &Shared, group: &GroupId) -> Result<(), StoreErro
     let mut after = String::new();
     loop {
         let (of, from) = (group.clone(), after.clone());
-        let rows = shared.store.read(move |c| store::devices(c, &from, 1000, Some(of.as_str()))).await?;
+        let rows =
+            shared.store.read(move |c| store::devices(c, &from, 1000, Some(of.as_str()), None)).await?;
         for row in &rows {
             if shared.hub.is_online(&row.id)
                 && let Ok(device) = device_of(&row.id)

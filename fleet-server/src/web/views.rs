@@ -156,6 +156,7 @@ impl<'a> From<&'a StoredEvent> for EventView<'a> {
 pub(super) struct DeviceView<'a> {
     id: &'a str,
     group: &'a str,
+    tags: &'a [String],
     /// `online`, `late`, `offline`, `new` or `revoked`.
     state: &'static str,
     certificate_ends_unix_s: u64,
@@ -220,6 +221,7 @@ impl<'a> DeviceView<'a> {
         Self {
             id: &row.id,
             group: &row.group,
+            tags: &row.tags,
             state,
             certificate_ends_unix_s: row.ends_s,
             enrolled_unix_ms: row.enrolled_ms,

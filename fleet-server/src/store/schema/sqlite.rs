@@ -176,7 +176,8 @@ CREATE INDEX programs_by_key ON programs(key, device);
 /// The user of a token, under a name that is no keyword anywhere.
 const V7: &str = "ALTER TABLE api_tokens RENAME COLUMN user TO owner;";
 
-/// What devices are asked to do, the configurations of groups, and the generations of programs that are learned anew.
+/// What devices are asked to do, the configurations of groups, the generations of programs that are learned anew, and tags:
+/// each with a space before and behind it.
 const V8: &str = "
 CREATE TABLE orders(
     id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, body BLOB NOT NULL, version INTEGER, by TEXT NOT NULL,
@@ -189,6 +190,7 @@ CREATE TABLE group_configs(
 );
 CREATE INDEX group_configs_by_group ON group_configs(grp, id);
 ALTER TABLE programs ADD COLUMN floor INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE devices ADD COLUMN tags TEXT NOT NULL DEFAULT ' ';
 ";
 
 /// The steps from each version to the next.

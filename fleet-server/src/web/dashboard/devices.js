@@ -8,8 +8,9 @@ import { ordersSection } from "/dashboard/orders.js";
 const AGAIN_MS = 1000;
 
 export async function devicesPage(_, query) {
-  const after = query.get("after") || "", group = query.get("group") || "";
-  const { devices, next_after } = await ask("/devices?limit=200&after=" + after + (group && "&group=" + group));
+  const after = query.get("after") || "", group = query.get("group") || "", tag = query.get("tag") || "";
+  const which = (group && "&group=" + group) + (tag && "&tag=" + tag);
+  const { devices, next_after } = await ask("/devices?limit=200&after=" + after + which);
   const known = new Map(devices.map((device) => [device.id, device]));
   const list = el("ul", { id: "devices" });
   const show = () => list.replaceChildren(...[...known.values()].sort((a, b) => a.id < b.id ? -1 : 1).map(deviceItem));
@@ -17,7 +18,7 @@ export async function devicesPage(_, query) {
   if (!devices.length) list.append(el("li", { class: "quiet" }, "No device is enrolled."));
   return {
     title: "Devices",
-    node: el("div", {}, list, next_after && el("a", { href: "#/devices?after=" + next_after + (group && "&group=" + group) }, "More")),
+    node: el("div", {}, list, next_after && el("a", { href: "#/devices?after=" + next_after + which }, "More")),
     take(name, device) {
       if (name !== "device" || (!known.has(device.id) && known.size >= 200)) return;
       known.set(device.id, device);
@@ -31,7 +32,7 @@ function deviceItem(device) {
   const blind = beat ? beat.layers.filter((layer) => !layer.backend).length : 0;
   return el("li", { "data-state": device.state, "data-device": device.id },
     el("p", { class: "summary" }, el("a", { href: "#/devices/" + device.id }, device.id), ": " + device.state),
-    el("p", { class: "quiet" }, "group " + device.group + ", " + device.alerts + " alerts" + (blind ? ", " + blind + " layers not seen" : "")),
+    el("p", { class: "quiet" }, "group " + device.group + (device.tags.length ? ", " + device.tags.join(", ") : "") + ", " + device.alerts + " alerts" + (blind ? ", " + blind + " layers not seen" : "")),
     beat && el("p", { class: "quiet" }, beat.arch + ", Linux " + beat.kernel + ", agent " + beat.version + ", " +
       (beat.rss_bytes / 1048576).toFixed(0) + " MiB, " + beat.outbox_waiting + " waiting"));
 }
@@ -41,16 +42,22 @@ export async function devicePage(id) {
     ask("/events?limit=50&device=" + id), ask("/devices/" + id + "/orders?limit=20")]);
   const beat = device.heartbeat;
   const lost = beat ? Object.entries(beat.counters).filter(([name, value]) => value && /dropped|failed|refused|throttled|rejected/.test(name)) : [];
-  const facts = [["State", device.state], ["Group", el("a", { href: "#/groups/" + device.group }, device.group)], ["Enrolled", time(device.enrolled_unix_ms)],
+  const facts = [["State", device.state], ["Group", el("a", { href: "#/groups/" + device.group }, device.group)],
+    ["Tags", device.tags.length ? device.tags.flatMap((tag) => [el("a", { href: "#/devices?tag=" + tag }, tag), " "]) : "none"], ["Enrolled", time(device.enrolled_unix_ms)],
     ["Last seen", device.last_seen_unix_ms ? ago(device.last_seen_unix_ms) : "never"],
     ["Certificate until", device.certificate_ends_unix_s ? time(device.certificate_ends_unix_s * 1000) : "unknown"]];
   if (beat) facts.push(["Machine", beat.arch + ", Linux " + beat.kernel], ["Agent", beat.version + ", up " + Math.round(beat.uptime_ms / 60000) + " min"],
     ["Memory", (beat.rss_bytes / 1048576).toFixed(1) + " MiB"], ["CPU", beat.uptime_ms ? (100 * beat.cpu_ms / beat.uptime_ms).toFixed(2) + " % of one core" : ""],
     ["Waiting to be sent", String(beat.outbox_waiting)]);
   const happened = el("ol", { id: "events" }, [...events].reverse().map((event) => eventItem(event, events)));
-  const group = el("input", { value: device.group });
+  const group = el("input", { value: device.group }), tags = el("input", { value: device.tags.join(" ") });
   const admin = may("admin") && el("section", {}, el("h2", {}, "Administration"), el("p", { class: "filters" }, field("Group", group),
     button("Move", async () => { await ask("/devices/" + id, { method: "PATCH", sent: { group: group.value.trim() } }); say("moved"); again(); }),
+    field("Tags", tags), button("Tag", async () => {
+      await ask("/devices/" + id, { method: "PATCH", sent: { tags: tags.value.split(/\s+/).filter((tag) => tag) } });
+      say("tagged");
+      again();
+    }),
     button("Revoke", async () => {
       if (!confirm("Revoke " + id + "? Nothing of it is taken any more, and it must be enrolled again.")) return;
       await ask("/devices/" + id + "/revoke", { method: "POST" });
@@ -58,7 +65,7 @@ export async function devicePage(id) {
       again();
     }, { class: "bad" })));
   const node = el("div", {}, el("div", { class: "two" },
-    el("section", {}, el("h2", {}, "How it is"), el("dl", {}, facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])),
+    el("section", {}, el("h2", {}, "How it is"), el("dl", {}, facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, ...[value].flat())])),
       lost.length > 0 && el("details", {}, el("summary", {}, lost.length + " counters of something lost or refused"), table(["Counter", ""], lost, ""))),
     el("section", {}, el("h2", {}, "What it sees"), beat ? table(["Layer", "Hook", "Better hooks"], beat.layers.map((layer) =>
       [layer.layer, layer.backend || el("strong", {}, "not seen"), layer.failed.map((failed) => failed.backend + ": " + failed.reason).join("; ")]), "") : el("p", {}, "No heartbeat yet."))),
