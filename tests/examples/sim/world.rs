@@ -196,7 +196,7 @@ impl World {
             ));
         }
         self.server.check()?;
-        self.server.check_gaps()
+        self.server.check_gaps(self.has_broker)
     }
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
