@@ -205,9 +205,7 @@ impl Config {
         overlay: Option<&Overlay>,
         environment: &[(String, String)],
     ) -> Result<Self, Vec<Problem>> {
-        let mut table = text.parse::<Table>().map_err(|error| {
-            vec![Problem { key: String::new(), text: format!("not TOML: {}", error.to_string().trim()) }]
-        })?;
+        let mut table = parse(text)?;
         if let Some(overlay) = overlay {
             overlay::put_over(&mut table, overlay.table()?);
         }
@@ -346,6 +344,13 @@ impl Config {
     pub fn watches(&self, program: &ProgramId) -> bool {
         self.watch.iter().any(|pattern| pattern.fits(program))
     }
+}
+
+/// A text as TOML, or the one problem that it is none.
+fn parse(text: &str) -> Result<Table, Vec<Problem>> {
+    text.parse::<Table>().map_err(|error| {
+        vec![Problem { key: String::new(), text: format!("not TOML: {}", error.to_string().trim()) }]
+    })
 }
 
 /// A whole number with `ms`, `s`, `m`, `h` or `d`.

@@ -357,13 +357,12 @@ impl Shared {
         let Some(client) = sending.client.clone() else { return };
         let mut send = |leaf, bytes| {
             let topic = wire::topic(&self.identity.device, leaf);
-            client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_ok()
+            let is_sent = client.try_publish(topic, QoS::AtLeastOnce, false, bytes).is_ok();
+            self.counters.sent.fetch_add(u64::from(is_sent && leaf == Leaf::Up), Relaxed);
+            is_sent
         };
-        match sending.lanes.pump(self.outboxes(), clock::boot_ns(), &mut send) {
-            Ok(n) => {
-                self.counters.sent.fetch_add(n, Relaxed);
-            }
-            Err(error) => log::error!("reading the outbox: {error}"),
+        if let Err(error) = sending.lanes.pump(self.outboxes(), clock::boot_ns(), &mut send) {
+            log::error!("reading the outbox: {error}");
         }
     }
 

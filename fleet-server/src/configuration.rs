@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use models::orders::KEYS_OF_DEVICES;
 use models::wire::CONFIGURATION_MAX;
 use toml::{Table, Value};
-
-/// What only a device's own file may say: it names files of the device, starts programs, or is done to them.
-const OWN: [&str; 4] = ["state", "outbox_engine", "sink", "contain"];
 
 /// A key whose value is another.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +29,7 @@ pub(crate) fn check(text: &str) -> Result<(), String> {
         ));
     }
     let table: Table = text.parse().map_err(|error| format!("it is not TOML: {error}"))?;
-    match OWN.iter().find(|name| table.contains_key(**name)) {
+    match KEYS_OF_DEVICES.iter().find(|name| table.contains_key(**name)) {
         Some(name) => Err(format!("`{name}` is for a device's own file: a fleet cannot set it")),
         None => Ok(()),
     }

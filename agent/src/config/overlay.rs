@@ -4,17 +4,15 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use models::orders::KEYS_OF_DEVICES;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::Problem;
+use super::{Problem, parse};
 use crate::files;
 
 /// Its file in the state folder.
 pub const OVERLAY_FILE: &str = "fleet-config.json";
-
-/// What the fleet must not say: it names files of this device, starts programs, or is done to them.
-const OWN: [&str; 4] = ["state", "outbox_engine", "sink", "contain"];
 
 /// What the fleet says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,11 +49,9 @@ impl Overlay {
     /// # Errors
     /// When it is no TOML, or has a key that the fleet may not set.
     pub fn table(&self) -> Result<Table, Vec<Problem>> {
-        let table: Table = self.text.parse().map_err(|error: toml::de::Error| {
-            vec![Problem { key: String::new(), text: format!("not TOML: {}", error.to_string().trim()) }]
-        })?;
+        let table = parse(&self.text)?;
         let text = "is for the device's own file: a fleet cannot set it";
-        let own = OWN.iter().filter(|name| table.contains_key(**name));
+        let own = KEYS_OF_DEVICES.iter().filter(|name| table.contains_key(**name));
         let problems: Vec<_> =
             own.map(|name| Problem { key: (*name).to_owned(), text: text.to_owned() }).collect();
         if problems.is_empty() { Ok(table) } else { Err(problems) }

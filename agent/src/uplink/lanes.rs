@@ -36,7 +36,7 @@ impl Lanes {
         *self = Self::default();
     }
 
-    /// Hands messages over while the windows have room; how many.
+    /// Hands messages over while the windows have room.
     ///
     /// # Errors
     /// When an outbox cannot be read; the others were served.
@@ -45,16 +45,12 @@ impl Lanes {
         outboxes: [&dyn Outbox; LANES],
         now_ns: u64,
         send: Send<'_>,
-    ) -> Result<u64, OutboxError> {
-        let mut sent = 0;
-        let mut failed = None;
+    ) -> Result<(), OutboxError> {
+        let mut done = Ok(());
         for (outbox, lane) in outboxes.into_iter().zip(&mut self.0) {
-            match lane.pump(outbox, now_ns, send) {
-                Ok(n) => sent += n,
-                Err(error) => failed = Some(error),
-            }
+            done = lane.pump(outbox, now_ns, send).and(done);
         }
-        failed.map_or(Ok(sent), Err)
+        done
     }
 
     /// Everything of an outbox up to `seq` is with the fleet; how many messages leave it. One that is not ours is of an outbox that
@@ -91,8 +87,7 @@ impl Lanes {
 }
 
 impl Lane {
-    fn pump(&mut self, outbox: &dyn Outbox, now_ns: u64, send: Send<'_>) -> Result<u64, OutboxError> {
-        let mut sent = 0;
+    fn pump(&mut self, outbox: &dyn Outbox, now_ns: u64, send: Send<'_>) -> Result<(), OutboxError> {
         while self.on_way.len() < WINDOW {
             let Some((seq, bytes)) = outbox.after(self.cursor)? else { break };
             // In a new connection the first number tells what was before it, too.
@@ -113,9 +108,8 @@ impl Lane {
             }
             self.cursor = seq;
             self.on_way.push_back(seq);
-            sent += 1;
         }
-        Ok(sent)
+        Ok(())
     }
 
     fn still_ns(&self, now_ns: u64) -> u64 {

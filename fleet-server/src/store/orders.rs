@@ -11,7 +11,7 @@ use super::{StoreError, int, uint};
 use crate::names::{DeviceId, GroupId};
 
 /// Orders that wait for one device; one more is refused.
-pub const ORDERS_MAX: i64 = 64;
+const ORDERS_MAX: i64 = 64;
 
 /// Orders kept per device; one more drops the oldest of those that do not wait.
 const KEPT_MAX: i64 = 200;
@@ -103,8 +103,7 @@ pub fn put_order(
         "SELECT count(*) FROM orders WHERE device = ? AND answered_ms IS NULL AND (expires_ms IS NULL OR expires_ms > ?)",
     )?;
     let waiting: i64 = count.query_row(params![device.as_str(), int(now_ms)], |row| row.get(0))?;
-    // A configuration takes the place of the one that waits.
-    if waiting >= ORDERS_MAX && !matches!(errand, Errand::Configure { .. }) {
+    if waiting >= ORDERS_MAX {
         return Ok(None);
     }
     insert(c, device.as_str(), errand, by, now_ms, expires_ms).map(Some)

@@ -152,6 +152,13 @@ pub(super) async fn revoke(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Refuses what is asked of a device that there is not.
+pub(super) async fn must_exist(shared: &Shared, device: &DeviceId) -> Result<(), ApiError> {
+    let wanted = device.clone();
+    let row = shared.store.read(move |c| store::device(c, wanted.as_str())).await?;
+    row.map(drop).ok_or_else(|| ApiError::not_found("device"))
+}
+
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReleaseRequest {
@@ -167,10 +174,7 @@ pub(super) async fn release(
     Body(body): Body<ReleaseRequest>,
 ) -> Result<Response, ApiError> {
     let ReleaseRequest { containment } = body;
-    let wanted = device.clone();
-    if shared.store.read(move |c| store::device(c, wanted.as_str())).await?.is_none() {
-        return Err(ApiError::not_found("device"));
-    }
+    must_exist(&shared, &device).await?;
     let audit = actor.audit(&shared, "device.release", device.as_str(), format!("containment {containment}"));
     let owner = device.clone();
     let kept = audit.write(&shared, move |c| store::put_release(c, &owner, containment, clock::unix_ms()));

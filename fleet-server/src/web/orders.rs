@@ -12,6 +12,7 @@ use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
 use super::access::Actor;
+use super::devices::must_exist;
 use super::error::{ApiError, Problem};
 use super::extract::{Asked, Body, OfDevice, Words, object};
 use super::order_views::{
@@ -106,10 +107,7 @@ pub(super) async fn create(
     if !(1..=EXPIRES_MAX_S).contains(&expires_in_s) {
         return Err(ApiError::bad_request(format!("`expires_in_s` is from 1 to {EXPIRES_MAX_S}")));
     }
-    let wanted = device.clone();
-    if shared.store.read(move |c| store::device(c, wanted.as_str())).await?.is_none() {
-        return Err(ApiError::not_found("device"));
-    }
+    must_exist(&shared, &device).await?;
     let now_ms = clock::unix_ms();
     let expires_ms = now_ms + expires_in_s * 1000;
     let (owner, by) = (device.clone(), actor.who.clone());
