@@ -2,29 +2,32 @@
 
 use std::path::PathBuf;
 
-use agent::whitelist::Act;
-use agent::{config, simulate};
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use models::bundle::PublicKey;
 use models::policy::Severity;
 
+use crate::whitelist::Act;
+use crate::{config, simulate};
+
 /// Behavioural anomaly detection for this gateway.
 #[derive(Debug, Parser)]
 #[command(name = "behaveguard", version)]
-pub(crate) struct Cli {
+pub struct Cli {
     /// Configuration file; without it and without the default file, the defaults apply.
     #[arg(long, global = true)]
-    pub(crate) config: Option<PathBuf>,
+    pub config: Option<PathBuf>,
     /// State folder, instead of the configured one.
     #[arg(long, global = true)]
-    pub(crate) state: Option<PathBuf>,
+    pub state: Option<PathBuf>,
+    /// What to do.
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub command: Command,
 }
 
+/// What the program does.
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub enum Command {
     /// Write a configuration file with every key and its default.
     Init {
         /// Show it instead of writing it.
@@ -112,6 +115,7 @@ pub(crate) enum Command {
     Baseline(BaselineCommand),
     /// Show why an alert, or a process's last verdict, has its score.
     Explain {
+        /// Of what.
         #[command(flatten)]
         of: Of,
         /// As JSON.
@@ -141,8 +145,9 @@ pub(crate) enum Command {
     },
 }
 
+/// Baselines of this device.
 #[derive(Debug, Subcommand)]
-pub(crate) enum BaselineCommand {
+pub enum BaselineCommand {
     /// Show every baseline that the agent uses.
     List {
         /// As JSON.
@@ -164,8 +169,9 @@ pub(crate) enum BaselineCommand {
     },
 }
 
+/// The configuration.
 #[derive(Debug, Subcommand)]
-pub(crate) enum ConfigCommand {
+pub enum ConfigCommand {
     /// Say everything that is wrong with a file; exit code 1 when something is.
     Check {
         /// The file; by default the one that the agent reads.
@@ -179,8 +185,9 @@ pub(crate) enum ConfigCommand {
     },
 }
 
+/// What was done to programs that alarmed.
 #[derive(Debug, Subcommand)]
-pub(crate) enum ContainCommand {
+pub enum ContainCommand {
     /// Show every program that is stopped or cut off.
     List {
         /// As JSON.
@@ -197,17 +204,18 @@ pub(crate) enum ContainCommand {
 /// What is explained.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
-pub(crate) struct Of {
+pub struct Of {
     /// An alert, as `behaveguard alerts` names it.
     #[arg(long, value_name = "ID")]
-    pub(crate) alert: Option<String>,
+    pub alert: Option<String>,
     /// A process.
     #[arg(long, value_name = "N")]
-    pub(crate) pid: Option<u32>,
+    pub pid: Option<u32>,
 }
 
+/// What is right although it is new.
 #[derive(Debug, Subcommand)]
-pub(crate) enum WhitelistCommand {
+pub enum WhitelistCommand {
     /// Expect something from now on: the acts of an alert, or what you name.
     Add(Expected),
     /// Show every entry.
@@ -227,34 +235,34 @@ pub(crate) enum WhitelistCommand {
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("who").required(true).args(["alert", "program"]))]
 #[command(group = clap::ArgGroup::new("what").multiple(false).args(["act", "statistics", "everything"]))]
-pub(crate) struct Expected {
+pub struct Expected {
     /// What an alert told of its program, as `behaveguard alerts` names it.
     #[arg(long, value_name = "ID", conflicts_with_all = ["what", "unit"])]
-    pub(crate) alert: Option<String>,
+    pub alert: Option<String>,
     /// Of which executable; * stands for any characters.
     #[arg(long, requires = "what")]
-    pub(crate) program: Option<String>,
+    pub program: Option<String>,
     /// Only in this unit, - for none; * stands for any characters.
     #[arg(long, default_value = "*")]
-    pub(crate) unit: String,
+    pub unit: String,
     /// An act, e.g. first_sensitive_file=/etc/shadow; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = Act::parse)]
-    pub(crate) act: Vec<Act>,
+    pub act: Vec<Act>,
     /// What the detectors say of its windows; its acts are still told.
     #[arg(long)]
-    pub(crate) statistics: bool,
+    pub statistics: bool,
     /// All that it does: nothing is told of it any more.
     #[arg(long)]
-    pub(crate) everything: bool,
+    pub everything: bool,
     /// Why, for whoever reads it in a year.
     #[arg(long)]
-    pub(crate) reason: String,
+    pub reason: String,
     /// How long, e.g. 30d; until it is removed without it.
     #[arg(long = "for", value_parser = duration)]
-    pub(crate) time: Option<std::time::Duration>,
+    pub time: Option<std::time::Duration>,
     /// Show the entry as JSON.
     #[arg(long)]
-    pub(crate) json: bool,
+    pub json: bool,
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use agent::whitelist::{Entry, Wanted, What};
 use agent::{clock, control};
 
-use crate::cli::{Expected, WhitelistCommand};
+use agent::cli::{Expected, WhitelistCommand};
 
 /// Does what was asked.
 pub(crate) fn run(state: &Path, command: WhitelistCommand) -> Result<(), Box<dyn Error>> {

@@ -1,6 +1,5 @@
 //! `behaveguard`: sets up, enrols, runs and asks the agent.
 
-mod cli;
 mod exceptions;
 mod page;
 mod report;
@@ -13,6 +12,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use agent::cli::{Cli, Command, ConfigCommand, ContainCommand};
 use agent::config::{self, Config, Found, Overlay, Source, SourceError};
 use agent::enroll::EnrollError;
 use agent::explanations::Named;
@@ -21,8 +21,6 @@ use agent::{control, doctor, enroll, logging, record, service, settings, simulat
 use clap::{CommandFactory as _, Parser as _};
 use models::bundle::{self, Keyring, Verified};
 use models::chain::chain;
-
-use cli::{Cli, Command, ConfigCommand, ContainCommand};
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).
 const USAGE: u8 = 64;

@@ -10,9 +10,9 @@ use models::bundle::Verified;
 use models::program::ProgramId;
 use serde::Serialize;
 
-use crate::cli::BaselineCommand;
 use crate::own_keys;
 use crate::page::Page;
+use agent::cli::BaselineCommand;
 
 /// One baseline, for people and as JSON.
 #[derive(Serialize)]

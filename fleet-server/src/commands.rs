@@ -1,155 +1,21 @@
 //! Commands beside a running server, on its own machine: they change its database and are in its audit log as `local`.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use clap::Subcommand;
-use fleet_server::access::{self, LOCAL, Role};
+use fleet_server::access::LOCAL;
 use fleet_server::broker;
-use fleet_server::config::{Config, host_and_port, is_host};
+use fleet_server::cli::{DeviceCommand, TokenCommand, UserCommand};
+use fleet_server::config::{Config, host_and_port};
 use fleet_server::counters::Counters;
-use fleet_server::enrolment::{Issued, TTL_MAX_S, USES_MAX, Wanted};
-use fleet_server::names::{DeviceId, GroupId, UserName};
+use fleet_server::enrolment::{Issued, Wanted};
+use fleet_server::names::{DeviceId, UserName};
 use fleet_server::pki::Pki;
 use fleet_server::store::Connection;
 use fleet_server::store::{self, AuditRow, Change, Changed};
 use fleet_server::{clock, enrolment, files, secret, server};
 
 type Done = Result<(), Box<dyn Error>>;
-
-/// Enrolment tokens.
-#[derive(Debug, Subcommand)]
-pub(crate) enum TokenCommand {
-    /// Print one line that `behaveguard enroll` takes. The server must have been started once, or --url be given.
-    Create {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// The group that the devices join: 1 to 64 of a-z, 0-9 and -.
-        #[arg(long, default_value = "default", value_parser = group)]
-        group: GroupId,
-        /// Only this device may use it, once; it may also replace a device of that name.
-        #[arg(long, value_parser = device, conflicts_with = "uses")]
-        device: Option<DeviceId>,
-        /// How many devices may use it.
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(USES_MAX)))]
-        uses: u32,
-        /// How long it is good, e.g. 30m, 24h or 7d.
-        #[arg(long, default_value = "1h", value_parser = seconds)]
-        expires: u64,
-        /// Where devices enrol, https://host:port, instead of where the server listened last.
-        #[arg(long)]
-        url: Option<String>,
-    },
-    /// List the tokens, without their secrets.
-    List {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-    },
-    /// Make a token worthless.
-    Delete {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// As `token list` shows it.
-        id: String,
-    },
-}
-
-/// Devices.
-#[derive(Debug, Subcommand)]
-pub(crate) enum DeviceCommand {
-    /// List the devices.
-    List {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-    },
-    /// Take nothing of a device from now on: its next packet ends its connection.
-    Revoke {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// Which.
-        #[arg(value_parser = device)]
-        device: DeviceId,
-    },
-    /// Put a device into a group.
-    Group {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// Which.
-        #[arg(value_parser = device)]
-        device: DeviceId,
-        /// Into which.
-        #[arg(value_parser = group)]
-        group: GroupId,
-    },
-}
-
-/// People and programs that use the API.
-#[derive(Debug, Subcommand)]
-pub(crate) enum UserCommand {
-    /// Make a user and print a token for the API and the dashboard.
-    Add {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// The name: 1 to 64 of a-z, 0-9 and -.
-        #[arg(value_parser = user)]
-        name: UserName,
-        /// viewer, analyst or admin.
-        #[arg(long, default_value = "viewer", value_parser = role)]
-        role: Role,
-    },
-    /// List users and their tokens.
-    List {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-    },
-    /// Give a user another role.
-    Role {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// Whom.
-        #[arg(value_parser = user)]
-        name: UserName,
-        /// viewer, analyst or admin.
-        #[arg(value_parser = role)]
-        role: Role,
-    },
-    /// Print a further token of a user.
-    Token {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// Whose.
-        #[arg(value_parser = user)]
-        name: UserName,
-        /// What it is for.
-        #[arg(long, default_value = "")]
-        label: String,
-        /// How long it is good, e.g. 12h or 30d; for ever when not given.
-        #[arg(long, value_parser = seconds)]
-        expires: Option<u64>,
-    },
-    /// Remove a user with all tokens, or one token.
-    Remove {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// Whom.
-        #[arg(value_parser = user)]
-        name: UserName,
-        /// Only this token, as `user list` shows it.
-        #[arg(long)]
-        token: Option<String>,
-    },
-}
 
 /// Makes what a server needs, without starting it.
 pub(crate) fn init(state: &Path, config: &Config) -> Done {
@@ -368,11 +234,6 @@ pub(crate) fn open(state: &Path) -> Result<Connection, Box<dyn Error>> {
     Ok(store::open_alone(state)?)
 }
 
-/// Reads a host name or an address.
-pub(crate) fn host(text: &str) -> Result<String, String> {
-    if is_host(text) { Ok(text.to_owned()) } else { Err("is no host name and no address".to_owned()) }
-}
-
 fn found(there: bool, otherwise: &str) -> Done {
     if there { Ok(()) } else { Err(otherwise.into()) }
 }
@@ -399,28 +260,4 @@ fn checked(url: String) -> Result<String, Box<dyn Error>> {
         return Err("--url must be like https://fleet.example:8443".into());
     }
     Ok(url)
-}
-
-fn device(text: &str) -> Result<DeviceId, String> {
-    DeviceId::parse(text).map_err(|error| error.to_string())
-}
-
-fn group(text: &str) -> Result<GroupId, String> {
-    GroupId::parse(text).map_err(|error| error.to_string())
-}
-
-fn user(text: &str) -> Result<UserName, String> {
-    access::user_name(text)
-}
-
-fn role(text: &str) -> Result<Role, String> {
-    Role::parse(text).ok_or_else(|| "a role is viewer, analyst or admin".into())
-}
-
-fn seconds(text: &str) -> Result<u64, String> {
-    let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
-    let parsed = units
-        .iter()
-        .find_map(|(unit, factor)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*factor));
-    parsed.filter(|ttl| (1..=TTL_MAX_S).contains(ttl)).ok_or("must be like 30m, 1h or 2d, at most 30d".into())
 }

@@ -3,43 +3,13 @@
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use clap::Subcommand;
+use fleet_server::cli::StoreCommand;
 use fleet_server::store::{self, Database};
 use fleet_server::{files, server};
 
 use crate::commands;
-
-/// The data.
-#[derive(Debug, Subcommand)]
-pub(crate) enum StoreCommand {
-    /// Write all data into a file; the server may run. Keys and certificates are files of the state folder, and are not in it.
-    Export {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// The file that is written; there must be none.
-        file: PathBuf,
-    },
-    /// Read such a file into an empty database; the server must not run.
-    Import {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// The PostgreSQL server that gets the data, as in [store]; without it what the folder used last, a file at first.
-        #[arg(long)]
-        postgres: Option<String>,
-        /// The file.
-        file: PathBuf,
-    },
-    /// Give room back to the disk that dropped data left; needs as much room again, and a server that runs waits meanwhile.
-    Compact {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-    },
-}
 
 pub(crate) fn run(command: StoreCommand) -> Result<(), Box<dyn Error>> {
     match command {

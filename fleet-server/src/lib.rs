@@ -11,6 +11,7 @@
 
 pub mod access;
 pub mod broker;
+pub mod cli;
 pub mod clock;
 pub mod config;
 mod configuration;

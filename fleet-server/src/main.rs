@@ -9,84 +9,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser as _;
+use fleet_server::cli::{Cli, Command};
 use fleet_server::config::Config;
 use fleet_server::{server, trainer};
 use models::chain::chain;
-use models::train::WINDOWS_MIN;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
-
-use commands::{DeviceCommand, TokenCommand, UserCommand};
-use data::StoreCommand;
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).
 const USAGE: u8 = 64;
 
 /// Files that the server has open beside connections.
 const OWN_FILES: u64 = 64;
-
-/// The fleet side of BehaveGuard.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run the server until SIGINT or SIGTERM.
-    Run {
-        /// Folder for keys, certificates and the database; made when missing.
-        #[arg(long)]
-        state: PathBuf,
-        /// TOML file; the other options win over it.
-        #[arg(long)]
-        config: Option<PathBuf>,
-        /// Where devices connect; port 0 takes a free one.
-        #[arg(long)]
-        mqtt: Option<SocketAddr>,
-        /// Where people and enrolling devices connect.
-        #[arg(long)]
-        web: Option<SocketAddr>,
-        /// Windows needed before a program's first baseline, 40 to 100000.
-        #[arg(long, value_parser = clap::value_parser!(u32).range(WINDOWS_MIN as i64..=100_000))]
-        learn_windows: Option<u32>,
-    },
-    /// Make what a server needs, its certificate authority first, without starting it.
-    Init {
-        /// Folder for keys, certificates and the database; made when missing.
-        #[arg(long)]
-        state: PathBuf,
-    },
-    /// Write what a broker of others needs to take this fleet's devices: certificate, key, and configurations for Mosquitto and NATS.
-    Broker {
-        /// The server's folder.
-        #[arg(long)]
-        state: PathBuf,
-        /// A host name or address by which devices and fleet servers call the broker; may be given more than once.
-        #[arg(long, required = true, value_parser = commands::host)]
-        name: Vec<String>,
-        /// Where it listens.
-        #[arg(long, default_value_t = 8883)]
-        port: u16,
-        /// The folder that is written, as an absolute path: the configurations name it.
-        #[arg(long)]
-        out: PathBuf,
-    },
-    /// The data: move it between a file and PostgreSQL, and make it small.
-    #[command(subcommand)]
-    Store(StoreCommand),
-    /// Enrolment tokens for new devices.
-    #[command(subcommand)]
-    Token(TokenCommand),
-    /// Devices: list, revoke, group.
-    #[command(subcommand)]
-    Device(DeviceCommand),
-    /// People and programs that use the API, and their tokens.
-    #[command(subcommand)]
-    User(UserCommand),
-}
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();

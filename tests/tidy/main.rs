@@ -1,5 +1,7 @@
 //! Rules about the tree itself: documents in step with the code, promises with tests, files of one job.
 
+mod commands;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
