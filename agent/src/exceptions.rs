@@ -3,10 +3,9 @@
 use std::error::Error;
 use std::path::Path;
 
+use agent::cli::{Expected, WhitelistCommand};
 use agent::whitelist::{Entry, Wanted, What};
 use agent::{clock, control};
-
-use agent::cli::{Expected, WhitelistCommand};
 
 /// Does what was asked.
 pub(crate) fn run(state: &Path, command: WhitelistCommand) -> Result<(), Box<dyn Error>> {

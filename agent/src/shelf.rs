@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use agent::baselines::Baselines;
+use agent::cli::BaselineCommand;
 use agent::config::{Config, Pattern};
 use agent::local::Local;
 use agent::{clock, service};
@@ -12,7 +13,6 @@ use serde::Serialize;
 
 use crate::own_keys;
 use crate::page::Page;
-use agent::cli::BaselineCommand;
 
 /// One baseline, for people and as JSON.
 #[derive(Serialize)]

@@ -1,28 +1,10 @@
 //! The command line in the documents is the one in the code.
 
-use std::fs;
-
 use agent::cli::Cli as Agent;
 use clap::{Command, CommandFactory as _};
 use fleet_server::cli::Cli as Fleet;
 
-use super::{read, root};
-
-const PAGES: [&str; 13] = [
-    "README.md",
-    "docs/api.md",
-    "docs/architecture.md",
-    "docs/comparison.md",
-    "docs/configuration.md",
-    "docs/contributing.md",
-    "docs/models.md",
-    "docs/mqtt.md",
-    "docs/operations.md",
-    "docs/packaging.md",
-    "docs/security.md",
-    "docs/troubleshooting.md",
-    "docs/tutorial.md",
-];
+use super::{generated, pages, read};
 
 /// Columns of the reference, whatever the terminal has.
 const WIDTH: usize = 100;
@@ -60,13 +42,7 @@ fn the_command_reference_is_the_one_in_the_code() {
         describe(&name, &mut program, &mut text);
     }
     let text = format!("{}\n", text.trim_end());
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(root().join("docs/cli.md"), &text).unwrap();
-    }
-    assert!(
-        read("docs/cli.md") == text,
-        "run `UPDATE_DOCS=1 cargo xtask test command_reference` and commit docs/"
-    );
+    generated("docs/cli.md", "command_reference", &text);
 }
 
 /// The words of one line of shell up to what is no word of the command, comments and redirections left out.
@@ -102,8 +78,8 @@ fn words(line: &str) -> Vec<Vec<String>> {
 #[test]
 fn every_command_in_a_block_of_the_documents_is_understood() {
     let mut seen = 0;
-    for page in PAGES {
-        let text = read(page);
+    for page in pages() {
+        let text = read(&page);
         let blocks = text.split("\n```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
         for command in blocks.flat_map(str::lines).flat_map(words) {
             let program = command.first().map(String::as_str);
@@ -123,8 +99,8 @@ fn every_command_in_a_block_of_the_documents_is_understood() {
 fn every_command_named_in_a_sentence_is_there_with_its_options() {
     let programs = programs();
     let mut seen = 0;
-    for page in PAGES {
-        let text = read(page).replace('\n', " ");
+    for page in pages() {
+        let text = read(&page).replace('\n', " ");
         for span in text.split('`').skip(1).step_by(2) {
             let mut words = span.split(' ').filter(|word| !word.is_empty()).peekable();
             let Some(program) = words.next() else { continue };

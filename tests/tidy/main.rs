@@ -20,6 +20,28 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// Pages for people, by their path.
+fn pages() -> Vec<String> {
+    let names = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = names.filter_map(|name| name.into_string().ok()).filter(|name| name.ends_with(".md"));
+    let mut pages: Vec<String> = names.map(|name| format!("docs/{name}")).collect();
+    pages.push("README.md".to_owned());
+    pages.sort();
+    pages
+}
+
+/// A page that is made from the code is as the code says; `UPDATE_DOCS` makes it so. `test` is what runs the caller.
+fn generated(page: &str, test: &str, text: &str) {
+    let path = root().join(page);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    assert!(
+        fs::read_to_string(&path).unwrap_or_default() == text,
+        "run `UPDATE_DOCS=1 cargo xtask test {test}` and commit docs/"
+    );
+}
+
 /// Every Rust source of the workspace.
 fn sources() -> Vec<(PathBuf, String)> {
     fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
@@ -149,14 +171,7 @@ fn the_feature_table_is_the_one_in_the_code() {
             feature.phrase
         );
     }
-    let path = root().join("docs/features.md");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, &text).unwrap();
-    }
-    assert!(
-        read("docs/features.md") == text,
-        "run `UPDATE_DOCS=1 cargo xtask test feature_table` and commit docs/"
-    );
+    generated("docs/features.md", "feature_table", &text);
 }
 
 #[test]
@@ -190,14 +205,7 @@ fn the_configuration_reference_is_the_one_in_the_code() {
              ## Containment\n\nEach `[[contain]]` table, up to 32, is a rule; without one the agent only watches. See \
              [operations.md](operations.md).\n\n";
     text += &agent::config::reference(agent::config::CONTAIN_KEYS);
-    let path = root().join("docs/configuration.md");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, &text).unwrap();
-    }
-    assert!(
-        fs::read_to_string(&path).unwrap_or_default() == text,
-        "run `UPDATE_DOCS=1 cargo xtask test configuration_reference` and commit docs/"
-    );
+    generated("docs/configuration.md", "configuration_reference", &text);
 }
 
 #[test]
