@@ -12,7 +12,7 @@ use heapless::index_set::FnvIndexSet;
 use crate::capability;
 use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, Volume, call_name};
 use crate::novelty::{Kind, trait_id};
-use crate::schema::{LOLBINS, TOR_PORTS};
+use crate::schema::{LOLBINS, SYSCALL_SLOTS, TOR_PORTS};
 use crate::syscalls;
 use odd_names::OddNames;
 pub use sums::Sums;
@@ -296,6 +296,10 @@ impl Window {
     /// The value of a trait in plain words, where it was kept.
     #[must_use]
     pub fn text(&self, id: u64) -> Option<&str> {
+        if Kind::of(id) == Some(Kind::Syscall) {
+            let mut names = (0..SYSCALL_SLOTS).map(syscalls::name);
+            return names.find(|name| trait_id(Kind::Syscall, name) == id);
+        }
         self.texts.get(id).map(|shown| shown.text.as_str())
     }
 
