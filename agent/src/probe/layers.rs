@@ -301,6 +301,8 @@ pub fn unseen(layer: &LayerState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -323,5 +325,44 @@ mod tests {
         calls.sort_unstable();
         calls.dedup();
         assert_eq!(calls.len(), all, "the dispatcher's array holds one program per call");
+    }
+
+    /// Every layer with its hooks, best first.
+    fn hooks() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+        let names = |backends: &'static [Backend]| backends.iter().map(|backend| backend.name);
+        let own = HOOK_LAYERS.iter().map(move |layer| (layer.name, names(layer.backends).collect()));
+        let calls = CALL_LAYERS.iter().map(move |layer| {
+            let both = [TAIL_CALL, CLASSIC];
+            (layer.name, names(layer.better).chain(both).collect())
+        });
+        own.chain(calls)
+    }
+
+    #[test]
+    fn the_documented_hooks_are_those_of_the_code() {
+        let mut rows = Vec::new();
+        for (layer, hooks) in hooks() {
+            for hook in hooks.into_iter().chain([""]) {
+                let state = LayerState { layer: layer.into(), backend: hook.into(), failed: Vec::new() };
+                let shown = if hook.is_empty() { "none".to_owned() } else { format!("`{hook}`") };
+                let unseen = unseen(&state);
+                assert!(!hook.is_empty() || !unseen.is_empty(), "{layer} without a hook loses something");
+                rows.push(format!("| `{layer}` | {shown} | {unseen} |"));
+            }
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kernels.md");
+        let text = fs::read_to_string(path).unwrap();
+        let head = "| layer | hook | less is seen |\n|---|---|---|\n";
+        let (before, rest) = text.split_once(head).expect("the table's head");
+        let end = rest.find("\n\n").expect("the table ends");
+        let table = rows.join("\n");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            fs::write(path, format!("{before}{head}{table}{}", &rest[end..])).unwrap();
+        } else {
+            assert!(
+                rest[..end] == table,
+                "run `UPDATE_DOCS=1 cargo xtask test documented_hooks` and commit docs/"
+            );
+        }
     }
 }

@@ -1,10 +1,11 @@
-//! Opens by another name: a link to a sensitive file, a path with `..`, a relative path.
+//! Opens by another name: a link of either kind or a bind mount of a sensitive file, a path with `..`, a relative path.
 //!
 //! The kernel side matches what a program says. Here the same path is looked up again as the process sees it, with every
 //! link followed, while it is still there. An open that turns out to be of a sensitive file is told as such, under the file's name.
 //!
-//! Each look costs some ten microseconds, so a path is looked at once per window, and so many a second at most, of which half
-//! are kept for paths outside of system folders. What is beyond that is counted.
+//! Each look costs some ten microseconds, so so many are made a second at most, of which half are kept for paths outside of
+//! system folders; what is beyond that is counted. A path inside of them is looked at once per window and after each mount:
+//! elsewhere anybody might have put a link in a file's place meanwhile.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -16,6 +17,7 @@ use agent_ebpf::records::{PATH_LEN, SLOT_OPENAT};
 use agent_ebpf::sensitive::{head, is_sensitive};
 use models::event::{Event, EventKind, PathText, Tampering, clipped};
 
+use super::inodes::SensitiveInodes;
 use super::real::RealPaths;
 use super::resolve;
 
@@ -31,18 +33,20 @@ const PLAIN_MAX: usize = 4096;
 /// What was found out so far.
 #[derive(Debug)]
 pub(super) struct Links {
-    /// Hashes of paths that lead to nothing sensitive, in this window.
+    /// Hashes of paths in system folders that lead to nothing sensitive, in this window.
     plain: BTreeSet<u64>,
     looks: u32,
     refilled_ns: u64,
     unchecked: u64,
     own_tgid: u32,
+    inodes: SensitiveInodes,
 }
 
 impl Links {
     /// `own_tgid` is the process that looks.
     pub(super) fn new(own_tgid: u32) -> Self {
-        Self { plain: BTreeSet::new(), looks: BURST, refilled_ns: 0, unchecked: 0, own_tgid }
+        let inodes = SensitiveInodes::now();
+        Self { plain: BTreeSet::new(), looks: BURST, refilled_ns: 0, unchecked: 0, own_tgid, inodes }
     }
 
     /// Opens that nobody looked at again, because too many came.
@@ -50,9 +54,10 @@ impl Links {
         self.unchecked
     }
 
-    /// Forgets what led where: another window begins.
+    /// Forgets what led where, and which files there were: another window begins.
     pub(super) fn forget(&mut self) {
         self.plain.clear();
+        self.inodes = SensitiveInodes::now();
     }
 
     /// Completes an open that seemed ordinary; gives what else it was.
@@ -64,6 +69,9 @@ impl Links {
         watched: &[String],
     ) -> Option<EventKind> {
         let tgid = event.tgid;
+        if matches!(event.kind, EventKind::Mount { .. }) {
+            self.plain.clear();
+        }
         let EventKind::Open { path, flags, sensitive: sensitive @ false } = &mut event.kind else {
             return None;
         };
@@ -75,11 +83,12 @@ impl Links {
         if path.is_empty() || path.starts_with("/proc/") && !path.contains("/../") {
             return None;
         }
-        let key = dfd.is_none().then(|| hash(path));
+        let in_system = SYSTEM.iter().any(|folder| path.starts_with(folder));
+        let key = (dfd.is_none() && in_system).then(|| hash(path));
         if key.is_some_and(|key| self.plain.contains(&key)) {
             return None;
         }
-        let kept = if SYSTEM.iter().any(|folder| path.starts_with(folder)) { BURST / 2 } else { 0 };
+        let kept = if in_system { BURST / 2 } else { 0 };
         if !self.may_look(event.boot_ns, kept) {
             self.unchecked += 1;
             return None;
@@ -91,7 +100,10 @@ impl Links {
         if dfd.is_some() {
             *path = text(&full);
         }
-        let real = paths.find(tgid, &full).unwrap_or_else(|| resolve::normal(&full));
+        let real = match paths.find(tgid, &full) {
+            Some(real) => self.inodes.name_of(real.inode).map_or(real.path, Path::to_owned),
+            None => resolve::normal(&full),
+        };
         let bytes = bytes(&real);
         let found = is_sensitive(head(&bytes), &bytes, real.as_os_str().len().min(PATH_LEN));
         let traces = *flags & TRUNCATES != 0 && resolve::is_below(&real, watched);
@@ -217,11 +229,39 @@ mod tests {
             links.look(&mut paths, &mut open(Path::new(&format!("/nowhere/{n}")), 0), None, &[]);
         }
         assert_eq!(links.unchecked(), 7);
-        // A path that was looked at needs no other look.
-        links.look(&mut paths, &mut open(Path::new("/nowhere/1"), 0), None, &[]);
-        assert_eq!(links.unchecked(), 7);
-        links.forget();
-        links.look(&mut paths, &mut open(Path::new("/nowhere/1"), 0), None, &[]);
-        assert_eq!(links.unchecked(), 8);
+        // A path of the system that was looked at needs no other look, until something may have been put in its place.
+        let mut look = |event: &mut Event| {
+            let before = links.unchecked();
+            links.look(&mut paths, event, None, &[]);
+            let unchecked = links.unchecked() - before;
+            links.forget();
+            unchecked
+        };
+        assert_eq!(look(&mut open(Path::new("/usr/nowhere/1"), 0)), 0);
+        assert_eq!(look(&mut open(Path::new("/usr/nowhere/1"), 0)), 1);
+    }
+
+    #[test]
+    fn what_takes_a_plain_files_place_is_looked_at_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notes");
+        fs::write(&path, "").unwrap();
+        let (mut links, mut paths) = (Links::new(u32::MAX), RealPaths::new());
+        let mut sensitive = |path: &Path| {
+            let mut event = open(path, 0);
+            links.look(&mut paths, &mut event, None, &[]);
+            matches!(event.kind, EventKind::Open { sensitive: true, .. })
+        };
+        assert!(!sensitive(&path));
+        fs::remove_file(&path).unwrap();
+        symlink("/etc/shadow", &path).unwrap();
+        assert!(sensitive(&path));
+        // In a system folder what was found is kept until something is mounted.
+        assert!(!sensitive(Path::new("/usr/lib")));
+        assert_eq!(links.plain.len(), 1);
+        let (source, target) = (PathText::new(), PathText::new());
+        let mut mounted = Event { kind: EventKind::Mount { call: 165, source, target }, ..open(&path, 0) };
+        links.look(&mut paths, &mut mounted, None, &[]);
+        assert!(links.plain.is_empty());
     }
 }

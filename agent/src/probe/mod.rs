@@ -7,6 +7,7 @@ mod counters;
 mod decode;
 mod drain;
 mod egress;
+mod inodes;
 mod layers;
 mod links;
 mod memory;

@@ -11,11 +11,22 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 use std::{fs, io, thread};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use rustix::io::Errno;
+
+use super::inodes::Inode;
 
 /// For a lookup that needs the disk.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// What a path leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Real {
+    /// Its name, with every link followed.
+    pub(super) path: PathBuf,
+    /// Itself.
+    pub(super) inode: Inode,
+}
 
 /// Follows links.
 #[derive(Debug)]
@@ -28,7 +39,7 @@ pub(super) struct RealPaths {
 #[derive(Debug)]
 struct Helper {
     questions: SyncSender<(u32, PathBuf)>,
-    answers: Receiver<Option<PathBuf>>,
+    answers: Receiver<Option<Real>>,
 }
 
 impl RealPaths {
@@ -39,7 +50,7 @@ impl RealPaths {
 
     /// `None` when there is nothing by this name, or it takes too long. Of a process that has left, what one with this
     /// process's root would find.
-    pub(super) fn find(&mut self, tgid: u32, path: &Path) -> Option<PathBuf> {
+    pub(super) fn find(&mut self, tgid: u32, path: &Path) -> Option<Real> {
         match look_up(tgid, path, ResolveFlags::CACHED) {
             Ok(found) => Some(found),
             Err(Errno::AGAIN | Errno::INVAL) => self.ask(tgid, path),
@@ -47,7 +58,7 @@ impl RealPaths {
         }
     }
 
-    fn ask(&mut self, tgid: u32, path: &Path) -> Option<PathBuf> {
+    fn ask(&mut self, tgid: u32, path: &Path) -> Option<Real> {
         if self.helper.is_none() {
             self.helper = Helper::start().ok();
         }
@@ -81,18 +92,20 @@ impl Helper {
     }
 }
 
-fn look_up(tgid: u32, path: &Path, how: ResolveFlags) -> Result<PathBuf, Errno> {
+fn look_up(tgid: u32, path: &Path, how: ResolveFlags) -> Result<Real, Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root = open(format!("/proc/{tgid}/root"), flags | OFlags::DIRECTORY, Mode::empty())
         .or_else(|_| open("/", flags | OFlags::DIRECTORY, Mode::empty()))?;
     let how = how | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let file = openat2(&root, path, flags, Mode::empty(), how)?;
     let real = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|_| Errno::NOENT)?;
+    let found = fstat(&file)?;
     // A link to `/proc/self` led to us.
-    Ok(match real.strip_prefix(format!("/proc/{}", std::process::id())) {
+    let path = match real.strip_prefix(format!("/proc/{}", std::process::id())) {
         Ok(rest) => Path::new(&format!("/proc/{tgid}")).join(rest),
         Err(_) => real,
-    })
+    };
+    Ok(Real { path, inode: (found.st_dev, found.st_ino) })
 }
 
 #[cfg(test)]
@@ -108,12 +121,13 @@ mod tests {
         symlink("/usr/./lib/..", dir.path().join("a")).unwrap();
         symlink("a/lib", dir.path().join("b")).unwrap();
         let mut paths = RealPaths::new();
+        let mut found = |tgid, name| paths.find(tgid, &dir.path().join(name)).map(|real| real.path);
         for _ in 0..2 {
-            assert_eq!(paths.find(own, &dir.path().join("b")), Some("/usr/lib".into()));
+            assert_eq!(found(own, "b"), Some("/usr/lib".into()));
         }
-        assert_eq!(paths.find(own, &dir.path().join("c")), None);
+        assert_eq!(found(own, "c"), None);
         symlink("/proc/self/status", dir.path().join("self")).unwrap();
-        assert_eq!(paths.find(1, &dir.path().join("self")), Some("/proc/1/status".into()));
+        assert_eq!(found(1, "self"), Some("/proc/1/status".into()));
     }
 
     #[test]
@@ -129,12 +143,13 @@ mod tests {
         assert_eq!(paths.ask(1, Path::new("/other")), None);
         assert_eq!(asked.try_iter().count(), 1);
         // Its late answer is nobody's; then it works again.
-        answer.send(Some("/late".into())).unwrap();
+        let real = |path: &str| Real { path: path.into(), inode: (0, 0) };
+        answer.send(Some(real("/late"))).unwrap();
         let worker = thread::spawn(move || {
             asked.recv().unwrap();
-            answer.send(Some("/found".into())).unwrap();
+            answer.send(Some(real("/found"))).unwrap();
         });
-        assert_eq!(paths.ask(1, Path::new("/again")), Some("/found".into()));
+        assert_eq!(paths.ask(1, Path::new("/again")), Some(real("/found")));
         worker.join().unwrap();
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn volume(tgid: u32) -> Option<Volume> {
 pub(super) fn real_place(paths: &mut RealPaths, tgid: u32, path: &Path) -> PathBuf {
     let real = path.parent().and_then(|parent| paths.find(tgid, parent));
     match (real, path.file_name()) {
-        (Some(parent), Some(name)) => parent.join(name),
+        (Some(parent), Some(name)) => parent.path.join(name),
         _ => normal(path),
     }
 }
