@@ -245,7 +245,8 @@ pub async fn tell_twins(shared: &Arc<Shared>, device: &DeviceId) {
     let noted = shared.store.write(move |c| {
         let text = "two agents use this identity and push each other out: was the device copied? Enrol one of them \
                     anew under a name of its own";
-        store::put_noticed(c, &counters, &owner, store::TWINS, text.to_owned(), clock::unix_ms(), events_max)
+        let notice = store::Noticed::of_agent(store::TWINS, text.to_owned());
+        store::put_noticed(c, &counters, &owner, notice, clock::unix_ms(), events_max)
     });
     match noted.await {
         Ok(Some(event)) => tell_event(shared, event),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use models::bundle::sha256;
+use models::novelty::Kind;
 use models::train::{self, TrainOptions, Trained};
 use models::wire::{Downlink, TrainingWindow};
 use tokio::runtime::Handle;
@@ -17,9 +18,10 @@ use tokio::runtime::Handle;
 use crate::clock;
 use crate::counters::{Counter, Counters};
 use crate::hub::Event;
+use crate::ingest;
 use crate::names::DeviceId;
 use crate::server::Shared;
-use crate::store::{self, BASELINES_MAX, NewBaseline, Scope, StoreError};
+use crate::store::{self, BASELINES_MAX, GRAVE_LEARNED, NewBaseline, Noticed, Scope, StoreError};
 
 /// Trainings that may wait. One more is put off until that program's next windows arrive.
 const QUEUE_MAX: usize = 256;
@@ -255,6 +257,10 @@ fn train_one(
     let fitted = fit
         .fit(&stored.windows, u64::from_le_bytes(seed), now_unix_s)
         .map_err(|reason| (total, TrainerError::Fit(reason)))?;
+    let grave = grave_acts(&fitted.traits);
+    if let Some(text) = &grave {
+        log::warn!("generation {generation} for {} of {target}: {text}", stored.program);
+    }
     // A device's clock may be a little behind.
     let valid = now_unix_s.saturating_sub(60)..now_unix_s + u64::from(shared.config.bundle_days) * 86_400;
     let bytes = fitted.seal(stored.program.clone(), generation, valid, shared.pki.signing());
@@ -266,10 +272,20 @@ fn train_one(
     match target {
         Target::Device(device) => {
             let (owner, program) = (device.clone(), stored.program.clone());
-            let put =
-                move |c: &_| store::put_bundle(c, &owner, &program, generation, &bytes, clock::unix_ms());
-            let offer = runtime.block_on(shared.store.write(put)).map_err(failed)?;
+            let (counters, events_max) = (Arc::clone(&shared.counters), shared.config.events_max);
+            let put = move |c: &_| {
+                let now_ms = clock::unix_ms();
+                let offer = store::put_bundle(c, &owner, &program, generation, &bytes, now_ms)?;
+                let grave = grave.map(|text| Noticed { kind: GRAVE_LEARNED, program: Some(program), text });
+                let noted =
+                    grave.map(|notice| store::put_noticed(c, &counters, &owner, notice, now_ms, events_max));
+                Ok((offer, noted.transpose()?.flatten()))
+            };
+            let (offer, noted) = runtime.block_on(shared.store.write(put)).map_err(failed)?;
             shared.hub.send(device, &Downlink::Offer(offer));
+            if let Some(event) = noted {
+                ingest::tell_event(shared, event);
+            }
         }
         Target::Many(scope) => {
             let windows = stored.windows.len() as u64;
@@ -283,7 +299,39 @@ fn train_one(
     Ok(())
 }
 
+/// What a baseline takes for normal and would alarm at once in any other program; `None` when there is no such thing.
+fn grave_acts(traits: &[u64]) -> Option<String> {
+    let count = |kind: Kind| traits.iter().filter(|id| Kind::of(**id) == Some(kind)).count();
+    let grave = Kind::all().filter(|kind| kind.is_decisive()).map(|kind| (kind.name(), count(kind)));
+    let grave: Vec<String> = grave.filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} ({n})")).collect();
+    (!grave.is_empty()).then(|| {
+        format!(
+            "it did this while it was learned, so it is normal now: {}. If it should not, find out who was there, and learn \
+             it anew",
+            grave.join(", ")
+        )
+    })
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change is one map operation, so a panic elsewhere leaves the map whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use models::novelty::trait_id;
+
+    use super::*;
+
+    #[test]
+    fn a_baseline_that_takes_something_grave_for_normal_says_so() {
+        let ordinary = [trait_id(Kind::Exec, "/bin/date"), trait_id(Kind::Port, "443")];
+        assert_eq!(grave_acts(&ordinary), None);
+        let opened = ["/etc/shadow", "/etc/gshadow"].map(|path| trait_id(Kind::Sensitive, path));
+        let traits = [&ordinary[..], &opened, &[trait_id(Kind::Injection, "ptrace")]].concat();
+        let said = grave_acts(&traits).unwrap();
+        assert!(said.contains(&format!("{} (2)", Kind::Sensitive.name())), "{said}");
+        assert!(said.contains(&format!("{} (1)", Kind::Injection.name())), "{said}");
+    }
 }

@@ -17,6 +17,27 @@ pub(super) const SILENT: &str = "silent";
 pub(super) const HEARD: &str = "heard";
 /// The kind of an event that two agents use one identity.
 pub const TWINS: &str = "twins";
+/// The kind of an event that a baseline takes for normal what is grave for any other program.
+pub const GRAVE_LEARNED: &str = "grave_acts_learned";
+
+/// What the server noticed about a device.
+#[derive(Clone, Debug)]
+pub struct Noticed {
+    /// [`SILENT`], [`HEARD`], [`TWINS`] or [`GRAVE_LEARNED`].
+    pub kind: &'static str,
+    /// The program that it is about.
+    pub program: Option<ProgramId>,
+    /// One plain sentence.
+    pub text: String,
+}
+
+impl Noticed {
+    /// About the agent.
+    #[must_use]
+    pub fn of_agent(kind: &'static str, text: String) -> Self {
+        Self { kind, program: None, text }
+    }
+}
 
 /// An event as it is kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +50,7 @@ pub struct StoredEvent {
     pub received_ms: u64,
     /// When it was noticed, by the clock of who noticed it.
     pub unix_ms: u64,
-    /// [`EventKind::name`], [`SILENT`], [`HEARD`] or [`TWINS`].
+    /// [`EventKind::name`], or that of a [`Noticed`].
     pub kind: String,
     /// Which program it is about.
     pub program: Option<ProgramId>,
@@ -124,7 +145,14 @@ pub fn put_silent(
         let text = format!("no heartbeat for {minutes} minutes: the agent, the device or its link is down");
         c.prepare_cached("UPDATE devices SET silent_ms = ? WHERE id = ?")?
             .execute(params![int(now_ms), id])?;
-        events.extend(put_noticed(c, counters, &device, SILENT, text, now_ms, events_max)?);
+        events.extend(put_noticed(
+            c,
+            counters,
+            &device,
+            Noticed::of_agent(SILENT, text),
+            now_ms,
+            events_max,
+        )?);
     }
     Ok(events)
 }
@@ -148,7 +176,7 @@ pub fn put_heard(
     c.prepare_cached("UPDATE devices SET silent_ms = 0 WHERE id = ?")?.execute([device.as_str()])?;
     let minutes = now_ms.saturating_sub(uint(silent_ms)) / 60_000;
     let text = format!("it is heard again, {minutes} minutes after it was noticed to be silent");
-    put_noticed(c, counters, device, HEARD, text, now_ms, events_max)
+    put_noticed(c, counters, device, Noticed::of_agent(HEARD, text), now_ms, events_max)
 }
 
 /// Stores what the server noticed about a device.
@@ -159,8 +187,7 @@ pub fn put_noticed(
     c: &Connection,
     counters: &Counters,
     device: &DeviceId,
-    kind: &str,
-    text: String,
+    notice: Noticed,
     now_ms: u64,
     events_max: u32,
 ) -> Result<Option<StoredEvent>, StoreError> {
@@ -169,10 +196,10 @@ pub fn put_noticed(
         device: device.to_string(),
         received_ms: now_ms,
         unix_ms: now_ms,
-        kind: kind.to_owned(),
-        program: None,
+        kind: notice.kind.to_owned(),
+        program: notice.program,
         containment: None,
-        text,
+        text: notice.text,
     };
     insert(c, counters, None, event, events_max)
 }

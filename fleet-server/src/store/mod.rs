@@ -63,7 +63,8 @@ pub use devices::{
     Known, admitted, group_of, known, put_heartbeat, renewed, revoke, seen, set_group, set_tags,
 };
 pub use events::{
-    StoredEvent, TWINS, events, newest_event, put_heard, put_noticed, put_release, put_silent, releases,
+    GRAVE_LEARNED, Noticed, StoredEvent, TWINS, events, newest_event, put_heard, put_noticed, put_release,
+    put_silent, releases,
 };
 pub use evidence::{Rarity, rarity};
 pub use find::{AlertFilter, FACETS_OVER, Facet, Facets, Page, facets, find_alerts};

@@ -129,7 +129,7 @@ pub(super) struct EventView<'a> {
     device: &'a str,
     received_unix_ms: u64,
     unix_ms: u64,
-    /// `silent`, `heard` and `twins` are the server's, every other the device's.
+    /// `silent`, `heard`, `twins` and `grave_acts_learned` are the server's, every other the device's.
     kind: &'a str,
     program: Option<ProgramView<'a>>,
     containment: Option<u32>,
