@@ -1,7 +1,9 @@
 //! Commands beside a running server, on its own machine: they change its database and are in its audit log as `local`.
 
 use std::error::Error;
+use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use fleet_server::access::LOCAL;
 use fleet_server::broker;
@@ -11,11 +13,16 @@ use fleet_server::counters::Counters;
 use fleet_server::enrolment::{Issued, Wanted};
 use fleet_server::names::{DeviceId, UserName};
 use fleet_server::pki::Pki;
+use fleet_server::server::Addresses;
 use fleet_server::store::Connection;
 use fleet_server::store::{self, AuditRow, Change, Changed};
 use fleet_server::{clock, enrolment, files, secret, server};
 
 type Done = Result<(), Box<dyn Error>>;
+
+/// A server that is started makes its keys and its database first.
+const PATIENCE: Duration = Duration::from_secs(10);
+const STEP: Duration = Duration::from_millis(100);
 
 /// Makes what a server needs, without starting it.
 pub(crate) fn init(state: &Path, config: &Config) -> Done {
@@ -47,20 +54,34 @@ pub(crate) fn broker(state: &Path, names: &[String], port: u16, out: &Path) -> D
     Ok(())
 }
 
+/// Where the server listens; one that was started a moment ago is waited for.
+fn started(state: &Path) -> Result<Addresses, Box<dyn Error>> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match server::addresses_of(state) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && waited < PATIENCE => {
+                if waited.is_zero() {
+                    eprintln!("waiting for the server of {} to start", state.display());
+                }
+                std::thread::sleep(STEP);
+                waited += STEP;
+            }
+            result => {
+                return result.map_err(|error| {
+                    let folder = state.display();
+                    format!("no server was started on {folder} yet ({error}): start it, or give --url").into()
+                });
+            }
+        }
+    }
+}
+
 pub(crate) fn token(command: TokenCommand) -> Done {
     match command {
         TokenCommand::Create { state, group, device, uses, expires, url } => {
             let url = match url {
                 Some(url) => checked(url)?,
-                None => {
-                    let addresses = server::addresses_of(&state).map_err(|error| {
-                        format!(
-                            "no server was started on {} yet ({error}): start it, or give --url",
-                            state.display()
-                        )
-                    })?;
-                    addresses.web_url
-                }
+                None => started(&state)?.web_url,
             };
             let ca_pem = std::fs::read_to_string(state.join("ca.pem"))
                 .map_err(|error| format!("{}: {error}", state.join("ca.pem").display()))?;
