@@ -1,7 +1,7 @@
-//! What docs/operations.md tells an operator who wants to see an alarm work.
+//! What docs/operations.md tells an operator who wants to see an alarm work, and docs/security.md of those who try to escape
+//! notice.
 
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -13,45 +13,130 @@ use tests::wait_for;
 
 use crate::needs_root;
 
+const DEVICE: &str = "drill";
 const PYTHON: &str = "/usr/bin/python3";
+/// What the tool does here every day: it starts, computes and ends.
+const EVERY_DAY: [&str; 2] = ["-c", "import hashlib,socket,time; time.sleep(0.6)"];
+/// Windows have a second; what has not alarmed after so long does not.
+const QUIET: Duration = Duration::from_secs(4);
 
 #[test]
-fn a_simulated_attack_by_a_learned_tool_is_an_alert_about_its_process() {
+fn attacks_and_evasions_by_a_learned_tool_alarm_where_the_documents_say_so() {
     needs_root();
     let dir = tempfile::tempdir().unwrap();
     let mut fleet = Fleet::start(&dir.path().join("fleet"), 40).unwrap();
     let python = std::fs::canonicalize(PYTHON).unwrap();
-    let mut agent = Agent::enroll(&dir.path().join("agent"), &python, &fleet, "drill").unwrap();
+    let own = binary("behaveguard").unwrap();
+    let config = format!("watch = [{python:?}, {own:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n");
+    let mut agent = Agent::enroll_with(&dir.path().join("agent"), &config, &fleet, DEVICE).unwrap();
     agent.run().unwrap();
-    let learned = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            // What the tool does here every day: it starts, computes and ends.
-            while !learned.load(Ordering::SeqCst) {
-                let words = ["-c", "import hashlib,socket,time; time.sleep(0.6)"];
-                Command::new(PYTHON).args(words).status().unwrap();
-            }
-        });
-        let result = wait_for("learning the tool's baseline", Duration::from_secs(150), || {
-            agent.check()?;
-            let Ok(status) = agent.status() else { return Ok(None) };
-            let programs = status["heartbeat"]["programs"].as_array().cloned().unwrap_or_default();
-            Ok(programs.iter().any(|program| program["generation"].as_u64() > Some(0)).then_some(()))
-        });
-        learned.store(true, Ordering::SeqCst);
-        result.unwrap();
-    });
-    let mut simulate = Command::new(binary("behaveguard").unwrap());
-    simulate.args(["simulate", "cryptomining", "--variant", "python-stratum", "--json"]);
-    let output = simulate.output().unwrap();
+    learn_with_a_poisoner(&mut agent);
+    // Who was there while it was learned is normal now, and the fleet says so of what is grave.
+    assert_eq!(alerts_of(&agent, &enacted(&["--evasive", "poisoning", "--variant", "quietly"])), [""; 0]);
+    assert_eq!(
+        alerts_of(&agent, &enacted(&["--evasive", "poisoning", "--variant", "again-and-again"])),
+        [""; 0]
+    );
+    let grave = event(&fleet, "grave_acts_learned", "python");
+    assert!(grave["text"].as_str().unwrap().contains("sensitive"), "{grave}");
+    // What it never did alarms; what needs nothing new does not.
+    let attack = enacted(&["cryptomining", "--variant", "python-stratum"]);
+    assert!(alert_of(&mut agent, &attack).contains("127.0.0.1 port 3333"));
+    assert_eq!(alerts_of(&agent, &enacted(&["--evasive", "mimicry", "--variant", "nothing-new"])), [""; 0]);
+    attack_the_agent(&mut agent, &fleet);
+    agent.stop().unwrap();
+    fleet.stop().unwrap();
+}
+
+/// Learns the tool and the agent itself, with somebody beside who wants to be learned.
+fn learn_with_a_poisoner(agent: &mut Agent) {
+    let every_day = || Command::new(PYTHON).args(EVERY_DAY).spawn().unwrap();
+    let mut days = 0;
+    wait_for("learning the tool and the agent", Duration::from_secs(150), || {
+        agent.check()?;
+        let mut tool = every_day();
+        if days % 4 == 0 {
+            enacted(&["--evasive", "poisoning", "--variant", "quietly"]);
+            enacted(&["--evasive", "poisoning", "--variant", "again-and-again"]);
+        }
+        days += 1;
+        tool.wait().unwrap();
+        let Ok(status) = agent.status() else { return Ok(None) };
+        let programs = status["heartbeat"]["programs"].as_array().cloned().unwrap_or_default();
+        let learned = programs.iter().filter(|program| program["generation"].as_u64() > Some(0)).count();
+        Ok((learned == 2).then_some(()))
+    })
+    .unwrap();
+}
+
+fn attack_the_agent(agent: &mut Agent, fleet: &Fleet) {
+    let pid = agent.id().unwrap();
+    let attack = |variant: &str| {
+        simulate(&["--evasive", "attack-on-the-agent", "--variant", variant, "--agent", &pid.to_string()])
+    };
+    let traced = report(attack("trace"));
+    let tracer = format!("process {}", traced["pid"]);
+    wait_for("the alert about who traces the agent", Duration::from_secs(20), || {
+        Ok(agent
+            .alerts()?
+            .into_iter()
+            .find(|alert| alert["pid"] == pid && alert.to_string().contains(&tracer)))
+    })
+    .unwrap();
+    // What is done while it is held up is told when it goes on.
+    let held_up = attack("hold-up");
+    thread::sleep(Duration::from_millis(500));
+    let meanwhile = enacted(&["lateral-movement", "--variant", "python-winrm"]);
+    report(held_up);
+    alert_of(agent, &meanwhile);
+    // Its end is told at its next start.
+    report(attack("kill"));
+    wait_for("its end", Duration::from_secs(20), || Ok(agent.check().is_err().then_some(()))).unwrap();
+    agent.run().unwrap();
+    event(fleet, "killed", "");
+}
+
+fn simulate(arguments: &[&str]) -> Child {
+    let mut command = Command::new(binary("behaveguard").unwrap());
+    command.arg("simulate").args(arguments).arg("--json").stdout(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// The report of one variant that was done.
+fn report(simulation: Child) -> Value {
+    let output = simulation.wait_with_output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["outcome"], "done", "{report}");
+    report
+}
+
+fn enacted(arguments: &[&str]) -> Value {
+    report(simulate(arguments))
+}
+
+/// The alert about the acting process, as text.
+fn alert_of(agent: &mut Agent, report: &Value) -> String {
     let alert = wait_for("the alert", Duration::from_secs(20), || {
         agent.check()?;
         Ok(agent.alerts()?.into_iter().find(|alert| alert["pid"] == report["pid"]))
+    });
+    alert.unwrap_or_else(|error| panic!("{error}\n{report}")).to_string()
+}
+
+/// What was said about the acting process, once all is judged.
+fn alerts_of(agent: &Agent, report: &Value) -> Vec<String> {
+    thread::sleep(QUIET);
+    let alerts = agent.alerts().unwrap().into_iter().filter(|alert| alert["pid"] == report["pid"]);
+    alerts.map(|alert| alert.to_string()).collect()
+}
+
+/// An event of this kind, about a program whose path holds `program`.
+fn event(fleet: &Fleet, kind: &str, program: &str) -> Value {
+    wait_for(kind, Duration::from_secs(40), || {
+        let events = fleet.events(DEVICE).unwrap_or_default();
+        Ok(events
+            .into_iter()
+            .find(|event| event["kind"] == kind && event["program"].to_string().contains(program)))
     })
-    .unwrap();
-    assert!(alert.to_string().contains("127.0.0.1 port 3333"), "{alert}\n{report}");
-    agent.stop().unwrap();
-    fleet.stop().unwrap();
+    .unwrap()
 }

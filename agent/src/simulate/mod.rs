@@ -8,6 +8,7 @@
 //! Everything that is touched goes through [`sandbox::Sandbox`]; what a variant needs, does and must look like to the
 //! kernel side is in [`table`].
 
+pub mod evasion;
 mod family;
 mod listener;
 pub mod report;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use models::chain::chain;
 
+use self::evasion::{EVASIONS, Evasion};
 use self::report::{Outcome, Report};
 use self::sandbox::{Problem, Sandbox};
 use self::table::{Log, THREATS, Threat, Variant};
@@ -48,6 +50,10 @@ A variant whose tool is missing is skipped, and said so.
   behaveguard simulate reverse-shell dns-tunnelling
   behaveguard simulate credential-dumping --variant open-shadow
   behaveguard simulate --all --json | jq 'select(.outcome != \"done\")'
+  behaveguard simulate --evasive --all
+
+With --evasive what is enacted are ways to escape notice, each with what is seen of it and what is not, and hidden in \
+--json names the records that are not there.
 
 Names are plain words: nothing needs quoting. With --json each line is one object: threat, variant, techniques, pid, \
 ppid, executable, layer, expected (each record with its path, address or victim), alert, outcome, and reason unless \
@@ -68,6 +74,12 @@ pub struct Options {
     /// Only this variant of the threats named.
     #[arg(long)]
     variant: Option<String>,
+    /// Evasions instead of threats: how an attacker who has read our source would try not to be seen.
+    #[arg(long)]
+    evasive: bool,
+    /// Attack this agent too: trace it, hold it up, kill it. It must be started again by what runs it.
+    #[arg(long, value_name = "PID", requires = "evasive")]
+    agent: Option<u32>,
     /// One JSON object per line.
     #[arg(long)]
     json: bool,
@@ -99,7 +111,7 @@ pub fn run(options: &Options) -> ExitCode {
         let Some((threat, variant)) = table::find(id) else {
             return fail(USAGE, format!("there is no {id}"));
         };
-        let report = stage::play(threat, variant, options.owner, &stop_signals());
+        let report = stage::play(threat, variant, options, &stop_signals());
         // A simulator that was killed reads no more.
         let _ = writeln!(io::stdout(), "{}", serde_json::to_string(&report).unwrap_or_default());
         return ExitCode::SUCCESS;
@@ -110,49 +122,63 @@ pub fn run(options: &Options) -> ExitCode {
     };
     if options.list {
         // A reader that has left, as `head` does, is no mistake.
-        let _ = io::stdout().write_all(list(&chosen, options.json).as_bytes());
+        let _ = io::stdout().write_all(list(&chosen, options).as_bytes());
         return ExitCode::SUCCESS;
     }
-    simulate(&chosen, options.json)
+    simulate(&chosen, options)
 }
 
 type Chosen = Vec<(&'static Threat, &'static Variant)>;
 
 fn choose(options: &Options) -> Result<Chosen, String> {
-    if let Some(unknown) = options.threats.iter().find(|name| THREATS.iter().all(|known| known.name != *name))
-    {
-        let names: Vec<_> = THREATS.iter().map(|known| known.name).collect();
-        return Err(format!("there is no threat {unknown}; there are: {}", names.join(" ")));
+    let (kind, known): (_, Vec<&Threat>) = if options.evasive {
+        ("evasion", EVASIONS.iter().map(|evasion| &evasion.threat).collect())
+    } else {
+        ("threat", THREATS.iter().collect())
+    };
+    if let Some(unknown) = options.threats.iter().find(|name| known.iter().all(|known| known.name != *name)) {
+        let names: Vec<_> = known.iter().map(|known| known.name).collect();
+        return Err(format!("there is no {kind} {unknown}; there are: {}", names.join(" ")));
     }
     let everything = options.all || options.list && options.threats.is_empty();
     if !everything && options.threats.is_empty() {
-        return Err("name threats, or say --all, or look with --list".into());
+        return Err(format!("name {kind}s, or say --all, or look with --list"));
     }
     let threats =
-        THREATS.iter().filter(|known| everything || options.threats.iter().any(|name| name == known.name));
+        known.into_iter().filter(|known| everything || options.threats.iter().any(|name| name == known.name));
     let all = threats.flat_map(|threat| threat.variants.iter().map(move |variant| (threat, variant)));
     let wanted = options.variant.as_deref();
     let chosen: Chosen = all.filter(|(_, variant)| wanted.is_none_or(|name| name == variant.name)).collect();
     match wanted {
-        Some(name) if chosen.is_empty() => Err(format!("there is no variant {name} of these threats")),
+        Some(name) if chosen.is_empty() => Err(format!("there is no variant {name} of these {kind}s")),
         _ => Ok(chosen),
     }
 }
 
+fn evasion_of(threat: &Threat) -> Option<&'static Evasion> {
+    EVASIONS.iter().find(|evasion| evasion.threat.name == threat.name)
+}
+
 /// The table, for people or as one JSON object per line.
-fn list(chosen: &Chosen, json: bool) -> String {
+fn list(chosen: &Chosen, options: &Options) -> String {
     let mut text = String::new();
-    if !json {
-        text +=
-            "| threat | variant | techniques | layer | needs | what it does |\n|---|---|---|---|---|---|\n";
+    if !options.json {
+        let kind = if options.evasive { "evasion" } else { "threat" };
+        text += &format!(
+            "| {kind} | variant | techniques | layer | needs | what it does |\n|---|---|---|---|---|---|\n"
+        );
     }
     for (threat, variant) in chosen {
         let needs: Vec<String> = variant.needs.iter().map(ToString::to_string).collect();
-        text += &if json {
-            let row = serde_json::json!({
+        text += &if options.json {
+            let mut row = serde_json::json!({
                 "threat": threat.name, "variant": variant.name, "techniques": variant.techniques,
                 "layer": variant.layer, "needs": needs, "summary": variant.summary,
             });
+            if let Some(evasion) = evasion_of(threat) {
+                row["seen"] = evasion.seen.into();
+                row["unseen"] = evasion.unseen.into();
+            }
             format!("{row}\n")
         } else {
             let (techniques, needs) = (variant.techniques.join(" "), needs.join(", "));
@@ -187,40 +213,51 @@ fn stop_signals() -> Arc<AtomicBool> {
     stopped
 }
 
-fn simulate(chosen: &Chosen, json: bool) -> ExitCode {
+fn simulate(chosen: &Chosen, options: &Options) -> ExitCode {
     let stopped = stop_signals();
     let _ = sys::adopt_orphans();
     let (mut done, mut skipped, mut failed) = (0, 0, 0);
+    let mut told = "";
     for (threat, variant) in chosen {
         if stopped.load(Ordering::SeqCst) {
             break;
         }
-        let report = variant_of(threat, variant, &stopped);
+        if let (false, Some(evasion)) = (options.json || told == threat.name, evasion_of(threat)) {
+            told = threat.name;
+            println!("{told}\n  is seen: {}\n  is not seen: {}", evasion.seen, evasion.unseen);
+        }
+        let report = variant_of(threat, variant, options, &stopped);
         match report.outcome {
             Outcome::Done => done += 1,
             Outcome::Skipped(_) => skipped += 1,
             Outcome::Failed(_) => failed += 1,
         }
-        let line = if json { serde_json::to_string(&report).unwrap_or_default() } else { report.line() };
+        let line =
+            if options.json { serde_json::to_string(&report).unwrap_or_default() } else { report.line() };
         if writeln!(io::stdout(), "{line}").is_err() {
             return ExitCode::FAILURE;
         }
     }
-    if !json {
+    if !options.json {
         println!("{done} done, {skipped} skipped, {failed} failed");
     }
     if failed > 0 || stopped.load(Ordering::SeqCst) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// One variant, from its stage's start until nothing of it is left.
-fn variant_of(threat: &'static Threat, variant: &'static Variant, stopped: &AtomicBool) -> Report {
+fn variant_of(
+    threat: &'static Threat,
+    variant: &'static Variant,
+    options: &Options,
+    stopped: &AtomicBool,
+) -> Report {
     let mut report = Report::new(threat, variant);
     let missing: Vec<String> = variant.needs.iter().filter_map(|need| need.missing()).collect();
     if !missing.is_empty() {
         report.outcome = Outcome::of(&Problem::Needs(missing.join(", ")));
         return report;
     }
-    match play(threat, variant, stopped) {
+    match play(threat, variant, options, stopped) {
         Ok(Some(played)) => played,
         Ok(None) => report,
         Err(error) => {
@@ -230,11 +267,19 @@ fn variant_of(threat: &'static Threat, variant: &'static Variant, stopped: &Atom
     }
 }
 
-fn play(threat: &Threat, variant: &Variant, stopped: &AtomicBool) -> io::Result<Option<Report>> {
+fn play(
+    threat: &Threat,
+    variant: &Variant,
+    options: &Options,
+    stopped: &AtomicBool,
+) -> io::Result<Option<Report>> {
     let left = Leftovers::of(variant)?;
     let mut command = Command::new("/proc/self/exe");
     command.args(["simulate", "--stage", &format!("{}/{}", threat.name, variant.name)]);
     command.args(["--owner", &std::process::id().to_string()]);
+    if let Some(agent) = options.agent {
+        command.args(["--evasive", "--agent", &agent.to_string()]);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     // It cleans up when this process is killed.
     sys::bind_to_parent(&mut command, libc::SIGTERM, 60);
@@ -330,6 +375,9 @@ mod tests {
         assert!(chosen("reverse-shell --variant rm").unwrap_err().contains("no variant rm"));
         assert!(chosen("").unwrap_err().contains("--list"));
         assert!(chosen("--all reverse-shell").is_err());
+        assert_eq!(chosen("--evasive mimicry").unwrap(), ["mimicry/padded-open", "mimicry/nothing-new"]);
+        assert!(chosen("--evasive reverse-shell").unwrap_err().contains("no evasion reverse-shell"));
+        assert!(chosen("mimicry").is_err() && chosen("--all --agent 7").is_err());
     }
 
     #[test]

@@ -50,8 +50,11 @@ pub struct Report {
     pub layer: String,
     /// Every record that must be there; see [`Sign`].
     pub expected: Vec<Value>,
-    /// The same in words.
+    /// What is expected, in words.
     pub alert: String,
+    /// What happens and is not reported, of an evasion.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<Value>,
     /// How it ended.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -70,6 +73,7 @@ impl Report {
             executable: None,
             layer: variant.layer.into(),
             expected: Vec::new(),
+            hidden: Vec::new(),
             alert: String::new(),
             outcome: Outcome::Failed("it ended without a report".into()),
         }
@@ -92,6 +96,7 @@ impl Report {
             value
         };
         self.expected = act.expected.iter().map(value).collect();
+        self.hidden = act.hidden.iter().map(value).collect();
         let first = act.expected.iter().take(3).map(ToString::to_string);
         self.alert = first.collect::<Vec<_>>().join("; ");
     }

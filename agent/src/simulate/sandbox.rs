@@ -121,6 +121,22 @@ impl Sandbox {
         }
     }
 
+    /// The agent that may be attacked: the one that the user named, if that is what runs under this number.
+    ///
+    /// # Errors
+    /// When it is another program, or has left.
+    pub fn agent(&self, pid: u32) -> Result<u32, Problem> {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        let program = words.next().and_then(|path| path.rsplit(|byte| *byte == b'/').next());
+        let is_agent = program == Some(b"behaveguard") && words.any(|word| word == b"run");
+        if is_agent && pid > 1 {
+            Ok(pid)
+        } else {
+            Err(Problem::Refused(format!("process {pid}: it is no agent")))
+        }
+    }
+
     /// A process that may be taken hold of: a child of the caller or of the caller's parent.
     ///
     /// # Errors
@@ -213,6 +229,7 @@ mod tests {
         child.wait().unwrap();
         for pid in [1, std::process::id(), child.id()] {
             assert!(sandbox.victim(pid).is_err(), "{pid}");
+            assert!(sandbox.agent(pid).is_err(), "{pid}");
         }
     }
 }

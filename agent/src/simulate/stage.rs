@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use super::Options;
 use super::listener::{self, Seen, Talk};
 use super::report::{Outcome, Report};
 use super::sandbox::{Problem, Sandbox, step};
@@ -37,14 +38,21 @@ pub struct Stage {
     id: String,
     seen: Arc<Seen>,
     victims: Vec<Child>,
+    agent: Option<u32>,
     has_log: bool,
 }
 
 /// Plays one variant; its report goes to standard output.
-pub(super) fn play(threat: &Threat, variant: &Variant, owner: u32, stopped: &Arc<AtomicBool>) -> Report {
+pub(super) fn play(
+    threat: &Threat,
+    variant: &Variant,
+    options: &Options,
+    stopped: &Arc<AtomicBool>,
+) -> Report {
     let mut report = Report::new(threat, variant);
-    match Stage::open(owner, threat, variant) {
+    match Stage::open(options.owner, threat, variant) {
         Ok(mut stage) => {
+            stage.agent = options.agent;
             if let Err(problem) = stage.run(variant, stopped, &mut report) {
                 report.outcome = Outcome::of(&problem);
             }
@@ -67,6 +75,7 @@ impl Stage {
             id: format!("{}/{}", threat.name, variant.name),
             seen: Arc::default(),
             victims: Vec::new(),
+            agent: None,
             has_log: false,
         };
         step("making the folder", fs::create_dir(sandbox.root()))?;
@@ -151,6 +160,15 @@ impl Stage {
         let pid = child.id();
         self.victims.push(child);
         Ok(pid)
+    }
+
+    /// The agent that the user named.
+    ///
+    /// # Errors
+    /// When none was, or it is something else.
+    pub fn agent(&self) -> Result<u32, Problem> {
+        let named = self.agent.ok_or_else(|| Problem::Needs("--agent PID, the agent to try it on".into()))?;
+        self.sandbox.agent(named)
     }
 
     /// A file in the folder.

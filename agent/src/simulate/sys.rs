@@ -71,6 +71,19 @@ pub(super) fn bind_to_parent(command: &mut Command, signal: i32, seconds: u64) {
     }
 }
 
+/// Sends a signal to a process.
+pub(super) fn signal(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: the call takes integers and touches no memory.
+    check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// What this thread is called, for `ps` and the like.
+pub(super) fn set_thread_name(name: &CStr) -> io::Result<()> {
+    // SAFETY: the text is NUL-terminated.
+    check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }.into()).map(drop)
+}
+
 /// Leaves these namespaces for new ones.
 pub(super) fn unshare(flags: i32) -> io::Result<()> {
     // SAFETY: the call takes an integer; this process has one thread when it is made.
@@ -83,6 +96,11 @@ pub(super) fn mount(source: &CStr, target: &Path, kind: &CStr, flags: u64) -> io
     // SAFETY: the texts are NUL-terminated and outlive the call; no data is passed.
     check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, null()) }.into())
         .map(drop)
+}
+
+/// The same folder in a second place.
+pub(super) fn bind(from: &Path, to: &Path) -> io::Result<()> {
+    mount(&text(from)?, to, c"", libc::MS_BIND)
 }
 
 /// Brings the loopback interface of this network namespace up.
@@ -109,6 +127,64 @@ pub(super) fn openat2(path: &Path) -> io::Result<OwnedFd> {
     })?;
     // SAFETY: the descriptor is new and owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Whether this kernel takes the 32-bit calls of x86-64: it has the interface, and was not started without it.
+pub(super) fn has_32_bit_calls() -> bool {
+    let told = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let off = ["0", "n", "off", "false"].iter().any(|no| told.contains(&format!("ia32_emulation={no}")));
+    cfg!(target_arch = "x86_64") && Path::new("/proc/sys/abi/vsyscall32").exists() && !off
+}
+
+/// `open(2)` for reading, by the 32-bit interface.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn open_by_32_bit_call(path: &Path) -> io::Result<OwnedFd> {
+    const OPEN: u64 = 5;
+    let path = text(path)?;
+    let bytes = path.as_bytes_with_nul();
+    // A 32-bit call takes addresses below 4 GiB only.
+    // SAFETY: new memory at an address that the kernel chooses; nothing of ours lies there.
+    let low = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes.len(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT,
+            -1,
+            0,
+        )
+    };
+    if low == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let mut result = OPEN;
+    // SAFETY: the new memory has room for the text. The call reads it and makes a descriptor; `rbx`, which the compiler
+    // keeps for itself, is put back, and the registers that older kernels clear are given up.
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), low.cast(), bytes.len());
+        std::arch::asm!(
+            "xchg rbx, {path}", "int 0x80", "xchg rbx, {path}",
+            path = inout(reg) low.addr() => _,
+            inout("rax") result,
+            in("rcx") 0_u64,
+            in("rdx") 0_u64,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+        libc::munmap(low, bytes.len());
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "a 32-bit call gives 32 bits, negative for an error")]
+    let fd = result as i32;
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the descriptor is new and owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// There is no such call here.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn open_by_32_bit_call(_: &Path) -> io::Result<OwnedFd> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// A `ptrace` request without data that comes back.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::evasion::EVASIONS;
 use super::family;
 use super::sandbox::{Problem, Sandbox};
 use super::stage::Stage;
@@ -56,6 +57,8 @@ pub enum Need {
     UserNamespaces,
     /// The kernel's io_uring.
     IoUring,
+    /// The 32-bit calls of x86-64.
+    ThirtyTwoBitCalls,
 }
 
 /// A log to wipe.
@@ -91,6 +94,7 @@ impl Need {
                     && number("/proc/sys/kernel/unprivileged_userns_clone") != Some(0)
             }
             Self::IoUring => !matches!(number("/proc/sys/kernel/io_uring_disabled"), Some(1 | 2)),
+            Self::ThirtyTwoBitCalls => sys::has_32_bit_calls(),
         };
         (!there).then(|| self.to_string())
     }
@@ -103,6 +107,7 @@ impl std::fmt::Display for Need {
             Self::Root => f.write_str("root"),
             Self::UserNamespaces => f.write_str("user namespaces (user.max_user_namespaces)"),
             Self::IoUring => f.write_str("io_uring (kernel.io_uring_disabled = 0)"),
+            Self::ThirtyTwoBitCalls => f.write_str("x86-64 with 32-bit calls (CONFIG_IA32_EMULATION)"),
         }
     }
 }
@@ -118,6 +123,8 @@ pub struct Act {
     pub unprivileged: bool,
     /// What the kernel side must report of this process or of those that it started.
     pub expected: Vec<Sign>,
+    /// What happens and is not reported: what an evasion is for.
+    pub hidden: Vec<Sign>,
     /// What proves it.
     pub proof: Proof,
 }
@@ -131,6 +138,7 @@ impl Act {
             arguments,
             unprivileged: false,
             expected: vec![],
+            hidden: vec![],
             proof: Proof::Success,
         }
     }
@@ -166,6 +174,13 @@ impl Act {
     #[must_use]
     pub fn signs(mut self, signs: impl IntoIterator<Item = Sign>) -> Self {
         self.expected.extend(signs);
+        self
+    }
+
+    /// This happens and is not reported.
+    #[must_use]
+    pub fn hides(mut self, sign: Sign) -> Self {
+        self.hidden.push(sign);
         self
     }
 
@@ -375,11 +390,12 @@ pub static THREATS: &[Threat] = &[
     family::uring::THREAT,
 ];
 
-/// A variant by `threat/variant`.
+/// A variant by `threat/variant`, or by `evasion/variant`.
 #[must_use]
 pub fn find(id: &str) -> Option<(&'static Threat, &'static Variant)> {
     let (threat, variant) = id.split_once('/')?;
-    let threat = THREATS.iter().find(|known| known.name == threat)?;
+    let evasions = EVASIONS.iter().map(|evasion| &evasion.threat);
+    let threat = THREATS.iter().chain(evasions).find(|known| known.name == threat)?;
     Some((threat, threat.variants.iter().find(|known| known.name == variant)?))
 }
 
@@ -392,9 +408,9 @@ mod tests {
     #[test]
     fn every_threat_has_three_variants_with_names_of_their_own() {
         assert_eq!(THREATS.len(), 13);
+        assert!(THREATS.iter().all(|threat| threat.variants.len() >= 3));
         let mut names = BTreeSet::new();
-        for threat in THREATS {
-            assert!(threat.variants.len() >= 3, "{}", threat.name);
+        for threat in THREATS.iter().chain(EVASIONS.iter().map(|evasion| &evasion.threat)) {
             for variant in threat.variants {
                 assert!(names.insert((threat.name, variant.name)), "{}/{}", threat.name, variant.name);
                 let kebab = |name: &str| {

@@ -23,18 +23,23 @@ fn told(probe: &mut Probe) -> (bool, bool) {
     (told("/etc/shadow"), told("/etc/hostname"))
 }
 
+/// Whether both are told. An ordinary open has no place of its own: where others open much, it may find the ring full.
+fn both_told(probe: &mut Probe) -> bool {
+    (0..20).any(|_| told(probe) == (true, true))
+}
+
 #[test]
 fn ordinary_opens_are_left_out_and_counted_while_sensitive_ones_are_told() {
     let _turn = turn();
     let mut probe = load_only(&["file"], &[]);
-    assert_eq!(told(&mut probe), (true, true));
+    assert!(both_told(&mut probe));
     let throttled = |probe: &Probe| probe.counters().expect("readable").class(Class::Open).throttled;
     let before = throttled(&probe);
     probe.shed_opens(true).expect("the map can be written");
     assert_eq!(told(&mut probe), (true, false));
     assert!(throttled(&probe) > before);
     probe.shed_opens(false).expect("the map can be written");
-    assert_eq!(told(&mut probe), (true, true));
+    assert!(both_told(&mut probe));
 }
 
 /// That packets are denied is shown end to end, where a network namespace has an interface to send through.

@@ -7,7 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use agent::probe::Probe;
+use agent::simulate::evasion::EVASIONS;
 use agent::simulate::report::{Outcome, Report};
+use agent::simulate::table::THREATS;
 use models::event::{Event, EventKind, SyscallWindow, Tampering, call_name};
 use models::syscalls;
 use serde_json::Value;
@@ -20,6 +22,13 @@ const MAY_BE_NAMELESS: &[&str] = &["anti-forensics/truncate", "anti-forensics/to
 
 /// What may be missing where these tests run.
 const MAY_BE_SKIPPED: &[&str] = &[
+    // There is no agent here but this test; the tests of the whole agent attack one.
+    "attack-on-the-agent/trace",
+    "attack-on-the-agent/hold-up",
+    "attack-on-the-agent/kill",
+    // On aarch64.
+    #[cfg(not(target_arch = "x86_64"))]
+    "thirty-two-bit-calls/open-shadow",
     // Cron and systemd are services of a machine, not tools that a test may install.
     "lolbin-abuse/crontab-list",
     "lolbin-abuse/systemctl",
@@ -102,6 +111,14 @@ impl Recording {
         let mut events: Vec<&Event> = self.events.iter().filter(|event| event.tgid == pid).collect();
         events.sort_by_key(|event| event.boot_ns);
         events.into_iter()
+    }
+
+    /// What a report says is hidden and was seen.
+    fn told(&self, report: &Report) -> Vec<String> {
+        let family = self.family(report.pid.expect("it ran"));
+        let mut mine = self.events.iter().filter(|event| family.contains(&event.tgid));
+        let told = |sign: &&Value| mine.any(|event| is(sign, &event.kind));
+        report.hidden.iter().filter(told).map(ToString::to_string).collect()
     }
 
     /// What a report promises and was not seen.
@@ -204,9 +221,19 @@ pub(crate) fn simulate(arguments: &[&str]) -> Command {
 
 #[test]
 fn every_simulated_attack_is_seen_by_its_layer_with_process_parent_and_object() {
+    let variants = THREATS.iter().map(|threat| threat.variants.len()).sum();
+    all_are_as_reported(&["--all"], variants);
+}
+
+#[test]
+fn what_an_evasion_shows_is_seen_and_what_it_hides_is_not() {
+    let variants = EVASIONS.iter().map(|evasion| evasion.threat.variants.len()).sum();
+    all_are_as_reported(&["--evasive", "--all"], variants);
+}
+
+fn all_are_as_reported(arguments: &[&str], variants: usize) {
     let _turn = turn();
-    let recording = Recording::of(&mut simulate(&["--all"]));
-    let variants: usize = agent::simulate::table::THREATS.iter().map(|threat| threat.variants.len()).sum();
+    let recording = Recording::of(&mut simulate(arguments));
     assert_eq!(recording.reports.len(), variants, "one line for each variant");
     let mut wrong = Vec::new();
     for report in &recording.reports {
@@ -216,6 +243,10 @@ fn every_simulated_attack_is_seen_by_its_layer_with_process_parent_and_object() 
                 let unseen = recording.unseen(report);
                 if !unseen.is_empty() {
                     wrong.push(format!("{name} not seen: {}", unseen.join(", ")));
+                }
+                let told = recording.told(report);
+                if !told.is_empty() {
+                    wrong.push(format!("{name} is said to hide, and was seen: {}", told.join(", ")));
                 }
             }
             Outcome::Skipped(_) if MAY_BE_SKIPPED.contains(&name.as_str()) => {}

@@ -3,13 +3,12 @@
 use std::fs::File;
 use std::time::Duration;
 
-use super::{PERL, PYTHON, SH, success_of_root, word};
+use super::{PERL, PYTHON, SH, SHADOW, success_of_root, word};
 use crate::simulate::sandbox::{Problem, Sandbox, step};
 use crate::simulate::stage::Stage;
 use crate::simulate::sys;
 use crate::simulate::table::{Act, Log, Need, Sign, Threat, Variant};
 
-const SHADOW: &str = "/etc/shadow";
 /// Longer than the agent lets ordinary records wait.
 const HOLD: Duration = Duration::from_millis(500);
 

@@ -1,6 +1,6 @@
 //! LOLBin abuse: tools that every system has do the intruder's work.
 
-use super::{CURL, PERL, PYTHON, SH};
+use super::{CURL, PERL, PYTHON, SH, started};
 use crate::simulate::listener::Talk;
 use crate::simulate::sandbox::Problem;
 use crate::simulate::stage::Stage;
@@ -95,8 +95,7 @@ const VARIANTS: &[Variant] = &[
 
 /// The program that must be seen is this tool.
 fn named(act: Act, name: &str) -> Result<Act, Problem> {
-    let path = tool(name).ok_or_else(|| Problem::Needs(name.to_owned()))?;
-    Ok(act.sign(Sign::exec(path.display().to_string())))
+    Ok(act.sign(started(name)?))
 }
 
 fn download(stage: &mut Stage, name: &str, options: &[&str]) -> Result<Act, Problem> {

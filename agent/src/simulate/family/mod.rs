@@ -18,28 +18,37 @@ use std::net::SocketAddr;
 
 use super::sandbox::{Problem, Sandbox};
 use super::stage::Stage;
-use super::table::{Need, Proof};
+use super::table::{Need, Proof, Sign, tool};
 
-const SH: Need = Need::Tool("sh", "dash");
-const BASH: Need = Need::Tool("bash", "bash");
-const PYTHON: Need = Need::Tool("python3", "python3");
+pub(super) const SH: Need = Need::Tool("sh", "dash");
+pub(super) const BASH: Need = Need::Tool("bash", "bash");
+pub(super) const PYTHON: Need = Need::Tool("python3", "python3");
 const PERL: Need = Need::Tool("perl", "perl");
 const NC: Need = Need::Tool("nc", "netcat-openbsd");
 const CURL: Need = Need::Tool("curl", "curl");
 const COREUTILS: Need = Need::Tool("truncate", "coreutils");
 
+/// The file with the hashed passwords.
+pub(super) const SHADOW: &str = "/etc/shadow";
+
 /// An argument of an act.
-fn word(words: &[String], at: usize) -> Result<&str, Problem> {
+pub(super) fn word(words: &[String], at: usize) -> Result<&str, Problem> {
     words.get(at).map(String::as_str).ok_or_else(|| Problem::Refused("an act without its arguments".into()))
 }
 
 /// An address among the arguments.
-fn address(sandbox: &Sandbox, words: &[String], at: usize) -> Result<SocketAddr, Problem> {
+pub(super) fn address(sandbox: &Sandbox, words: &[String], at: usize) -> Result<SocketAddr, Problem> {
     let text = word(words, at)?;
     sandbox.address(text.parse().map_err(|_| Problem::Refused(text.to_owned()))?)
 }
 
 /// What proves an act for which only root has the right: success, or for others the attempt.
-fn success_of_root(stage: &Stage) -> Proof {
+pub(super) fn success_of_root(stage: &Stage) -> Proof {
     if stage.sandbox.is_private() { Proof::Success } else { Proof::Ended }
+}
+
+/// The program of this tool must be seen to start.
+pub(super) fn started(name: &str) -> Result<Sign, Problem> {
+    let path = tool(name).ok_or_else(|| Problem::Needs(name.to_owned()))?;
+    Ok(Sign::exec(path.display().to_string()))
 }

@@ -5,11 +5,11 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use super::{BASH, NC, PERL, PYTHON, SH, address};
+use super::{BASH, NC, PERL, PYTHON, SH, address, started};
 use crate::simulate::listener::Talk;
 use crate::simulate::sandbox::{Problem, Sandbox, step};
 use crate::simulate::sys;
-use crate::simulate::table::{Act, Log, Need, Proof, Sign, Threat, Variant, tool};
+use crate::simulate::table::{Act, Log, Need, Proof, Sign, Threat, Variant};
 
 const PORT: u16 = 4444;
 
@@ -99,11 +99,6 @@ const VARIANTS: &[Variant] = &[
         |stage, to| { stage.own([to])?.sign(Sign::exec("/bin/sh")) }
     ),
 ];
-
-fn started(name: &str) -> Result<Sign, Problem> {
-    let path = tool(name).ok_or_else(|| Problem::Needs(name.to_owned()))?;
-    Ok(Sign::exec(path.display().to_string()))
-}
 
 fn connect_back(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     let to: SocketAddr = address(sandbox, words, 0)?;

@@ -5,14 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use super::{address, success_of_root, traces, word};
+use super::{SHADOW, address, success_of_root, traces, word};
 use crate::simulate::listener::Talk;
 use crate::simulate::ring::{CONNECT, OPENAT, OPENAT2, Operation, Ring, SEND, UNLINKAT};
 use crate::simulate::sandbox::{Problem, Sandbox, step};
 use crate::simulate::stage::Stage;
 use crate::simulate::table::{Act, Log, Need, Proof, Sign, Threat, Variant};
-
-const SHADOW: &str = "/etc/shadow";
 
 pub(crate) const THREAT: Threat =
     Threat { name: "io-uring-access", techniques: &["T1106", "T1003", "T1070", "T1041"], variants: VARIANTS };
@@ -67,11 +65,7 @@ const VARIANTS: &[Variant] = &[
         &[Need::Root, Need::IoUring],
         Private,
         unlink,
-        |stage| {
-            let path = stage.sandbox.log();
-            let act = stage.own([path.display()])?.sign(Sign::Uring { operation: UNLINKAT });
-            Ok(act.proof(Proof::Gone(path)))
-        }
+        unlinker
     ),
     uring!(
         "connect-send",
@@ -80,27 +74,35 @@ const VARIANTS: &[Variant] = &[
         &[Need::IoUring],
         No,
         send,
-        |stage| {
-            let to = stage.listen(stage.port(41_338), Talk::Listen)?;
-            let act = stage
-                .own([to])?
-                .sign(Sign::Uring { operation: CONNECT })
-                .sign(Sign::Uring { operation: SEND });
-            Ok(act.proof(Proof::Received(4)))
-        }
+        |stage| Ok(sender(stage)?.0)
     ),
 ];
 
-fn reader(stage: &mut Stage, how: &str, operation: u8) -> Result<Act, Problem> {
+/// Opens the file with the hashes.
+pub(in crate::simulate) fn reader(stage: &mut Stage, how: &str, operation: u8) -> Result<Act, Problem> {
     let act = stage.own([SHADOW, how])?.sign(Sign::Uring { operation });
     Ok(act.proof(success_of_root(stage)))
+}
+
+/// Removes the log.
+pub(in crate::simulate) fn unlinker(stage: &mut Stage) -> Result<Act, Problem> {
+    let path = stage.sandbox.log();
+    let act = stage.own([path.display()])?.sign(Sign::Uring { operation: UNLINKAT });
+    Ok(act.proof(Proof::Gone(path)))
+}
+
+/// Sends to the address that it gives.
+pub(in crate::simulate) fn sender(stage: &mut Stage) -> Result<(Act, SocketAddr), Problem> {
+    let to = stage.listen(stage.port(41_338), Talk::Listen)?;
+    let signs = [Sign::Uring { operation: CONNECT }, Sign::Uring { operation: SEND }];
+    Ok((stage.own([to])?.signs(signs).proof(Proof::Received(4)), to))
 }
 
 fn text(path: PathBuf) -> Result<CString, Problem> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Problem::Refused(path.display().to_string()))
 }
 
-fn open(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+pub(in crate::simulate) fn open(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     let path = text(sandbox.readable(word(words, 0)?)?)?;
     let how = word(words, 1)?;
     let ring = step("making a ring", Ring::new(how == "polled"))?;
@@ -119,7 +121,7 @@ fn open(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     step("opening", unsafe { ring.submit(operation) }).map(drop)
 }
 
-fn unlink(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+pub(in crate::simulate) fn unlink(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     let path = text(traces::log(sandbox, words)?)?;
     let ring = step("making a ring", Ring::new(false))?;
     let operation = Operation {
@@ -132,7 +134,7 @@ fn unlink(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     step("removing", unsafe { ring.submit(operation) }).map(drop)
 }
 
-fn send(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+pub(in crate::simulate) fn send(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     let to: SocketAddr = address(sandbox, words, 0)?;
     let IpAddr::V4(ip) = to.ip() else { return Err(Problem::Refused(to.to_string())) };
     let ring = step("making a ring", Ring::new(false))?;
