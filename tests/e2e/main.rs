@@ -30,6 +30,7 @@ mod simulated;
 mod story;
 mod trained;
 mod twins;
+mod written;
 
 /// Fails the test when it cannot load kernel programs.
 fn needs_root() {

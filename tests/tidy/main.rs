@@ -182,7 +182,7 @@ fn the_configuration_reference_is_the_one_in_the_code() {
          - `behaveguard init` writes a file with every key and its default, `behaveguard config check` says everything that is \
          wrong\n  with one, and `behaveguard config show` what is in force and where each value is from.\n\
          - A key that is not known, of the wrong type or out of range is an error that names it and what it must be. The agent \
-         does not\n  start with one (exit code 1), and a running one keeps what it has.\n\
+         does not\n  start with one (exit code 78), and a running one keeps what it has.\n\
          - An environment variable overrides a key: `BEHAVEGUARD_` and the key in capitals, with `_` for the dot, e.g.\n  \
          `BEHAVEGUARD_KERNEL_ACTS_MAX=64`. It holds TOML; a text may do without quotes. One that names no key is an error.\n\
          - SIGHUP (`systemctl reload behaveguard`) reads file and environment again. What can be changed is; what needs a restart is \

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    time::SystemTime,
 };
 
 use crate::tools::{self, FEATURES, Need, ToolError};
@@ -143,6 +144,10 @@ pub(crate) const SIMULATOR: &[Need] = &[
 ///
 /// When a tool is missing and cannot be installed, or cargo cannot be started.
 pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals, ToolError> {
+    let begun = SystemTime::now();
+    let told = |done: &str| {
+        println!("{done}: {} s since the start", begun.elapsed().unwrap_or_default().as_secs());
+    };
     tools::install(tools::BUILD)?;
     tools::install(BROWSER)?;
     tools::install(LISTENER)?;
@@ -160,14 +165,17 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
             println!("{error}");
         }
     }
+    told("installed");
     let mut totals = Totals::default();
     if filter.is_none() {
         checks(root, &mut totals);
+        told("checked");
     }
     // The end-to-end tests start the binaries, which cargo does not build for tests of other packages. With all targets, so that
     // dependencies have the features that tests want and are not compiled twice.
     let build = ["build", "--workspace", "--all-targets", "--locked"];
     tools::run(tools::cargo(root).args(build).args(FEATURES))?;
+    told("built");
     let mut command = tools::cargo(root);
     command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(FEATURES).stdout(Stdio::piped());
     command.args(filter.iter().flat_map(|filter| ["--", filter]));
@@ -185,11 +193,13 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
         }
     }
     let status = child.wait().map_err(|e| ToolError::Start(text, e))?;
+    told("tested");
     if !status.success() && totals.failed == 0 {
         totals.failed = 1;
     }
     if let Some(machines) = machines {
         totals.add(&machines.finish()?);
+        told("tested on other kernels");
     }
     Ok(totals)
 }
