@@ -2,7 +2,7 @@
 //!
 //! The private key is made here and never leaves. The token names the server and its authority, so the very first
 //! connection is already authenticated. The certificate lasts for weeks and is renewed by whoever
-//! holds the key, also after its end.
+//! holds the key, also after its end. Texts of the key are wiped from memory after use.
 
 use std::fs;
 use std::io;
@@ -17,6 +17,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::files;
 
@@ -174,7 +175,7 @@ pub fn enroll(state: &Path, token: &str, device: &str, force: bool) -> Result<Id
     };
     identity.keyring().ok_or_else(url)?;
     // The identity comes last: without it the device is not enrolled.
-    write(state, "device.key", key.serialize_pem().as_bytes())?;
+    write(state, "device.key", Zeroizing::new(key.serialize_pem()).as_bytes())?;
     write(state, "device.pem", answer.certificate_pem.as_bytes())?;
     write(state, "ca.pem", answer.ca_pem.as_bytes())?;
     identity.write(state)?;
@@ -226,7 +227,8 @@ impl Identity {
             fs::read_to_string(&path).map_err(|source| EnrollError::File { path, source })
         };
         let damaged = |name: &str| EnrollError::Damaged(state.join(name));
-        let key = KeyPair::from_pem(&read("device.key")?).map_err(|_| damaged("device.key"))?;
+        let pem = Zeroizing::new(read("device.key")?);
+        let key = Zeroizing::new(KeyPair::from_pem(&pem).map_err(|_| damaged("device.key"))?);
         let csr = request(&key, &self.device)?;
         let sent = RenewRequest { device: &self.device, csr_pem: &csr };
         let answer: Renewed = ask(&self.url, "renew", &read("ca.pem")?, &sent)?;
@@ -265,7 +267,7 @@ impl Identity {
         let certificate = |name: &str| {
             CertificateDer::from_pem_slice(&read(name)?).map_err(|_| EnrollError::Damaged(state.join(name)))
         };
-        let key = PrivateKeyDer::from_pem_slice(&read("device.key")?)
+        let key = PrivateKeyDer::from_pem_slice(&Zeroizing::new(read("device.key")?))
             .map_err(|_| EnrollError::Damaged(state.join("device.key")))?;
         let mut roots = rustls::RootCertStore::empty();
         roots.add(certificate("ca.pem")?).map_err(EnrollError::Tls)?;
@@ -280,14 +282,13 @@ impl Identity {
 
 /// The key to enrol with: it is kept until the enrolment is done, so that one whose answer was lost can be repeated
 /// with the same token.
-fn pending_key(state: &Path) -> Result<KeyPair, EnrollError> {
-    if let Some(key) =
-        fs::read_to_string(state.join(PENDING)).ok().and_then(|pem| KeyPair::from_pem(&pem).ok())
-    {
-        return Ok(key);
+fn pending_key(state: &Path) -> Result<Zeroizing<KeyPair>, EnrollError> {
+    let pem = fs::read_to_string(state.join(PENDING)).ok().map(Zeroizing::new);
+    if let Some(key) = pem.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
+        return Ok(Zeroizing::new(key));
     }
-    let key = KeyPair::generate().map_err(EnrollError::Request)?;
-    write(state, PENDING, key.serialize_pem().as_bytes())?;
+    let key = Zeroizing::new(KeyPair::generate().map_err(EnrollError::Request)?);
+    write(state, PENDING, Zeroizing::new(key.serialize_pem()).as_bytes())?;
     Ok(key)
 }
 

@@ -1,5 +1,6 @@
 //! The fleet's own certificate authority, server certificate, bundle signing key and API token, kept in the state
-//! folder: `ca.pem`, `ca.key`, `server.pem`, `server.key`, `bundle.key` (PKCS#8) and `api.token`, mode 0600.
+//! folder: `ca.pem`, `ca.key`, `server.pem`, `server.key`, `bundle.key` (PKCS#8) and `api.token`, mode 0600. What was
+//! read or written of a key is wiped from memory after use.
 
 use std::fs;
 use std::io;
@@ -17,6 +18,7 @@ use tokio_rustls::rustls::pki_types::{
 };
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::files::write_private;
 use crate::names::DeviceId;
@@ -96,11 +98,11 @@ impl Pki {
             .map_err(|_| PkiError::Damaged(dir.join("ca.pem")))?;
         let (server_der, server_key) = server_certificate(dir, names, &issuer, now_unix_s)?;
         let signing_path = dir.join("bundle.key");
-        let pkcs8 = read_or_make(&signing_path, || Ok(SigningKey::generate_pkcs8()))?;
+        let pkcs8 = read_or_make(&signing_path, SigningKey::generate_pkcs8)?;
         let signing = SigningKey::from_pkcs8(&pkcs8).ok_or(PkiError::Damaged(signing_path))?;
         let token_path = dir.join("api.token");
-        let token = read_or_make(&token_path, || Ok(secret::random().into_bytes()))?;
-        let token = String::from_utf8(token).map_err(|_| PkiError::Damaged(token_path.clone()))?;
+        let token = read_or_make(&token_path, || secret::random().into_bytes())?;
+        let token = text(&token, &token_path)?;
         if token.trim().len() < 32 {
             return Err(PkiError::Damaged(token_path));
         }
@@ -270,12 +272,14 @@ fn authority(dir: &Path, now_unix_s: u64) -> Result<(String, Issuer<'static, Key
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(PkiError::Certificate)?;
-        write(&key_path, key.serialize_pem().as_bytes())?;
+        write(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
         write(&pem_path, certificate.pem().as_bytes())?;
     }
-    let pem = String::from_utf8(read(&pem_path)?).map_err(|_| PkiError::Damaged(pem_path.clone()))?;
-    let key = String::from_utf8(read(&key_path)?).map_err(|_| PkiError::Damaged(key_path.clone()))?;
-    let key = KeyPair::from_pem(&key).map_err(|_| PkiError::Damaged(key_path))?;
+    let pem = text(&read(&pem_path)?, &pem_path)?.to_owned();
+    let bytes = read(&key_path)?;
+    let mut key = KeyPair::from_pem(text(&bytes, &key_path)?).map_err(|_| PkiError::Damaged(key_path))?;
+    // What can be written out again; it signs without.
+    key.zeroize();
     let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|_| PkiError::Damaged(pem_path))?;
     Ok((pem, issuer))
 }
@@ -287,7 +291,7 @@ fn server_certificate(
     now_unix_s: u64,
 ) -> Result<(CertificateDer<'static>, KeyPair), PkiError> {
     let (certificate, key) = serving("BehaveGuard fleet server", names, issuer, now_unix_s)?;
-    write(&dir.join("server.key"), key.serialize_pem().as_bytes())?;
+    write(&dir.join("server.key"), Zeroizing::new(key.serialize_pem()).as_bytes())?;
     write(&dir.join("server.pem"), certificate.pem().as_bytes())?;
     Ok((certificate.der().clone(), key))
 }
@@ -314,15 +318,20 @@ fn serving(
     Ok((certificate, key))
 }
 
-fn read_or_make(path: &Path, make: impl FnOnce() -> Result<Vec<u8>, PkiError>) -> Result<Vec<u8>, PkiError> {
+fn read_or_make(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Zeroizing<Vec<u8>>, PkiError> {
     if !path.exists() {
-        write(path, &make()?)?;
+        write(path, &Zeroizing::new(make()))?;
     }
     read(path)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
-    fs::read(path).map_err(|source| PkiError::File { path: path.into(), source })
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+    let bytes = fs::read(path).map_err(|source| PkiError::File { path: path.into(), source })?;
+    Ok(Zeroizing::new(bytes))
+}
+
+fn text<'a>(bytes: &'a [u8], path: &Path) -> Result<&'a str, PkiError> {
+    std::str::from_utf8(bytes).map_err(|_| PkiError::Damaged(path.into()))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {

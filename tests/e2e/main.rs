@@ -30,6 +30,7 @@ mod simulated;
 mod story;
 mod trained;
 mod twins;
+mod wiped;
 mod written;
 
 /// Fails the test when it cannot load kernel programs.

@@ -184,13 +184,20 @@ impl Fleet {
         Ok(Asker { url: self.url()?, token: self.token()?, client: self.client()? })
     }
 
+    /// Its process id.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn id(&self) -> Result<u32, Failed> {
+        self.process.as_ref().map(Process::id).ok_or_else(|| Failed("the fleet server does not run".into()))
+    }
+
     /// Its resident memory in MiB.
     ///
     /// # Errors
     /// When it does not run.
     pub fn resident_mib(&self) -> Result<f64, Failed> {
-        let process = self.process.as_ref().ok_or_else(|| Failed("the fleet server does not run".into()))?;
-        let file = format!("/proc/{}/status", process.id());
+        let file = format!("/proc/{}/status", self.id()?);
         let status = fs::read_to_string(&file).map_err(|error| Failed::new(&file, error))?;
         let kib = status
             .lines()

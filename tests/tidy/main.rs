@@ -108,6 +108,27 @@ fn every_row_about_an_attacker_names_tests_that_exist() {
 }
 
 #[test]
+fn every_crate_that_runs_as_root_is_reviewed() {
+    let page = read("docs/dependencies.md");
+    for manifest in ["agent", "models", "agent-ebpf"] {
+        let manifest: toml::Table = read(&format!("{manifest}/Cargo.toml")).parse().unwrap();
+        let ours = ["agent", "models", "agent-ebpf"];
+        for name in
+            manifest["dependencies"].as_table().unwrap().keys().filter(|name| !ours.contains(&name.as_str()))
+        {
+            let row = page.lines().find(|line| {
+                let names = line.strip_prefix("| ").and_then(|rest| rest.split_once(" |"));
+                names.is_some_and(|(names, _)| names.split(", ").any(|known| known == name))
+            });
+            assert!(
+                row.is_some() || page.contains(&format!("`{name}` (")),
+                "docs/dependencies.md does not name {name}"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_wire_format_is_described_as_it_is() {
     let hash = hex(&models::bundle::sha256(read("models/src/wire.rs").as_bytes()));
     assert!(
