@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use models::bundle::{Keyring, PublicKey};
+use models::pem;
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -175,7 +176,7 @@ pub fn enroll(state: &Path, token: &str, device: &str, force: bool) -> Result<Id
     };
     identity.keyring().ok_or_else(url)?;
     // The identity comes last: without it the device is not enrolled.
-    write(state, "device.key", Zeroizing::new(key.serialize_pem()).as_bytes())?;
+    write(state, "device.key", key_text(&key).as_bytes())?;
     write(state, "device.pem", answer.certificate_pem.as_bytes())?;
     write(state, "ca.pem", answer.ca_pem.as_bytes())?;
     identity.write(state)?;
@@ -228,7 +229,7 @@ impl Identity {
         };
         let damaged = |name: &str| EnrollError::Damaged(state.join(name));
         let pem = Zeroizing::new(read("device.key")?);
-        let key = Zeroizing::new(KeyPair::from_pem(&pem).map_err(|_| damaged("device.key"))?);
+        let key = key_of(pem.as_bytes()).ok_or_else(|| damaged("device.key"))?;
         let csr = request(&key, &self.device)?;
         let sent = RenewRequest { device: &self.device, csr_pem: &csr };
         let answer: Renewed = ask(&self.url, "renew", &read("ca.pem")?, &sent)?;
@@ -267,8 +268,10 @@ impl Identity {
         let certificate = |name: &str| {
             CertificateDer::from_pem_slice(&read(name)?).map_err(|_| EnrollError::Damaged(state.join(name)))
         };
-        let key = PrivateKeyDer::from_pem_slice(&Zeroizing::new(read("device.key")?))
-            .map_err(|_| EnrollError::Damaged(state.join("device.key")))?;
+        let key = pem::decode(&Zeroizing::new(read("device.key")?))
+            .ok_or_else(|| EnrollError::Damaged(state.join("device.key")))?;
+        // What reads it wipes it.
+        let key = PrivateKeyDer::Pkcs8(key.to_vec().into());
         let mut roots = rustls::RootCertStore::empty();
         roots.add(certificate("ca.pem")?).map_err(EnrollError::Tls)?;
         rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -283,13 +286,22 @@ impl Identity {
 /// The key to enrol with: it is kept until the enrolment is done, so that one whose answer was lost can be repeated
 /// with the same token.
 fn pending_key(state: &Path) -> Result<Zeroizing<KeyPair>, EnrollError> {
-    let pem = fs::read_to_string(state.join(PENDING)).ok().map(Zeroizing::new);
-    if let Some(key) = pem.and_then(|pem| KeyPair::from_pem(&pem).ok()) {
-        return Ok(Zeroizing::new(key));
+    let text = fs::read(state.join(PENDING)).ok().map(Zeroizing::new);
+    if let Some(key) = text.and_then(|text| key_of(&text)) {
+        return Ok(key);
     }
     let key = Zeroizing::new(KeyPair::generate().map_err(EnrollError::Request)?);
-    write(state, PENDING, Zeroizing::new(key.serialize_pem()).as_bytes())?;
+    write(state, PENDING, key_text(&key).as_bytes())?;
     Ok(key)
+}
+
+fn key_text(key: &KeyPair) -> Zeroizing<String> {
+    pem::encode(&Zeroizing::new(key.serialize_der()))
+}
+
+fn key_of(text: &[u8]) -> Option<Zeroizing<KeyPair>> {
+    let der = pem::decode(text)?;
+    KeyPair::try_from(der.as_slice()).ok().map(Zeroizing::new)
 }
 
 fn write(state: &Path, name: &str, bytes: &[u8]) -> Result<(), EnrollError> {

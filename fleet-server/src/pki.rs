@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use models::bundle::SigningKey;
+use models::pem;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
@@ -267,17 +268,17 @@ fn authority(dir: &Path, now_unix_s: u64) -> Result<(String, Issuer<'static, Key
     let (pem_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
     // The certificate is written last: without it the key has signed nothing and may be replaced.
     if !pem_path.exists() {
-        let key = KeyPair::generate().map_err(PkiError::Certificate)?;
+        let key = Zeroizing::new(KeyPair::generate().map_err(PkiError::Certificate)?);
         let mut params = params("BehaveGuard fleet CA", now_unix_s, 20 * YEAR);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(&key).map_err(PkiError::Certificate)?;
-        write(&key_path, Zeroizing::new(key.serialize_pem()).as_bytes())?;
+        let certificate = params.self_signed(&*key).map_err(PkiError::Certificate)?;
+        write(&key_path, key_text(&key).as_bytes())?;
         write(&pem_path, certificate.pem().as_bytes())?;
     }
     let pem = text(&read(&pem_path)?, &pem_path)?.to_owned();
-    let bytes = read(&key_path)?;
-    let mut key = KeyPair::from_pem(text(&bytes, &key_path)?).map_err(|_| PkiError::Damaged(key_path))?;
+    let der = pem::decode(&read(&key_path)?).ok_or_else(|| PkiError::Damaged(key_path.clone()))?;
+    let mut key = KeyPair::try_from(der.as_slice()).map_err(|_| PkiError::Damaged(key_path))?;
     // What can be written out again; it signs without.
     key.zeroize();
     let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|_| PkiError::Damaged(pem_path))?;
@@ -291,7 +292,7 @@ fn server_certificate(
     now_unix_s: u64,
 ) -> Result<(CertificateDer<'static>, KeyPair), PkiError> {
     let (certificate, key) = serving("BehaveGuard fleet server", names, issuer, now_unix_s)?;
-    write(&dir.join("server.key"), Zeroizing::new(key.serialize_pem()).as_bytes())?;
+    write(&dir.join("server.key"), key_text(&key).as_bytes())?;
     write(&dir.join("server.pem"), certificate.pem().as_bytes())?;
     Ok((certificate.der().clone(), key))
 }
@@ -328,6 +329,10 @@ fn read_or_make(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Zeroizing
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
     let bytes = fs::read(path).map_err(|source| PkiError::File { path: path.into(), source })?;
     Ok(Zeroizing::new(bytes))
+}
+
+fn key_text(key: &KeyPair) -> Zeroizing<String> {
+    pem::encode(&Zeroizing::new(key.serialize_der()))
 }
 
 fn text<'a>(bytes: &'a [u8], path: &Path) -> Result<&'a str, PkiError> {

@@ -24,6 +24,7 @@ pub mod nearest;
 pub mod novelty;
 pub mod orders;
 pub mod pairs;
+pub mod pem;
 pub mod policy;
 pub mod program;
 pub mod schema;
