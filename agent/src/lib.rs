@@ -39,6 +39,7 @@ pub mod simulate;
 pub mod sinks;
 #[cfg(feature = "train")]
 pub mod train;
+pub mod trials;
 pub mod uplink;
 pub mod vitals;
 pub mod watch;

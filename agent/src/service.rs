@@ -39,6 +39,7 @@ use crate::probe::{Probe, ProbeError, cgroup_root};
 use crate::run_mark::{self, RunMark};
 use crate::shedding::Shedding;
 use crate::sinks::Sinks;
+use crate::trials::Trials;
 use crate::uplink::{self, News, Uplink};
 use crate::vitals;
 use crate::watch::Watch;
@@ -139,6 +140,7 @@ struct Service {
     /// Wall clock minus the clock of intervals, milliseconds.
     clock_offset: i64,
     refused: VecDeque<[u8; 32]>,
+    trials: Trials,
     online: bool,
     started_ns: u64,
     heartbeat_ns: u64,
@@ -262,6 +264,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         prepared,
         clock_offset: run::clock_offset(),
         refused: VecDeque::new(),
+        trials: Trials::open(&config.state),
         online: false,
         started_ns: clock::boot_ns(),
         heartbeat_ns: 0,

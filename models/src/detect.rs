@@ -1,5 +1,6 @@
 //! Vectors to detector outputs, with the graphs of one bundle: those of our trainer by [`crate::compact`], others by tract.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tract_onnx::prelude::*;
@@ -164,7 +165,10 @@ impl Graph {
             let model = tract_onnx::onnx().proto_model_for_read(&mut &*bytes)?;
             match Compact::of(&model, windows) {
                 Some(compact) => Ok(Runner::Compact(Box::new(compact))),
-                None => optimised(&model, part, windows).map(Runner::Tract),
+                None => {
+                    names_fit(&model).map_err(TractError::msg)?;
+                    optimised(&model, part, windows).map(Runner::Tract)
+                }
             }
         };
         load()
@@ -187,6 +191,31 @@ impl Graph {
             return Ok(Output { contributions, ..output });
         }
         Err(failed(format!("it gives {} and {} contributions", output.score, output.contributions.len())))
+    }
+}
+
+/// Whether each value has a name of its own and is made before it is used; tract panics where it is not.
+fn names_fit(model: &tract_onnx::pb::ModelProto) -> Result<(), String> {
+    let graph = model.graph.as_ref().ok_or("there is no graph")?;
+    let inputs = graph.input.iter().map(|input| &input.name);
+    let mut made: BTreeSet<&String> =
+        inputs.chain(graph.initializer.iter().map(|given| &given.name)).collect();
+    for node in &graph.node {
+        // An input that is left out has no name.
+        for used in node.input.iter().filter(|name| !name.is_empty()) {
+            if !made.contains(used) {
+                return Err(format!("`{used}` is used before it is made"));
+            }
+        }
+        for output in node.output.iter().filter(|name| !name.is_empty()) {
+            if !made.insert(output) {
+                return Err(format!("`{output}` is made twice"));
+            }
+        }
+    }
+    match graph.output.iter().find(|output| !made.contains(&output.name)) {
+        Some(output) => Err(format!("the output `{}` is not made", output.name)),
+        None => Ok(()),
     }
 }
 
@@ -298,5 +327,19 @@ mod tests {
         assert!((graph.run(&vectors[0]).unwrap().score / ours - 1.0).abs() < 1e-3);
         assert!(Graph::load(VAE_PART, &bytes[..at], 1).is_err());
         assert!(Graph::load(LSTM_PART, bytes, SEQUENCE).is_err(), "a VAE is no LSTM");
+        // An output that no node makes, and a value that is made by two: found by the fuzzer.
+        let mut nameless = renamed.clone();
+        let last = nameless.windows(7).rposition(|seven| seven == b"contrib").expect("the graph has it");
+        nameless[last..last + 7].copy_from_slice(b"nowhere");
+        let twice: Vec<u8> = {
+            let at = renamed.windows(8).position(|eight| eight == b"weighted").expect("the graph has it");
+            let mut twice = renamed.clone();
+            twice[at..at + 8].copy_from_slice(b"leftover");
+            twice
+        };
+        for (bad, why) in [(nameless, "is not made"), (twice, "is made twice")] {
+            let error = Graph::load(VAE_PART, &bad, 1).err().expect("it is refused").to_string();
+            assert!(error.contains(why), "{error}");
+        }
     }
 }

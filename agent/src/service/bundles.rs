@@ -58,7 +58,8 @@ impl Service {
     /// Checks everything that can fail before anything changes.
     fn activate(&mut self, offer: &Offer, raw: &[u8], unix_s: u64) -> Result<(), String> {
         let verified = self.baselines.check(&offer.program, raw, unix_s).map_err(|error| chain(&error))?;
-        let baseline = Baseline::load(&verified).map_err(|error| chain(&error))?;
+        let loaded = self.trials.attempt(&offer.sha256, || Baseline::load(&verified));
+        let baseline = loaded.map_err(|error| chain(&error))?.map_err(|error| chain(&error))?;
         self.watch.make_room(&offer.program).map_err(|error| chain(&error))?;
         self.baselines.store(&verified, raw).map_err(|error| chain(&error))?;
         self.watch.switch(&verified, baseline).map_err(|error| chain(&error))

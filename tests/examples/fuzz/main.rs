@@ -4,7 +4,8 @@
 //! and changed further. An input that makes a reader panic, or takes it more than two seconds, is kept in `target/fuzz/`; the
 //! process's memory may grow by [`GROWTH_MAX`] at most. Committed corpora are in `tests/fuzz/corpus/<target>/`.
 //!
-//! Last line: one JSON object, `{target: {executions, crashes, …}}`.
+//! Last line: one JSON object, `{target: {executions, crashes, …}}`. `guarded` counts panics of the library that reads graphs, after
+//! which an agent goes on without that graph.
 
 mod mutate;
 mod seeds;
@@ -15,6 +16,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use agent::config::parse_duration;
@@ -81,7 +83,10 @@ fn main() -> ExitCode {
         );
         results.insert(
             target.name,
-            json!({ "executions": found.executions, "crashes": found.crashes, "slow": found.slow, "kept": found.kept }),
+            json!({
+                "executions": found.executions, "crashes": found.crashes, "slow": found.slow, "kept": found.kept,
+                "guarded": targets::GUARDED.swap(0, Ordering::Relaxed),
+            }),
         );
     }
     println!("{}", json!(results));
