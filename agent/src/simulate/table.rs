@@ -46,6 +46,21 @@ pub struct Variant {
     pub act: Option<Deed>,
 }
 
+impl Variant {
+    /// A variant that needs no log.
+    pub(super) const fn new(
+        name: &'static str,
+        techniques: &'static [&'static str],
+        summary: &'static str,
+        layer: &'static str,
+        needs: &'static [Need],
+        act: Option<Deed>,
+        prepare: fn(&mut Stage) -> Result<Act, Problem>,
+    ) -> Self {
+        Self { name, techniques, summary, layer, needs, log: Log::No, prepare, act }
+    }
+}
+
 /// What a variant cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {

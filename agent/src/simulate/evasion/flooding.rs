@@ -8,10 +8,11 @@ use std::thread;
 use super::Evasion;
 use crate::simulate::family::{SH, SHADOW, success_of_root, word};
 use crate::simulate::sandbox::{Problem, Sandbox, step};
-use crate::simulate::table::{Act, Log, Sign, Threat, Variant};
+use crate::simulate::table::{Act, Sign, Threat, Variant};
 
 const FILES: usize = 50_000;
 const THREADS: usize = 200;
+const TECHNIQUES: &[&str] = &["T1562.006", "T1003.008"];
 
 pub(crate) const EVASION: Evasion = Evasion {
     threat: Threat { name: "flooding", techniques: &["T1562", "T1003"], variants: VARIANTS },
@@ -19,35 +20,24 @@ pub(crate) const EVASION: Evasion = Evasion {
     unseen: "which ordinary files the flood opened, beyond its share",
 };
 
-macro_rules! flood {
-    ($name:literal, $summary:literal, $needs:expr, $act:expr, $prepare:expr) => {
-        Variant {
-            name: $name,
-            techniques: &["T1562.006", "T1003.008"],
-            summary: $summary,
-            layer: "file",
-            needs: $needs,
-            log: Log::No,
-            prepare: $prepare,
-            act: $act,
-        }
-    };
-}
-
 const VARIANTS: &[Variant] = &[
-    flood!(
+    Variant::new(
         "many-files",
+        TECHNIQUES,
         "opens /etc/shadow after 50,000 files that are not there",
+        "file",
         &[],
         Some(many_files),
         |stage| {
             let act = stage.own([SHADOW])?.sign(Sign::sensitive(SHADOW));
             Ok(act.proof(success_of_root(stage)))
-        }
+        },
     ),
-    flood!(
+    Variant::new(
         "many-processes",
+        TECHNIQUES,
         "cat /etc/shadow after 300 processes that leave at once",
+        "file",
         &[SH],
         None,
         |stage| {
@@ -55,12 +45,20 @@ const VARIANTS: &[Variant] = &[
                 "n=0; while [ $n -lt 300 ]; do /bin/true; n=$((n+1)); done; cat {SHADOW} > /dev/null"
             );
             Ok(Act::script(script)?.sign(Sign::sensitive(SHADOW)).proof(success_of_root(stage)))
-        }
+        },
     ),
-    flood!("many-threads", "the last of 200 threads opens /etc/shadow", &[], Some(many_threads), |stage| {
-        let act = stage.own([SHADOW])?.sign(Sign::sensitive(SHADOW));
-        Ok(act.proof(success_of_root(stage)))
-    }),
+    Variant::new(
+        "many-threads",
+        TECHNIQUES,
+        "the last of 200 threads opens /etc/shadow",
+        "file",
+        &[],
+        Some(many_threads),
+        |stage| {
+            let act = stage.own([SHADOW])?.sign(Sign::sensitive(SHADOW));
+            Ok(act.proof(success_of_root(stage)))
+        },
+    ),
 ];
 
 fn many_files(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {

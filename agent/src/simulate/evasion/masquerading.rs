@@ -6,7 +6,7 @@ use super::Evasion;
 use crate::simulate::family::{BASH, SH, SHADOW, success_of_root, word};
 use crate::simulate::sandbox::{Problem, Sandbox, step};
 use crate::simulate::sys;
-use crate::simulate::table::{Act, Log, Need, Sign, Threat, Variant, tool};
+use crate::simulate::table::{Act, Need, Sign, Threat, Variant, tool};
 
 pub(crate) const EVASION: Evasion = Evasion {
     threat: Threat { name: "masquerading", techniques: &["T1036"], variants: VARIANTS },
@@ -14,53 +14,50 @@ pub(crate) const EVASION: Evasion = Evasion {
     unseen: "that a learned file was overwritten with another, until it does what the learned one never did",
 };
 
-macro_rules! masked {
-    ($name:literal, $technique:literal, $summary:literal, $needs:expr, $act:expr, $prepare:expr) => {
-        Variant {
-            name: $name,
-            techniques: &[$technique],
-            summary: $summary,
-            layer: "file",
-            needs: $needs,
-            log: Log::No,
-            prepare: $prepare,
-            act: $act,
-        }
-    };
-}
-
 const VARIANTS: &[Variant] = &[
-    masked!(
+    Variant::new(
         "thread-name",
-        "T1036.004",
+        &["T1036.004"],
         "calls itself kworker/0:1, as a kernel thread is named",
+        "file",
         &[],
         Some(renamed),
         |stage| {
             let act = stage.own([SHADOW])?.sign(Sign::sensitive(SHADOW));
             Ok(act.proof(success_of_root(stage)))
-        }
+        },
     ),
-    masked!(
+    Variant::new(
         "program-name",
-        "T1036.005",
+        &["T1036.005"],
         "a file named sshd, in a temporary folder",
+        "file",
         &[],
         Some(open),
         |stage| {
             let act = stage.own_as("sshd", [SHADOW])?.sign(Sign::sensitive(SHADOW));
             Ok(act.proof(success_of_root(stage)))
-        }
+        },
     ),
-    masked!("first-argument", "T1036.011", "cat that says it is /usr/sbin/sshd", &[BASH], None, |stage| {
-        let cat = path_of("cat")?;
-        let act = Act::tool("bash", ["-c", &format!("exec -a /usr/sbin/sshd {cat} {SHADOW} > /dev/null")])?;
-        Ok(act.sign(Sign::exec(cat)).sign(Sign::sensitive(SHADOW)).proof(success_of_root(stage)))
-    }),
-    masked!(
+    Variant::new(
+        "first-argument",
+        &["T1036.011"],
+        "cat that says it is /usr/sbin/sshd",
+        "file",
+        &[BASH],
+        None,
+        |stage| {
+            let cat = path_of("cat")?;
+            let act =
+                Act::tool("bash", ["-c", &format!("exec -a /usr/sbin/sshd {cat} {SHADOW} > /dev/null")])?;
+            Ok(act.sign(Sign::exec(cat)).sign(Sign::sensitive(SHADOW)).proof(success_of_root(stage)))
+        },
+    ),
+    Variant::new(
         "mounted-over",
-        "T1036.005",
+        &["T1036.005"],
         "cat mounted over sleep, in a mount namespace of its own",
+        "file",
         &[Need::Root, SH, Need::Tool("mount", "mount")],
         None,
         |_| {
@@ -69,7 +66,7 @@ const VARIANTS: &[Variant] = &[
                 Act::script(format!("mount --bind {cat} {sleep} && exec {sleep} {SHADOW} > /dev/null"))?;
             let signs = [Sign::Mount { path: sleep.clone() }, Sign::exec(sleep), Sign::sensitive(SHADOW)];
             Ok(act.signs(signs))
-        }
+        },
     ),
 ];
 

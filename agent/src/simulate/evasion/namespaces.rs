@@ -8,7 +8,7 @@ use super::Evasion;
 use crate::simulate::family::{SH, SHADOW, word};
 use crate::simulate::sandbox::{Problem, Sandbox, step};
 use crate::simulate::sys;
-use crate::simulate::table::{Act, Log, Need, Proof, Sign, Threat, Variant};
+use crate::simulate::table::{Act, Need, Proof, Sign, Threat, Variant};
 
 /// Longer than the agent lets ordinary records wait: what a name means to this process can be asked only while it is there.
 const HOLD: Duration = Duration::from_millis(500);
@@ -22,61 +22,50 @@ pub(crate) const EVASION: Evasion = Evasion {
     unseen: "which file that was, when the process has left before the agent looked",
 };
 
-macro_rules! hidden {
-    ($name:literal, $technique:literal, $summary:literal, $needs:expr, $act:expr, $prepare:expr) => {
-        Variant {
-            name: $name,
-            techniques: &[$technique],
-            summary: $summary,
-            layer: "container_escape",
-            needs: $needs,
-            log: Log::No,
-            prepare: $prepare,
-            act: $act,
-        }
-    };
-}
-
 const VARIANTS: &[Variant] = &[
-    hidden!(
+    Variant::new(
         "process-number",
-        "T1564",
+        &["T1564"],
         "opens /etc/shadow as process 1 of a namespace",
+        "container_escape",
         &[Need::Root, UNSHARE],
         None,
         |_| {
             let act = Act::tool("unshare", ["--fork", "--pid", "cat", SHADOW])?;
             Ok(act.sign(Sign::Namespace { flags: NEW_PIDS }).sign(Sign::sensitive(SHADOW)))
-        }
+        },
     ),
-    hidden!(
+    Variant::new(
         "own-user",
-        "T1611",
+        &["T1611"],
         "tries the same as root of a user namespace, without being root",
+        "container_escape",
         &[Need::UserNamespaces, UNSHARE],
         None,
         |_| {
             let act = Act::tool("unshare", ["--user", "--map-root-user", "cat", SHADOW])?;
             let act = act.sign(Sign::Namespace { flags: NEW_USERS }).sign(Sign::sensitive(SHADOW));
             Ok(act.unprivileged().proof(Proof::Ended))
-        }
+        },
     ),
-    hidden!(
+    Variant::new(
         "other-name",
-        "T1564",
+        &["T1564"],
         "binds /etc/shadow to a file named notes and reads that",
+        "container_escape",
         &[Need::Root, SH, Need::Tool("mount", "mount")],
         None,
         |stage| {
             let notes = stage.file("notes", b"")?;
             let script = format!("mount --bind {SHADOW} {notes} && {{ read -r line; sleep 0.5; }} < {notes}");
             Ok(Act::script(script)?.sign(Sign::Mount { path: notes }).sign(Sign::sensitive(SHADOW)))
-        }
+        },
     ),
-    hidden!(
+    Variant::new(
         "other-root",
-        "T1564",
+        &["T1564"],
         "reads /srv/shadow, below a root of its own where /srv is /etc",
+        "container_escape",
         &[Need::Root],
         Some(below_other_root),
         |stage| {
@@ -85,7 +74,7 @@ const VARIANTS: &[Variant] = &[
             let path = root.display().to_string();
             let act = stage.own([path.clone()])?.sign(Sign::ChangeRoot { call: "chroot", path });
             Ok(act.sign(Sign::sensitive(SHADOW)))
-        }
+        },
     ),
 ];
 

@@ -2,7 +2,7 @@
 
 use super::Evasion;
 use crate::simulate::family::SHADOW;
-use crate::simulate::family::uring::{open, reader, send, sender, unlink, unlinker};
+use crate::simulate::family::uring::{open, reader, send, sender, unlink, unlinker, uring};
 use crate::simulate::ring::OPENAT;
 use crate::simulate::table::{Log, Need, Sign, Threat, Variant};
 
@@ -15,21 +15,6 @@ pub(crate) const EVASION: Evasion = Evasion {
     seen: "that operations are submitted, and of which kind: open, unlink, connect, send; from kernel 6.4 also those that a kernel thread takes from the ring",
     unseen: "which file or address a single operation is about",
 };
-
-macro_rules! uring {
-    ($name:literal, $techniques:expr, $summary:literal, $needs:expr, $log:ident, $act:expr, $prepare:expr) => {
-        Variant {
-            name: $name,
-            techniques: $techniques,
-            summary: $summary,
-            layer: "io_uring",
-            needs: $needs,
-            log: Log::$log,
-            prepare: $prepare,
-            act: Some($act),
-        }
-    };
-}
 
 const VARIANTS: &[Variant] = &[
     uring!(

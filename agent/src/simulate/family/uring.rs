@@ -29,6 +29,7 @@ macro_rules! uring {
         }
     };
 }
+pub(in crate::simulate) use uring;
 
 const VARIANTS: &[Variant] = &[
     uring!(
