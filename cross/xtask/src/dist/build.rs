@@ -122,6 +122,11 @@ const DEBIAN: &[Need] = &[
     Need { file: "/usr/bin/rustc", packages: &["rustc-web"], why: "compiles for other targets" },
     Need { file: "/usr/bin/cargo", packages: &["cargo-web"], why: "the cargo of that compiler" },
     Need {
+        file: "/etc/ssl/certs/ca-certificates.crt",
+        packages: &["ca-certificates"],
+        why: "that cargo fetches crates by HTTPS",
+    },
+    Need {
         file: "/usr/lib/rustlib/src/rust/library/std/Cargo.toml",
         packages: &["rust-web-src"],
         why: "Rust's standard library, built for musl here",
