@@ -14,6 +14,7 @@ use models::event::{Event, EventKind, SyscallWindow, Tampering, call_name};
 use models::syscalls;
 use serde_json::Value;
 
+use crate::leftovers::{Machine, nothing_is_left};
 use crate::{events, load, turn};
 
 /// Tools that name the log by a descriptor and leave at once: the agent looks up the name too late for some of them, and
@@ -36,6 +37,8 @@ const MAY_BE_SKIPPED: &[&str] = &[
 
 /// All that was recorded while a simulation ran.
 pub(crate) struct Recording {
+    /// The simulator's process.
+    owner: u32,
     pub(crate) reports: Vec<Report>,
     events: Vec<Event>,
     windows: BTreeMap<u32, SyscallWindow>,
@@ -54,6 +57,7 @@ impl Recording {
             text
         });
         let mut recording = Self {
+            owner: child.id(),
             reports: Vec::new(),
             events: Vec::new(),
             windows: BTreeMap::new(),
@@ -231,9 +235,12 @@ fn what_an_evasion_shows_is_seen_and_what_it_hides_is_not() {
     all_are_as_reported(&["--evasive", "--all"], variants);
 }
 
+/// Each was done, is seen as its report says, and leaves the machine as it was.
 fn all_are_as_reported(arguments: &[&str], variants: usize) {
     let _turn = turn();
+    let before = Machine::now();
     let recording = Recording::of(&mut simulate(arguments));
+    nothing_is_left(recording.owner, &before, &arguments.join(" "));
     assert_eq!(recording.reports.len(), variants, "one line for each variant");
     let mut wrong = Vec::new();
     for report in &recording.reports {

@@ -103,6 +103,22 @@ pub(crate) fn kernel_records() -> Vec<Vec<u8>> {
     found
 }
 
+/// Queries over UDP and TCP.
+pub(crate) fn dns() -> Vec<Vec<u8>> {
+    let query = |labels: &[&str]| {
+        let mut message = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in labels {
+            message.push(u8::try_from(label.len()).expect("it is short"));
+            message.extend(label.bytes());
+        }
+        message.extend([0, 0, 16, 0, 1]);
+        message
+    };
+    let long = query(&[&"k3j2h4g5".repeat(7), "tunnel", "example"]);
+    let over_tcp = [&u16::try_from(long.len()).expect("it is short").to_be_bytes()[..], &long].concat();
+    vec![query(&["www", "example", "org"]), query(&[]), over_tcp]
+}
+
 /// An entry with its length and checksum.
 pub(crate) fn capture_entry(entry: &[u8]) -> Vec<u8> {
     let len = u32::try_from(entry.len()).expect("it is short");

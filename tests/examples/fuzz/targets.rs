@@ -43,7 +43,8 @@ pub(crate) struct Target {
 }
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 12] = [
+pub(crate) const TARGETS: [Target; 13] = [
+    Target { name: "dns", run: dns, seeds: seeds::dns, words: &[] },
     Target { name: "kernel_records", run: kernel_records, seeds: seeds::kernel_records, words: &[] },
     Target { name: "captures", run: captures, seeds: seeds::captures, words: &[] },
     Target { name: "uplink", run: uplink, seeds: seeds::uplink, words: &[] },
@@ -169,6 +170,18 @@ fn bundle_parts(bytes: &[u8]) -> u64 {
 
 /// Panics of the library that reads graphs, which end an agent twice at most; see `agent::trials`.
 pub(crate) static GUARDED: AtomicU64 = AtomicU64::new(0);
+
+/// A message to port 53, as a program gave it.
+fn dns(bytes: &[u8]) -> u64 {
+    let Some(question) = agent_ebpf::dns::question(bytes) else { return 0 };
+    let (name, domain) = (question.name(), question.domain());
+    assert!(name.ends_with(domain) && name.bytes().all(|byte| byte.is_ascii_graphic()), "{name}");
+    assert!(
+        question.entropy.is_finite() && question.entropy >= 0.0 && question.longest_label <= 63,
+        "{name}"
+    );
+    class((name.len() / 16, domain.len() / 8, question.longest_label / 8, question.over_tcp))
+}
 
 /// A graph in a bundle that a stolen key signed: it loads or is refused, in bounded memory.
 fn onnx(bytes: &[u8]) -> u64 {
