@@ -518,6 +518,14 @@ mod tests {
     }
 
     #[test]
+    fn a_key_below_a_section_that_belongs_above_it_is_told_so() {
+        let told = |text: &str| Config::parse(text).unwrap_err()[0].to_string();
+        let misplaced = told("[kernel]\nwatch = [\"/usr/bin/pump\"]");
+        assert!(misplaced.contains("`watch` stands before the first [section]"), "{misplaced}");
+        assert!(told("[kernel]\nwacth = 1").contains("--print"));
+    }
+
+    #[test]
     fn a_budget_is_taken_or_refused_with_the_reason() {
         let budget = |text: &str| Config::parse(&format!("alert_budget = {text}")).map(|c| c.alert_budget);
         assert_eq!(budget("\"unlimited\""), Ok(None));

@@ -334,6 +334,11 @@ pub(super) fn key(name: &str) -> &'static Key {
     known.expect("only known keys are asked for")
 }
 
+/// Whether there is a key of this full name.
+pub(super) fn is_known(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name == name)
+}
+
 /// What `behaveguard init` writes: every key with its default, its unit and its range, not in force.
 #[must_use]
 pub fn template() -> String {

@@ -8,7 +8,7 @@ use models::budget::{AlertBudget, BudgetError};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::keys::{ENVIRONMENT, Form, KEYS, Key, key};
+use super::keys::{ENVIRONMENT, Form, KEYS, Key, is_known, key};
 use super::{OutboxEngine, Problem, parse_duration, parse_size};
 
 /// A table whose keys are taken out one by one; what is left was not known.
@@ -175,7 +175,12 @@ impl Reader {
     pub(super) fn end(mut self) -> Vec<Problem> {
         let unknown: Vec<String> = self.table.keys().cloned().collect();
         for name in unknown {
-            self.problem(&name, "not a known key; `behaveguard init --print` shows all");
+            let hint = if !self.prefix.is_empty() && is_known(&name) {
+                format!("not a known key: `{name}` stands before the first [section] of the file")
+            } else {
+                "not a known key; `behaveguard init --print` shows all".to_owned()
+            };
+            self.problem(&name, hint);
         }
         self.problems
     }

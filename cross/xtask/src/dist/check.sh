@@ -44,6 +44,7 @@ behaveguard enroll --token /root/token --device packaged
 systemctl restart behaveguard
 within 60 "the agent has a link" status_has '"online":true'
 status_has '"calls_refused":true' || fail "the agent gave nothing up"
+! status_has '"backend":""' || fail "a layer is not seen under the unit that is seen without"
 behaveguard status | head -n 20
 behaveguard doctor | head -n 30
 
