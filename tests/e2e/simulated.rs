@@ -32,17 +32,17 @@ fn attacks_and_evasions_by_a_learned_tool_alarm_where_the_documents_say_so() {
     agent.run().unwrap();
     learn_with_a_poisoner(&mut agent);
     // Who was there while it was learned is normal now, and the fleet says so of what is grave.
-    assert_eq!(alerts_of(&agent, &enacted(&["--evasive", "poisoning", "--variant", "quietly"])), [""; 0]);
+    assert_eq!(news_of(&agent, &enacted(&["--evasive", "poisoning", "--variant", "quietly"])), [""; 0]);
     assert_eq!(
-        alerts_of(&agent, &enacted(&["--evasive", "poisoning", "--variant", "again-and-again"])),
+        news_of(&agent, &enacted(&["--evasive", "poisoning", "--variant", "again-and-again"])),
         [""; 0]
     );
     let grave = event(&fleet, "grave_acts_learned", "python");
     assert!(grave["text"].as_str().unwrap().contains("sensitive"), "{grave}");
-    // What it never did alarms; what needs nothing new does not.
+    // What it never did alarms; what needs nothing new gives nothing to name.
     let attack = enacted(&["cryptomining", "--variant", "python-stratum"]);
     assert!(alert_of(&mut agent, &attack).contains("127.0.0.1 port 3333"));
-    assert_eq!(alerts_of(&agent, &enacted(&["--evasive", "mimicry", "--variant", "nothing-new"])), [""; 0]);
+    assert_eq!(news_of(&agent, &enacted(&["--evasive", "mimicry", "--variant", "nothing-new"])), [""; 0]);
     attack_the_agent(&mut agent, &fleet);
     agent.stop().unwrap();
     fleet.stop().unwrap();
@@ -123,11 +123,14 @@ fn alert_of(agent: &mut Agent, report: &Value) -> String {
     alert.unwrap_or_else(|error| panic!("{error}\n{report}")).to_string()
 }
 
-/// What was said about the acting process, once all is judged.
-fn alerts_of(agent: &Agent, report: &Value) -> Vec<String> {
+/// What was said to be new of the acting process, once all is judged. Its numbers may be unusual by chance, or because the
+/// machine does other work.
+fn news_of(agent: &Agent, report: &Value) -> Vec<String> {
     thread::sleep(QUIET);
     let alerts = agent.alerts().unwrap().into_iter().filter(|alert| alert["pid"] == report["pid"]);
-    alerts.map(|alert| alert.to_string()).collect()
+    let is_new = |reason: &Value| reason["name"].as_str().is_some_and(|name| name.starts_with("first_"));
+    let news = alerts.filter(|alert| alert["reasons"].as_array().unwrap().iter().any(is_new));
+    news.map(|alert| alert.to_string()).collect()
 }
 
 /// An event of this kind, about a program whose path holds `program`.

@@ -4,8 +4,9 @@
 //! link followed, while it is still there. An open that turns out to be of a sensitive file is told as such, under the file's name.
 //!
 //! Each look costs some ten microseconds, so so many are made a second at most, of which half are kept for paths outside of
-//! system folders; what is beyond that is counted. A path inside of them is looked at once per window and after each mount:
-//! elsewhere anybody might have put a link in a file's place meanwhile.
+//! system folders; what is beyond that is counted. A path inside of them is looked at once per window and after each mount.
+//! Elsewhere anybody might have put a link in a file's place meanwhile: such a path is looked at again while looks are
+//! plenty, so that a compiler that opens the same files all the time leaves enough for those that nobody has looked at.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -25,6 +26,8 @@ use super::resolve;
 const PER_SECOND: u32 = 500;
 /// Looks saved up at most.
 const BURST: u32 = 2000;
+/// Looks that are left for paths that were not looked at yet.
+const FOR_NEW: u32 = BURST / 4 * 3;
 /// Folders whose files are opened most and where only root can put a link.
 const SYSTEM: [&str; 3] = ["/usr/", "/lib/", "/lib64/"];
 /// Paths remembered in a window. A further one is looked at each time.
@@ -33,7 +36,7 @@ const PLAIN_MAX: usize = 4096;
 /// What was found out so far.
 #[derive(Debug)]
 pub(super) struct Links {
-    /// Hashes of paths in system folders that lead to nothing sensitive, in this window.
+    /// Hashes of paths that lead to nothing sensitive, in this window.
     plain: BTreeSet<u64>,
     looks: u32,
     refilled_ns: u64,
@@ -84,12 +87,14 @@ impl Links {
             return None;
         }
         let in_system = SYSTEM.iter().any(|folder| path.starts_with(folder));
-        let key = (dfd.is_none() && in_system).then(|| hash(path));
-        if key.is_some_and(|key| self.plain.contains(&key)) {
+        let key = dfd.is_none().then(|| hash(path));
+        self.refill(event.boot_ns);
+        let is_plain = key.is_some_and(|key| self.plain.contains(&key));
+        if is_plain && (in_system || self.looks <= FOR_NEW) {
             return None;
         }
         let kept = if in_system { BURST / 2 } else { 0 };
-        if !self.may_look(event.boot_ns, kept) {
+        if !self.may_look(kept) {
             self.unchecked += 1;
             return None;
         }
@@ -110,6 +115,9 @@ impl Links {
         // What the kernel side matched by its text has been told already.
         let told = resolve::is_below(Path::new(path.as_str()), watched) && dfd.is_none();
         if found {
+            if let Some(key) = key {
+                self.plain.remove(&key);
+            }
             *sensitive = true;
             *path = text(&real);
             let victim = acts::memory_of(head(&bytes), &bytes, real.as_os_str().len().min(PATH_LEN));
@@ -126,14 +134,18 @@ impl Links {
         None
     }
 
-    /// A bucket of tokens on the records' own clock, of which some are kept for others.
-    fn may_look(&mut self, now_ns: u64, kept: u32) -> bool {
+    /// A bucket of tokens on the records' own clock.
+    fn refill(&mut self, now_ns: u64) {
         let passed_ns = now_ns.saturating_sub(self.refilled_ns);
         let fresh = passed_ns.saturating_mul(PER_SECOND.into()) / 1_000_000_000;
         if fresh > 0 {
             self.looks = self.looks.saturating_add(u32::try_from(fresh).unwrap_or(BURST)).min(BURST);
             self.refilled_ns = now_ns;
         }
+    }
+
+    /// Takes a token, of which some are kept for others.
+    fn may_look(&mut self, kept: u32) -> bool {
         let may = self.looks > kept;
         self.looks -= u32::from(may);
         may
@@ -229,16 +241,28 @@ mod tests {
             links.look(&mut paths, &mut open(Path::new(&format!("/nowhere/{n}")), 0), None, &[]);
         }
         assert_eq!(links.unchecked(), 7);
-        // A path of the system that was looked at needs no other look, until something may have been put in its place.
-        let mut look = |event: &mut Event| {
-            let before = links.unchecked();
-            links.look(&mut paths, event, None, &[]);
-            let unchecked = links.unchecked() - before;
-            links.forget();
-            unchecked
-        };
-        assert_eq!(look(&mut open(Path::new("/usr/nowhere/1"), 0)), 0);
-        assert_eq!(look(&mut open(Path::new("/usr/nowhere/1"), 0)), 1);
+        // A path that was looked at needs no other look while there are so few.
+        links.look(&mut paths, &mut open(Path::new("/nowhere/1"), 0), None, &[]);
+        assert_eq!(links.unchecked(), 7);
+        links.forget();
+        links.look(&mut paths, &mut open(Path::new("/nowhere/1"), 0), None, &[]);
+        assert_eq!(links.unchecked(), 8);
+    }
+
+    #[test]
+    fn who_opens_the_same_files_all_the_time_leaves_looks_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("source"), dir.path().join("link"));
+        fs::write(&path, "").unwrap();
+        symlink("/etc/shadow", &link).unwrap();
+        let (mut links, mut paths) = (Links::new(u32::MAX), RealPaths::new());
+        for _ in 0..BURST * 2 {
+            links.look(&mut paths, &mut open(&path, 0), None, &[]);
+        }
+        let mut event = open(&link, 0);
+        links.look(&mut paths, &mut event, None, &[]);
+        assert!(matches!(event.kind, EventKind::Open { sensitive: true, .. }));
+        assert_eq!((links.unchecked(), links.looks), (0, FOR_NEW - 1));
     }
 
     #[test]

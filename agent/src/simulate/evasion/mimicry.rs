@@ -14,7 +14,7 @@ const ROUNDS: usize = 2000;
 pub(crate) const EVASION: Evasion = Evasion {
     threat: Threat { name: "mimicry", techniques: &["T1003", "T1496"], variants: VARIANTS },
     seen: "what the act is about: a file, an address, a program or a right that is new to this program, however common the order of its calls",
-    unseen: "an act that needs nothing new: the same files, peers and kinds of calls, used for something else",
+    unseen: "an act that needs nothing new (the same files, peers and kinds of calls, used for something else) and is not unusual by its numbers",
 };
 
 const VARIANTS: &[Variant] = &[
