@@ -17,6 +17,8 @@ pub mod confine;
 pub mod contain;
 pub mod control;
 pub mod doctor;
+#[cfg(test)]
+mod documented;
 pub mod done;
 pub mod enroll;
 pub mod explanations;

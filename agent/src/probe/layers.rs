@@ -301,9 +301,8 @@ pub fn unseen(layer: &LayerState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
+    use crate::documented;
 
     #[test]
     fn every_layer_says_what_is_missed_without_it() {
@@ -350,19 +349,7 @@ mod tests {
                 rows.push(format!("| `{layer}` | {shown} | {unseen} |"));
             }
         }
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kernels.md");
-        let text = fs::read_to_string(path).unwrap();
         let head = "| layer | hook | less is seen |\n|---|---|---|\n";
-        let (before, rest) = text.split_once(head).expect("the table's head");
-        let end = rest.find("\n\n").expect("the table ends");
-        let table = rows.join("\n");
-        if std::env::var_os("UPDATE_DOCS").is_some() {
-            fs::write(path, format!("{before}{head}{table}{}", &rest[end..])).unwrap();
-        } else {
-            assert!(
-                rest[..end] == table,
-                "run `UPDATE_DOCS=1 cargo xtask test documented_hooks` and commit docs/"
-            );
-        }
+        documented::table("kernels.md", head, &rows, "documented_hooks");
     }
 }

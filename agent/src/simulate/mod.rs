@@ -224,7 +224,10 @@ fn simulate(chosen: &Chosen, options: &Options) -> ExitCode {
         }
         if let (false, Some(evasion)) = (options.json || told == threat.name, evasion_of(threat)) {
             told = threat.name;
-            println!("{told}\n  is seen: {}\n  is not seen: {}", evasion.seen, evasion.unseen);
+            let (seen, unseen) = (evasion.seen, evasion.unseen);
+            if writeln!(io::stdout(), "{told}\n  is seen: {seen}\n  is not seen: {unseen}").is_err() {
+                return ExitCode::FAILURE;
+            }
         }
         let report = variant_of(threat, variant, options, &stopped);
         match report.outcome {
@@ -351,6 +354,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use crate::documented;
 
     #[derive(clap::Parser)]
     struct Line {
@@ -390,25 +394,13 @@ mod tests {
 
     #[test]
     fn the_documented_threats_are_those_of_the_code() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
-        let text = fs::read_to_string(path).unwrap();
         let head = "| threat | technique | variants |\n|---|---|---|\n";
-        let (before, rest) = text.split_once(head).expect("the table's head");
-        let end = rest.find("\n\n").expect("the table ends");
-        let mut table = String::new();
-        for threat in THREATS {
+        let row = |threat: &Threat| {
             let variants: Vec<_> = threat.variants.iter().map(|variant| variant.name).collect();
-            table +=
-                &format!("| {} | {} | {} |\n", threat.name, threat.techniques.join(" "), variants.join(", "));
-        }
-        let table = table.trim_end();
-        if std::env::var_os("UPDATE_DOCS").is_some() {
-            fs::write(path, format!("{before}{head}{table}{}", &rest[end..])).unwrap();
-        } else {
-            assert!(
-                &rest[..end] == table,
-                "run `UPDATE_DOCS=1 cargo xtask test documented_threats` and commit docs/"
-            );
-        }
+            let (name, techniques) = (threat.name, threat.techniques.join(" "));
+            format!("| {name} | {techniques} | {} |", variants.join(", "))
+        };
+        let rows: Vec<String> = THREATS.iter().map(row).collect();
+        documented::table("operations.md", head, &rows, "documented_threats");
     }
 }

@@ -3,10 +3,10 @@
 use std::fs::File;
 
 use super::Evasion;
-use crate::simulate::family::{BASH, SH, SHADOW, success_of_root, word};
+use crate::simulate::family::{BASH, SH, SHADOW, path_of, success_of_root, word};
 use crate::simulate::sandbox::{Problem, Sandbox, step};
 use crate::simulate::sys;
-use crate::simulate::table::{Act, Need, Sign, Threat, Variant, tool};
+use crate::simulate::table::{Act, Need, Sign, Threat, Variant};
 
 pub(crate) const EVASION: Evasion = Evasion {
     threat: Threat { name: "masquerading", techniques: &["T1036"], variants: VARIANTS },
@@ -69,11 +69,6 @@ const VARIANTS: &[Variant] = &[
         },
     ),
 ];
-
-fn path_of(name: &str) -> Result<String, Problem> {
-    let path = tool(name).ok_or_else(|| Problem::Needs(name.to_owned()))?;
-    Ok(path.display().to_string())
-}
 
 fn renamed(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     step("taking a name", sys::set_thread_name(c"kworker/0:1"))?;

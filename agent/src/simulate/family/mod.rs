@@ -47,8 +47,13 @@ pub(super) fn success_of_root(stage: &Stage) -> Proof {
     if stage.sandbox.is_private() { Proof::Success } else { Proof::Ended }
 }
 
+/// Where a tool is, as text.
+pub(super) fn path_of(name: &str) -> Result<String, Problem> {
+    let path = tool(name).ok_or_else(|| Problem::Needs(name.to_owned()))?;
+    Ok(path.display().to_string())
+}
+
 /// The program of this tool must be seen to start.
 pub(super) fn started(name: &str) -> Result<Sign, Problem> {
-    let path = tool(name).ok_or_else(|| Problem::Needs(name.to_owned()))?;
-    Ok(Sign::exec(path.display().to_string()))
+    path_of(name).map(Sign::exec)
 }
