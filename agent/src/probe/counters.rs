@@ -45,7 +45,7 @@ pub struct Counters {
     pub elsewhere: u64,
     /// Files touched by a process that left before the agent could ask which they were.
     pub unresolved: u64,
-    /// Opens whose paths were not followed through links, because too many came.
+    /// Paths that were not followed through links, because too many came or a file system did not answer.
     pub unchecked: u64,
     /// Packets that left no contained control group.
     pub egress_denied: u64,

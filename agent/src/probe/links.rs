@@ -3,12 +3,14 @@
 //! The kernel side matches what a program says. Here the same path is looked up again as the process sees it, with every
 //! link followed, while it is still there. An open that turns out to be of a sensitive file is told as such, under the file's name.
 //!
-//! Each look costs some ten microseconds, so so many are made a second at most, of which half are kept for paths outside of
-//! system folders; what is beyond that is counted. A path inside of them is looked at once per window and after each mount.
-//! Elsewhere anybody might have put a link in a file's place meanwhile: such a path is looked at again while looks are
-//! plenty, so that a compiler that opens the same files all the time leaves enough for those that nobody has looked at.
+//! Each look costs some ten microseconds, so so many are made a second at most; what is beyond that is counted. Half of those
+//! saved up are kept for paths outside of system folders, and a quarter for processes that took few in this window, so
+//! that one that opens many files uses up nobody else's. A path inside of system folders is looked at once per window. After a
+//! mount, and elsewhere at any time, something else may be in its place: such a path is looked at again while looks are
+//! plenty, so that who opens the same files all the time, or mounts all the time, leaves enough for those that nobody has
+//! looked at.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -26,18 +28,29 @@ use super::resolve;
 const PER_SECOND: u32 = 500;
 /// Looks saved up at most.
 const BURST: u32 = 2000;
-/// Looks that are left for paths that were not looked at yet.
+/// Looks that are left for paths that were not looked at yet, and for those that were looked at before the last mount.
 const FOR_NEW: u32 = BURST / 4 * 3;
+/// Looks that the latter leave for the former.
+const FOR_MOUNTED: u32 = BURST / 2;
 /// Folders whose files are opened most and where only root can put a link.
 const SYSTEM: [&str; 3] = ["/usr/", "/lib/", "/lib64/"];
+/// Looks of one process in a window, beyond which it leaves some for others.
+const FEW: u32 = 64;
+/// Looks that are left for processes that took few.
+const FOR_FEW: u32 = BURST / 4;
 /// Paths remembered in a window. A further one is looked at each time.
 const PLAIN_MAX: usize = 4096;
+/// Processes whose looks are counted in a window. A further one counts as having taken few.
+const TAKERS_MAX: usize = 4096;
 
 /// What was found out so far.
 #[derive(Debug)]
 pub(super) struct Links {
-    /// Hashes of paths that lead to nothing sensitive, in this window.
-    plain: BTreeSet<u64>,
+    /// Hashes of paths that lead to nothing sensitive, in this window, and after how many mounts.
+    plain: BTreeMap<u64, u32>,
+    mounts: u32,
+    /// Looks that each process took in this window.
+    taken: BTreeMap<u32, u32>,
     looks: u32,
     refilled_ns: u64,
     unchecked: u64,
@@ -49,7 +62,16 @@ impl Links {
     /// `own_tgid` is the process that looks.
     pub(super) fn new(own_tgid: u32) -> Self {
         let inodes = SensitiveInodes::now();
-        Self { plain: BTreeSet::new(), looks: BURST, refilled_ns: 0, unchecked: 0, own_tgid, inodes }
+        Self {
+            plain: BTreeMap::new(),
+            mounts: 0,
+            taken: BTreeMap::new(),
+            looks: BURST,
+            refilled_ns: 0,
+            unchecked: 0,
+            own_tgid,
+            inodes,
+        }
     }
 
     /// Opens that nobody looked at again, because too many came.
@@ -60,6 +82,7 @@ impl Links {
     /// Forgets what led where, and which files there were: another window begins.
     pub(super) fn forget(&mut self) {
         self.plain.clear();
+        self.taken.clear();
         self.inodes = SensitiveInodes::now();
     }
 
@@ -73,7 +96,7 @@ impl Links {
     ) -> Option<EventKind> {
         let tgid = event.tgid;
         if matches!(event.kind, EventKind::Mount { .. }) {
-            self.plain.clear();
+            self.mounts = self.mounts.wrapping_add(1);
         }
         let EventKind::Open { path, flags, sensitive: sensitive @ false } = &mut event.kind else {
             return None;
@@ -89,12 +112,15 @@ impl Links {
         let in_system = SYSTEM.iter().any(|folder| path.starts_with(folder));
         let key = dfd.is_none().then(|| hash(path));
         self.refill(event.boot_ns);
-        let is_plain = key.is_some_and(|key| self.plain.contains(&key));
-        if is_plain && (in_system || self.looks <= FOR_NEW) {
+        let plain_after = key.and_then(|key| self.plain.get(&key));
+        let settled = plain_after.is_some_and(|mounts| {
+            let since = *mounts != self.mounts;
+            !since && in_system || self.looks <= if since { FOR_MOUNTED } else { FOR_NEW }
+        });
+        if settled {
             return None;
         }
-        let kept = if in_system { BURST / 2 } else { 0 };
-        if !self.may_look(kept) {
+        if !self.may_look(tgid, in_system) {
             self.unchecked += 1;
             return None;
         }
@@ -128,8 +154,10 @@ impl Links {
         if traces && !told {
             return Some(EventKind::Tamper { how: Tampering::Emptied, path: text(&real) });
         }
-        if let (Some(key), true) = (key, self.plain.len() < PLAIN_MAX) {
-            self.plain.insert(key);
+        if let Some(key) = key
+            && (self.plain.len() < PLAIN_MAX || self.plain.contains_key(&key))
+        {
+            self.plain.insert(key, self.mounts);
         }
         None
     }
@@ -145,9 +173,18 @@ impl Links {
     }
 
     /// Takes a token, of which some are kept for others.
-    fn may_look(&mut self, kept: u32) -> bool {
+    fn may_look(&mut self, tgid: u32, in_system: bool) -> bool {
+        let taken = self.taken.get(&tgid).copied().unwrap_or(0);
+        let kept = match (in_system, taken < FEW) {
+            (true, _) => BURST / 2,
+            (false, true) => 0,
+            (false, false) => FOR_FEW,
+        };
         let may = self.looks > kept;
         self.looks -= u32::from(may);
+        if may && (taken > 0 || self.taken.len() < TAKERS_MAX) {
+            self.taken.insert(tgid, taken + 1);
+        }
         may
     }
 }
@@ -240,13 +277,20 @@ mod tests {
         for n in 0..BURST / 2 + 2 {
             links.look(&mut paths, &mut open(Path::new(&format!("/nowhere/{n}")), 0), None, &[]);
         }
-        assert_eq!(links.unchecked(), 7);
+        assert_eq!(links.unchecked(), 7 + u64::from(FOR_FEW), "a quarter is kept for other processes");
+        for n in 0..FOR_FEW + 1 {
+            let mut other =
+                Event { tgid: 1_000_000 + n, ..open(Path::new(&format!("/nowhere/else/{n}")), 0) };
+            links.look(&mut paths, &mut other, None, &[]);
+        }
+        assert_eq!(links.unchecked(), 8 + u64::from(FOR_FEW));
+        let before = links.unchecked();
         // A path that was looked at needs no other look while there are so few.
         links.look(&mut paths, &mut open(Path::new("/nowhere/1"), 0), None, &[]);
-        assert_eq!(links.unchecked(), 7);
+        assert_eq!(links.unchecked(), before);
         links.forget();
         links.look(&mut paths, &mut open(Path::new("/nowhere/1"), 0), None, &[]);
-        assert_eq!(links.unchecked(), 8);
+        assert_eq!(links.unchecked(), before + 1);
     }
 
     #[test]
@@ -280,12 +324,22 @@ mod tests {
         fs::remove_file(&path).unwrap();
         symlink("/etc/shadow", &path).unwrap();
         assert!(sensitive(&path));
-        // In a system folder what was found is kept until something is mounted.
-        assert!(!sensitive(Path::new("/usr/lib")));
-        assert_eq!(links.plain.len(), 1);
+        // In a system folder what was found is kept until something is mounted, and then looked at while looks are plenty.
+        let looks = |links: &Links| links.looks;
+        let mut look = |links: &mut Links, kind: Option<EventKind>| {
+            let mut event = open(Path::new("/usr/lib"), 0);
+            event.kind = kind.unwrap_or(event.kind);
+            let before = looks(links);
+            links.look(&mut paths, &mut event, None, &[]);
+            before - looks(links)
+        };
+        assert_eq!((look(&mut links, None), look(&mut links, None)), (1, 0));
         let (source, target) = (PathText::new(), PathText::new());
-        let mut mounted = Event { kind: EventKind::Mount { call: 165, source, target }, ..open(&path, 0) };
-        links.look(&mut paths, &mut mounted, None, &[]);
-        assert!(links.plain.is_empty());
+        let mount = EventKind::Mount { call: 165, source, target };
+        assert_eq!((look(&mut links, Some(mount.clone())), look(&mut links, None)), (0, 1));
+        assert_eq!(look(&mut links, None), 0);
+        links.looks = FOR_MOUNTED;
+        look(&mut links, Some(mount));
+        assert_eq!((look(&mut links, None), links.unchecked()), (0, 0));
     }
 }

@@ -466,7 +466,7 @@ impl Probe {
             decode_errors: self.decode_errors,
             elsewhere: self.elsewhere,
             unresolved: self.unresolved,
-            unchecked: self.links.unchecked(),
+            unchecked: self.links.unchecked() + self.paths.unanswered(),
             egress_denied: read(counter::EGRESS_DENIED)?,
         })
     }

@@ -3,7 +3,8 @@
 //! `openat2` with `RESOLVE_IN_ROOT` (since Linux 5.6) from the process's root finds the file without opening it, so no
 //! device or pipe notices. Most lookups need only what the kernel has in memory, which `RESOLVE_CACHED` (since 5.12) asks
 //! for. The others could wait for a server that never answers, or for an attacker's own file system, so a thread does
-//! them and is given little time. While it is stuck, nothing else is asked of it.
+//! them and is given little time: a quarter of a second each, and a tenth of the time all together, so that nobody who
+//! makes them slow keeps records from being read. While it is stuck, nothing else is asked of it.
 
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -15,9 +16,16 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use rustix::io::Errno;
 
 use super::inodes::Inode;
+use crate::clock;
 
 /// For a lookup that needs the disk.
-const PATIENCE: Duration = Duration::from_millis(20);
+const PATIENCE_NS: u64 = 250_000_000;
+/// One part in so many of the time may be spent waiting for them.
+const SHARE: u64 = 10;
+/// Such time saved up at most.
+const SAVED_NS: u64 = 4 * PATIENCE_NS;
+/// With less of it left, nothing is asked.
+const LEAST_NS: u64 = 20_000_000;
 
 /// What a path leads to.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +42,10 @@ pub(super) struct RealPaths {
     helper: Option<Helper>,
     /// The helper has not answered yet, and what it will say nobody waits for.
     stuck: bool,
+    /// Time that may be spent waiting, as of `counted_ns`.
+    patience_ns: u64,
+    counted_ns: u64,
+    unanswered: u64,
 }
 
 #[derive(Debug)]
@@ -45,7 +57,12 @@ struct Helper {
 impl RealPaths {
     /// Starts no thread before one is needed.
     pub(super) fn new() -> Self {
-        Self { helper: None, stuck: false }
+        Self { helper: None, stuck: false, patience_ns: SAVED_NS, counted_ns: 0, unanswered: 0 }
+    }
+
+    /// Lookups that took too long, or were not tried because others did.
+    pub(super) fn unanswered(&self) -> u64 {
+        self.unanswered
     }
 
     /// `None` when there is nothing by this name, or it takes too long. Of a process that has left, what one with this
@@ -59,20 +76,31 @@ impl RealPaths {
     }
 
     fn ask(&mut self, tgid: u32, path: &Path) -> Option<Real> {
+        let answer = self.answer(tgid, path, clock::boot_ns());
+        self.unanswered += u64::from(answer.is_none());
+        answer.flatten()
+    }
+
+    /// `None` when there is none in time.
+    fn answer(&mut self, tgid: u32, path: &Path, now_ns: u64) -> Option<Option<Real>> {
+        let fresh_ns = now_ns.saturating_sub(self.counted_ns) / SHARE;
+        self.patience_ns = self.patience_ns.saturating_add(fresh_ns).min(SAVED_NS);
+        self.counted_ns = now_ns;
         if self.helper.is_none() {
             self.helper = Helper::start().ok();
         }
         let helper = self.helper.as_ref()?;
-        if self.stuck && helper.answers.try_recv().is_err() {
+        if self.patience_ns < LEAST_NS || self.stuck && helper.answers.try_recv().is_err() {
             return None;
         }
         helper.questions.send((tgid, path.to_owned())).ok()?;
-        let answer = helper.answers.recv_timeout(PATIENCE);
+        let answer = helper.answers.recv_timeout(Duration::from_nanos(self.patience_ns.min(PATIENCE_NS)));
+        self.patience_ns = self.patience_ns.saturating_sub(clock::boot_ns().saturating_sub(now_ns));
         self.stuck = answer == Err(RecvTimeoutError::Timeout);
         if self.stuck {
             log::warn!("a file system does not answer: links are not followed until it does");
         }
-        answer.ok().flatten()
+        answer.ok()
     }
 }
 
@@ -134,22 +162,30 @@ mod tests {
     fn a_lookup_that_hangs_is_given_up_and_the_next_ones_do_not_wait() {
         let (questions, asked) = sync_channel(1);
         let (answer, answers) = sync_channel(1);
-        let mut paths = RealPaths { helper: Some(Helper { questions, answers }), stuck: false };
-        let begun_ns = crate::clock::boot_ns();
+        let mut paths = RealPaths { helper: Some(Helper { questions, answers }), ..RealPaths::new() };
+        let begun_ns = clock::boot_ns();
         assert_eq!(paths.ask(1, Path::new("/hangs")), None);
-        let passed = Duration::from_nanos(crate::clock::boot_ns() - begun_ns);
-        assert!(passed >= PATIENCE && paths.stuck);
+        let passed_ns = clock::boot_ns() - begun_ns;
+        assert!(passed_ns >= PATIENCE_NS && paths.stuck);
+        assert!(paths.patience_ns <= SAVED_NS - PATIENCE_NS);
         // It is not asked anything while it hangs.
         assert_eq!(paths.ask(1, Path::new("/other")), None);
-        assert_eq!(asked.try_iter().count(), 1);
+        assert_eq!((asked.try_iter().count(), paths.unanswered()), (1, 2));
         // Its late answer is nobody's; then it works again.
         let real = |path: &str| Real { path: path.into(), inode: (0, 0) };
         answer.send(Some(real("/late"))).unwrap();
         let worker = thread::spawn(move || {
-            asked.recv().unwrap();
-            answer.send(Some(real("/found"))).unwrap();
+            for name in ["/found", "/slow"] {
+                asked.recv().unwrap();
+                answer.send(Some(real(name))).unwrap();
+            }
         });
         assert_eq!(paths.ask(1, Path::new("/again")), Some(real("/found")));
+        // Who has waited for so long asks nothing for a while, and then again.
+        paths.patience_ns = 0;
+        assert_eq!((paths.answer(1, Path::new("/more"), paths.counted_ns), paths.unanswered()), (None, 2));
+        let later_ns = paths.counted_ns + LEAST_NS * SHARE;
+        assert_eq!(paths.answer(1, Path::new("/more"), later_ns), Some(Some(real("/slow"))));
         worker.join().unwrap();
     }
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use agent::probe::Probe;
+use agent::probe::{Counters, Probe};
 use agent::simulate::evasion::EVASIONS;
 use agent::simulate::report::{Outcome, Report};
 use agent::simulate::table::THREATS;
@@ -29,7 +29,7 @@ const MAY_BE_SKIPPED: &[&str] = &[
     "attack-on-the-agent/kill",
     // On aarch64.
     #[cfg(not(target_arch = "x86_64"))]
-    "thirty-two-bit-calls/open-shadow",
+    "credential-dumping/open-shadow-32-bit",
     // Cron and systemd are services of a machine, not tools that a test may install.
     "lolbin-abuse/crontab-list",
     "lolbin-abuse/systemctl",
@@ -40,6 +40,8 @@ pub(crate) struct Recording {
     /// The simulator's process.
     owner: u32,
     pub(crate) reports: Vec<Report>,
+    /// How much of it the kernel side could not tell.
+    counters: Counters,
     events: Vec<Event>,
     windows: BTreeMap<u32, SyscallWindow>,
     children: BTreeMap<u32, BTreeSet<u32>>,
@@ -59,6 +61,7 @@ impl Recording {
         let mut recording = Self {
             owner: child.id(),
             reports: Vec::new(),
+            counters: Counters::default(),
             events: Vec::new(),
             windows: BTreeMap::new(),
             children: BTreeMap::new(),
@@ -70,6 +73,7 @@ impl Recording {
         child.wait().expect("it ends");
         recording.poll(&mut probe);
         recording.take(probe.drain().expect("drained"));
+        recording.counters = probe.counters().expect("read");
         let text = reader.join().expect("it ends");
         recording.reports = text
             .lines()
@@ -260,5 +264,5 @@ fn all_are_as_reported(arguments: &[&str], variants: usize) {
             other => wrong.push(format!("{name}: {other:?}")),
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "{}\n{:?}", wrong.join("\n"), recording.counters);
 }
