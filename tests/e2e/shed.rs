@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tests::agent::Agent;
 use tests::fleet::Fleet;
@@ -20,8 +21,10 @@ fn evidence_is_left_out_while_the_budget_is_exceeded_and_gathered_again_afterwar
     let shell = dir.path().join("storm");
     fs::copy("/bin/bash", &shell).unwrap();
     let fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
-    let config = format!("watch = [{shell:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\ncpu_budget = \"3%\"\n");
-    let mut agent = Agent::enroll_with(&dir.path().join("agent"), &config, &fleet, "busy").unwrap();
+    let config = |budget: &str| {
+        format!("watch = [{shell:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\ncpu_budget = {budget:?}\n")
+    };
+    let mut agent = Agent::enroll_with(&dir.path().join("agent"), &config("3%"), &fleet, "busy").unwrap();
     agent.run().unwrap();
     wait_for("its start", Duration::from_secs(20), || Ok(agent.status().ok())).unwrap();
     let left_out = |agent: &mut Agent| {
@@ -44,8 +47,10 @@ fn evidence_is_left_out_while_the_budget_is_exceeded_and_gathered_again_afterwar
     .unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
     assert_eq!(told("first-time acts alone are judged")["kind"], "shedding");
     drop(storm);
-    // The agent sees whatever other tests do at the same time, too.
-    wait_for("all evidence again", Duration::from_secs(300), || {
+    // The agent sees whatever other tests do at the same time, too: for that there is room from now on.
+    agent.configure(&config("300%")).unwrap();
+    agent.signal(Signal::HUP).unwrap();
+    wait_for("all evidence again", Duration::from_secs(60), || {
         Ok(left_out(&mut agent)?.is_none().then_some(()))
     })
     .unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
