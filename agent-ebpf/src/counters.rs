@@ -168,6 +168,17 @@ fields! {
     SockAddr = "sock_common"."skc_daddr",
     SockAddr6 = "sock_common"."skc_v6_daddr",
     UringOpcode = "io_kiocb"."opcode",
+    UringOpenDfd = "io_open"."dfd",
+    UringOpenPath = "io_open"."filename",
+    UringOpenHow = "io_open"."how",
+    UringUnlinkDfd = "io_unlink"."dfd",
+    UringUnlinkPath = "io_unlink"."filename",
+    UringRenameDfd = "io_rename"."old_dfd",
+    UringRenamePath = "io_rename"."oldpath",
+    UringRenameNewDfd = "io_rename"."new_dfd",
+    UringRenameNewPath = "io_rename"."newpath",
+    UringConnectAddr = "io_connect"."addr",
+    FilenameName = "filename"."name",
 }
 
 #[cfg(test)]

@@ -19,6 +19,16 @@ pub const SYSCALL_SLOTS: usize = 335;
 pub const BIGRAMS: usize = 50;
 /// Native system call numbers that the programs can map and dispatch on.
 pub const NATIVE_CALLS: usize = 512;
+/// Places of calls: native numbers, then those of 32-bit calls, each [`NATIVE_CALLS`] higher.
+pub const CALL_PLACES: usize = 2 * NATIVE_CALLS;
+/// Numbers of i386's `socketcall`.
+pub const SOCKETCALLS: usize = 32;
+/// In [`names::NARROW_IN`]: the mark of a 32-bit call is among the saved registers.
+pub const NARROW_IN_REGISTERS: u32 = 1;
+/// In [`names::NARROW_IN`]: it is in the task, which `bpf_get_current_task_btf` gives. The minimum kernel version is 5.11.
+pub const NARROW_IN_TASK: u32 = 2;
+/// In [`names::NARROW_IN`]: it is in the task, on older kernels.
+pub const NARROW_IN_OLD_TASK: u32 = 3;
 /// In the slot table: this number has no slot.
 pub const UNMAPPED: u16 = u16::MAX;
 /// Length of one activity bucket, in nanoseconds.
@@ -88,9 +98,9 @@ pub mod names {
     pub const URGENT: &str = "URGENT";
     /// Ring of records that come in floods.
     pub const BULK: &str = "BULK";
-    /// Program array of the `tp_btf` dispatcher, by native call number.
+    /// Program array of the `tp_btf` dispatcher, by place of the call.
     pub const CALLS_BTF: &str = "CALLS_BTF";
-    /// Program array of the `raw_tp` dispatcher, by native call number.
+    /// Program array of the `raw_tp` dispatcher, by place of the call.
     pub const CALLS_RAW: &str = "CALLS_RAW";
     /// Global `u32`: the agent's own process, which is not watched.
     pub const OWN_TGID: &str = "OWN_TGID";
@@ -116,8 +126,22 @@ pub mod names {
     pub const ACT_CAP: &str = "ACT_CAP";
     /// Global `[u32; 6]`: offsets of the call arguments in the saved registers.
     pub const ARG_OFFSETS: &str = "ARG_OFFSETS";
-    /// Global `[u16; 512]`: native call number to schema slot.
+    /// Global `[u16; 1024]`: place of a call to schema slot.
     pub const SLOTS: &str = "SLOTS";
+    /// Global `[u32; 6]`: offsets of a 32-bit call's arguments in the saved registers.
+    pub const NARROW_ARG_OFFSETS: &str = "NARROW_ARG_OFFSETS";
+    /// Global `u32`: where the mark of a 32-bit call is; 0 for nowhere, so that all calls count as native.
+    pub const NARROW_IN: &str = "NARROW_IN";
+    /// Global `u32`: offset of the 32-bit word that holds the mark.
+    pub const NARROW_AT: &str = "NARROW_AT";
+    /// Global `u32`: the mark in that word.
+    pub const NARROW_BIT: &str = "NARROW_BIT";
+    /// Global `u32`: number of the 32-bit call that stands for all on sockets; all ones for none.
+    pub const SOCKETCALL: &str = "SOCKETCALL";
+    /// Global `[u16; 32]`: the places of the calls that it stands for.
+    pub const SOCKETCALL_PLACES: &str = "SOCKETCALL_PLACES";
+    /// Global `u32`: place of a 32-bit call in the slot of `sendto` that has no address.
+    pub const SEND_WITHOUT_ADDRESS: &str = "SEND_WITHOUT_ADDRESS";
     /// Global `u32`: offset of `task_struct.pid`.
     pub const TASK_PID: &str = "TASK_PID";
     /// Global `u32`: offset of `task_struct.tgid`.

@@ -3,7 +3,11 @@
 //! A slot is the x86-64 number of a call, 0 to 334. A newer call shares the slot of the older one that does the same
 //! work for the program ([`NEWER`]); those without a relative stay unmapped and are counted apart.
 
+mod narrow;
+
 use crate::schema::SYSCALL_SLOTS;
+
+pub use narrow::{SOCKETCALL, SOCKETCALLS};
 
 /// Numbers that a slot table covers.
 pub const NATIVE_CALLS: usize = 512;
@@ -17,6 +21,31 @@ pub enum Arch {
     X86_64,
     /// 64-bit ARM.
     Aarch64,
+    /// 32-bit programs on x86-64.
+    I386,
+    /// 32-bit programs on 64-bit ARM.
+    Arm,
+}
+
+impl Arch {
+    /// Whose numbers the 32-bit programs of a 64-bit kernel use.
+    #[must_use]
+    pub fn narrow(self) -> Self {
+        match self {
+            Self::X86_64 | Self::I386 => Self::I386,
+            Self::Aarch64 | Self::Arm => Self::Arm,
+        }
+    }
+
+    /// Number and slot of each call; `None` where both are the same.
+    fn numbers(self) -> Option<&'static [(u16, u16)]> {
+        match self {
+            Self::X86_64 => None,
+            Self::Aarch64 => Some(AARCH64),
+            Self::I386 => Some(narrow::I386),
+            Self::Arm => Some(narrow::ARM),
+        }
+    }
 }
 
 /// The slot of every native number below 512, or [`UNMAPPED`].
@@ -30,19 +59,11 @@ pub enum Arch {
 #[must_use]
 pub fn slot_table(arch: Arch) -> [u16; NATIVE_CALLS] {
     let mut table = [UNMAPPED; NATIVE_CALLS];
-    match arch {
-        Arch::X86_64 => {
-            for slot in 0..SYSCALL_SLOTS as u16 {
-                table[usize::from(slot)] = slot;
-            }
-        }
-        Arch::Aarch64 => {
-            for &(number, slot) in AARCH64 {
-                table[usize::from(number)] = slot;
-            }
-        }
+    match arch.numbers() {
+        None => (0..SYSCALL_SLOTS as u16).for_each(|slot| table[usize::from(slot)] = slot),
+        Some(numbers) => numbers.iter().for_each(|&(number, slot)| table[usize::from(number)] = slot),
     }
-    // Numbers from 424 on are the same on both.
+    // Numbers from 424 on are the same everywhere.
     for &(number, _, relative) in NEWER {
         table[usize::from(number)] = slot(relative).unwrap_or(UNMAPPED);
     }
@@ -84,6 +105,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("_llseek", "lseek"),
     ("_newselect", "select"),
     ("arm_fadvise64_64", "fadvise64"),
+    ("arm_sync_file_range", "sync_file_range"),
     ("fadvise64_64", "fadvise64"),
     ("fcntl64", "fcntl"),
     ("mmap2", "mmap"),
@@ -114,14 +136,19 @@ const ALIASES: &[(&str, &str)] = &[
     ("waitpid", "wait4"),
 ];
 
-/// The number of the call `name` on `arch`; `None` where it does not exist or is newer than the schema.
+/// The numbers of the call `name` on `arch`: none where it does not exist or is newer than the schema, and for 32-bit
+/// programs often several, for ids, offsets and times of either width.
+pub fn numbers(arch: Arch, name: &str) -> impl Iterator<Item = u16> {
+    let slot = slot(name);
+    let same = slot.filter(|_| arch.numbers().is_none());
+    let listed = arch.numbers().unwrap_or_default().iter().filter(move |&&(_, s)| Some(s) == slot);
+    same.into_iter().chain(listed.map(|&(number, _)| number))
+}
+
+/// The number of a 32-bit call that sends without an address, under the slot of `sendto`.
 #[must_use]
-pub fn native(arch: Arch, name: &str) -> Option<u16> {
-    let slot = slot(name)?;
-    match arch {
-        Arch::X86_64 => Some(slot),
-        Arch::Aarch64 => AARCH64.iter().find(|&&(_, s)| s == slot).map(|&(number, _)| number),
-    }
+pub fn send_without_address(arch: Arch) -> u16 {
+    if arch.narrow() == Arch::I386 { narrow::I386_SEND } else { narrow::ARM_SEND }
 }
 
 /// Calls above the schema's last slot: number, name, and the older call whose slot they share.
@@ -263,17 +290,20 @@ mod tests {
         for (call, number) in
             [("openat", 56), ("close", 57), ("connect", 203), ("execve", 221), ("rseq", 293)]
         {
-            assert_eq!(native(Arch::Aarch64, call), Some(number), "{call}");
+            assert!(numbers(Arch::Aarch64, call).eq([number]), "{call}");
             assert_eq!(slot_table(Arch::Aarch64)[usize::from(number)], slot(call).unwrap(), "{call}");
         }
-        assert_eq!(native(Arch::Aarch64, "open"), None);
+        assert_eq!(numbers(Arch::Aarch64, "open").count(), 0);
+        assert!(numbers(Arch::X86_64, "open").eq([2]));
+        assert!(numbers(Arch::I386, "truncate").eq([92, 193]), "with an offset of either width");
+        assert!(numbers(Arch::Arm, "sendto").eq([send_without_address(Arch::Aarch64), 290]));
     }
 
     #[test]
     fn every_relative_of_a_newer_call_exists() {
         for &(number, call, relative) in NEWER {
             assert!(usize::from(number) >= SYSCALL_SLOTS && slot(relative).is_some(), "{call}");
-            for arch in [Arch::X86_64, Arch::Aarch64] {
+            for arch in [Arch::X86_64, Arch::Aarch64, Arch::I386, Arch::Arm] {
                 assert_eq!(slot_table(arch)[usize::from(number)], slot(relative).unwrap(), "{call}");
             }
         }

@@ -7,7 +7,10 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, ProbeContext, RawTracePointContext},
 };
 
-use crate::shared::{Registers, caller, open_epoch};
+use crate::{
+    call::Registers,
+    shared::{caller, open_epoch},
+};
 
 #[btf_tracepoint(function = "cap_capable")]
 fn capable_btf(ctx: BtfTracePointContext) -> i32 {

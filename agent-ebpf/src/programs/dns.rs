@@ -8,9 +8,10 @@ use agent_ebpf::records::{Class, DNS_LEN, Dns, Field, KIND_DNS, Peer, SocketKey}
 use aya_ebpf::{helpers::generated::bpf_probe_read_user as raw_read_user, macros::map, maps::PerCpuArray};
 
 use crate::{
+    call::{SEND_WITHOUT_ADDRESS, is_narrow_place, read_words, slot},
     call_layer,
     network::{self, AF_INET, DNS_PORT, count_sent, peer},
-    shared::{Caller, DNS_SOCKETS, caller, field, read_user, send_urgent, slot},
+    shared::{Caller, DNS_SOCKETS, caller, field, send_urgent},
 };
 
 const SLOT_WRITEV: u16 = 20;
@@ -19,6 +20,8 @@ const SLOT_SENDMSG: u16 = 46;
 const SLOT_SENDMMSG: u16 = 307;
 /// Bytes of a `mmsghdr`.
 const MMSGHDR: u64 = 64;
+/// The same for 32-bit calls.
+const NARROW_MMSGHDR: u64 = 32;
 /// Messages of one `sendmmsg` that are looked at: a resolver sends two.
 const MESSAGES: u64 = 4;
 
@@ -56,9 +59,15 @@ fn send(nr: u64, arg: impl Fn(usize) -> u64) {
             break;
         }
         let (address, pieces) = match call {
-            SLOT_SENDTO => (arg(4), Some(Pieces { first: [arg(1), arg(2)], second: [0; 2] })),
-            SLOT_WRITEV => (0, pieces(arg(1), arg(2))),
-            _ => message(arg(1) + at * MMSGHDR),
+            SLOT_SENDTO => {
+                let address = if nr == u64::from(SEND_WITHOUT_ADDRESS.load()) { 0 } else { arg(4) };
+                (address, Some(Pieces { first: [arg(1), arg(2)], second: [0; 2] }))
+            }
+            SLOT_WRITEV => (0, pieces(nr, arg(1), arg(2))),
+            _ => {
+                let size = if is_narrow_place(nr) { NARROW_MMSGHDR } else { MMSGHDR };
+                message(nr, arg(1) + at * size)
+            }
         };
         let Some(pieces) = pieces else { return };
         if call != SLOT_WRITEV {
@@ -71,16 +80,18 @@ fn send(nr: u64, arg: impl Fn(usize) -> u64) {
 
 /// One `msghdr`: address, its length and a gap, pieces, number of pieces.
 #[inline(always)]
-fn message(header: u64) -> (u64, Option<Pieces>) {
-    let Some([name, _, list, n]) = read_user::<[u64; 4]>(header) else { return (0, None) };
-    (name, pieces(list, n))
+fn message(nr: u64, header: u64) -> (u64, Option<Pieces>) {
+    let Some([name, _, list, n]) = read_words::<4>(nr, header) else { return (0, None) };
+    (name, pieces(nr, list, n))
 }
 
 #[inline(always)]
-fn pieces(list: u64, n: u64) -> Option<Pieces> {
-    let first = read_user::<[u64; 2]>(list)?;
-    let second = if n > 1 { read_user::<[u64; 2]>(list + 16)? } else { [0; 2] };
-    Some(Pieces { first, second })
+fn pieces(nr: u64, list: u64, n: u64) -> Option<Pieces> {
+    if n > 1 {
+        let [a, b, c, d] = read_words(nr, list)?;
+        return Some(Pieces { first: [a, b], second: [c, d] });
+    }
+    Some(Pieces { first: read_words(nr, list)?, second: [0; 2] })
 }
 
 #[inline(always)]

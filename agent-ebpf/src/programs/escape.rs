@@ -9,8 +9,9 @@ use aya_ebpf::{
 };
 
 use crate::{
+    call::{call_of, slot},
     call_layer,
-    shared::{Caller, call_of, caller, read_path, read_user, send_urgent, slot},
+    shared::{Caller, PathAt, caller, read_path, read_user, send_urgent},
 };
 
 const SLOT_CLONE: u16 = 56;
@@ -85,10 +86,10 @@ fn escape(nr: u64, arg: impl Fn(usize) -> u64) {
     unsafe {
         begin(record, caller, nr, said.fd, said.flags);
         if said.path != 0 {
-            read_path(&raw mut (*record).path, said.path);
+            read_path(&raw mut (*record).path, PathAt::User(said.path));
         }
         if said.source != 0 {
-            read_path(&raw mut (*record).source, said.source);
+            read_path(&raw mut (*record).source, PathAt::User(said.source));
         }
         send_urgent(Class::Escape, &*record);
     }

@@ -20,10 +20,11 @@ use aya_ebpf::{
 };
 
 use crate::{
+    call::{CALLS_BTF, CALLS_RAW, CLASSIC_ARGS, CLASSIC_NR, Call, call_of, slot},
     call_layer, escape,
     shared::{
-        BULK_CAP, CALLS_BTF, CALLS_RAW, CLASSIC_ARGS, CLASSIC_NR, DIRECTORIES, Registers, call_of, caller,
-        count, field, modes, offset, read_kernel, read_path, read_user, send_bulk, send_urgent, slot,
+        BULK_CAP, Caller, DIRECTORIES, PathAt, caller, count, field, modes, offset, read_kernel, read_path,
+        read_user, send_bulk, send_urgent,
     },
     traces,
 };
@@ -41,8 +42,8 @@ static COMPLETE: PerCpuArray<[u8; PATH_LEN]> = PerCpuArray::with_max_entries(1, 
 
 #[btf_tracepoint(function = "sys_enter")]
 fn open_btf(ctx: BtfTracePointContext) -> i32 {
-    let registers = Registers(ctx.arg(0));
-    if open(ctx.arg(1), |i| registers.arg(i)) {
+    let call = Call::new(ctx.arg(0), ctx.arg(1), true);
+    if open(call.nr, |i| call.arg(i)) {
         // SAFETY: the array holds programs for this very hook, and nothing here needs dropping.
         unsafe { CALLS_BTF.tail_call(&ctx, WRITTEN) };
     }
@@ -51,8 +52,8 @@ fn open_btf(ctx: BtfTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "sys_enter")]
 fn open_raw(ctx: RawTracePointContext) -> i32 {
-    let registers = Registers(ctx.arg(0));
-    if open(ctx.arg(1), |i| registers.arg(i)) {
+    let call = Call::new(ctx.arg(0), ctx.arg(1), false);
+    if open(call.nr, |i| call.arg(i)) {
         // SAFETY: as above.
         unsafe { CALLS_RAW.tail_call(&ctx, WRITTEN) };
     }
@@ -89,7 +90,7 @@ fn asked(nr: u64, arg: impl Fn(usize) -> u64) -> Option<(i32, u64, u32)> {
 
 /// Fills this CPU's record but for its header, and gives it with the length of its path.
 #[inline(always)]
-fn fill(dfd: i32, path: u64, flags: u32) -> Option<(&'static mut Open, usize)> {
+fn fill(dfd: i32, path: PathAt, flags: u32) -> Option<(&'static mut Open, usize)> {
     let record = OPENING.get_ptr_mut(0)?;
     // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile.
     unsafe {
@@ -110,8 +111,23 @@ fn fill(dfd: i32, path: u64, flags: u32) -> Option<(&'static mut Open, usize)> {
 fn open(nr: u64, arg: impl Fn(usize) -> u64) -> bool {
     let Some((dfd, path, flags)) = asked(nr, arg) else { return false };
     let Some(caller) = caller() else { return false };
+    tell(caller, dfd, PathAt::User(path), flags);
+    flags & (WRITES | TRUNCATES) != 0
+}
+
+/// An open that was given to io_uring, whose path the kernel has read already.
+#[inline(always)]
+pub(crate) fn submitted(caller: Caller, dfd: i32, path: u64, flags: u32) {
+    tell(caller, dfd, PathAt::Kernel(path), flags);
+    if flags & (WRITES | TRUNCATES) != 0 {
+        means(caller, NR_OPENAT2, dfd, PathAt::Kernel(path), flags);
+    }
+}
+
+#[inline(always)]
+fn tell(caller: Caller, dfd: i32, path: PathAt, flags: u32) {
     count(Class::Open, counter::SEEN);
-    let Some((record, len)) = fill(dfd, path, flags) else { return false };
+    let Some((record, len)) = fill(dfd, path, flags) else { return };
     let sensitive = is_sensitive(head(record), &record.path, len);
     record.sensitive = u32::from(sensitive);
     if sensitive {
@@ -130,7 +146,6 @@ fn open(nr: u64, arg: impl Fn(usize) -> u64) -> bool {
     } else {
         count(Class::Open, counter::THROTTLED);
     }
-    flags & (WRITES | TRUNCATES) != 0
 }
 
 /// An open for writing may be more than that: an injection, an escape, or the end of a log. A program of its own, for
@@ -142,6 +157,11 @@ fn written(nr: u64, arg: impl Fn(usize) -> u64) {
         return;
     }
     let Some(caller) = caller() else { return };
+    means(caller, nr, dfd, PathAt::User(path), flags);
+}
+
+#[inline(always)]
+fn means(caller: Caller, nr: u64, dfd: i32, path: PathAt, flags: u32) {
     let Some((record, len)) = fill(dfd, path, flags) else { return };
     if let Some(victim) = memory_of(head(record), &record.path, len) {
         if victim != caller.tgid && caller.may_act(Class::Injection) {
@@ -152,7 +172,7 @@ fn written(nr: u64, arg: impl Fn(usize) -> u64) {
     } else if is_release_agent(&record.path, len) {
         escape::release_agent(caller, nr, record);
     } else if flags & TRUNCATES != 0 {
-        traces::opened(caller, nr, record);
+        traces::opened(caller, call_of(nr), record);
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(internal_features, reason = "32-bit atomic addition has no stable name on this target")]
 #![feature(core_intrinsics)]
 
+mod call;
 mod capability;
 mod dns;
 mod egress;

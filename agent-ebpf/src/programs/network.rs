@@ -10,10 +10,11 @@ use aya_ebpf::{
 };
 
 use crate::{
+    call::{read_words, slot},
     call_layer, dns,
     shared::{
         Caller, DNS_SOCKETS, add_u64, caller, count, count_at, field, modes, offset, open_epoch, read_user,
-        send_urgent, slot,
+        send_urgent,
     },
 };
 
@@ -124,7 +125,7 @@ pub(crate) fn count_sent(caller: Caller, n: u64) {
 fn recv(nr: u64, arg: impl Fn(usize) -> u64) {
     let Some(caller) = caller() else { return };
     let room = match slot(nr) {
-        SLOT_RECVMSG => message(arg(1)).map_or(0, |m| m.1),
+        SLOT_RECVMSG => message(nr, arg(1)).map_or(0, |m| m.1),
         _ => arg(2),
     };
     count_bytes(caller, room & 0x7fff_ffff, received_of);
@@ -132,10 +133,9 @@ fn recv(nr: u64, arg: impl Fn(usize) -> u64) {
 
 /// Address and length of the first piece of a `msghdr`.
 #[inline(always)]
-pub(crate) fn message(header: u64) -> Option<(u64, u64)> {
-    // The pieces' address stands after the peer's address (8), its length and a gap (8).
-    let pieces = read_user::<u64>(header + 16)?;
-    let [base, len] = read_user::<[u64; 2]>(pieces)?;
+fn message(nr: u64, header: u64) -> Option<(u64, u64)> {
+    let [_, _, pieces] = read_words::<3>(nr, header)?;
+    let [base, len] = read_words::<2>(nr, pieces)?;
     Some((base, len))
 }
 
@@ -198,6 +198,14 @@ pub(crate) fn datagram(caller: Caller, peer: Peer) {
     }
     let _ = PEERS.insert(key, epoch.number, 0);
     report(caller, peer);
+}
+
+/// A connection that was given to io_uring.
+#[inline(always)]
+pub(crate) fn submitted(caller: Caller, address: u64) {
+    if let Some(peer) = peer(address) {
+        report(caller, peer);
+    }
 }
 
 #[inline(always)]

@@ -6,8 +6,9 @@ use agent_ebpf::{
 };
 
 use crate::{
+    call::{call_of, slot},
     call_layer,
-    shared::{call_of, caller, send_urgent, slot},
+    shared::{caller, send_urgent},
 };
 
 const SLOT_CHMOD: u16 = 90;

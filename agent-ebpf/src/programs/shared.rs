@@ -1,12 +1,11 @@
 //! Maps, globals and the few steps that every layer takes.
 
-use core::{hint, ptr};
+use core::ptr;
 
 use agent_ebpf::{
     records::{
-        COMM_LEN, Class, Directory, DirectoryKey, Epoch, Field, Follow, Header, NATIVE_CALLS, NR_SHARED,
-        OFFSET_UNKNOWN, PATH_LEN, Peer, SocketKey, THREAD_CELLS, Thread, UNMAPPED, Window, WindowKey,
-        counter,
+        COMM_LEN, Class, Directory, DirectoryKey, Epoch, Field, Follow, Header, OFFSET_UNKNOWN, PATH_LEN,
+        Peer, SocketKey, THREAD_CELLS, Thread, Window, WindowKey, counter,
     },
     watched::Watched,
 };
@@ -16,10 +15,13 @@ use aya_ebpf::{
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns,
         bpf_probe_read_kernel, bpf_probe_read_user,
-        generated::{bpf_get_current_comm as raw_get_comm, bpf_probe_read_user_str as raw_read_user_str},
+        generated::{
+            bpf_get_current_comm as raw_get_comm, bpf_probe_read_kernel_str as raw_read_kernel_str,
+            bpf_probe_read_user_str as raw_read_user_str,
+        },
     },
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf, Stack},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, Stack},
 };
 
 #[map]
@@ -44,12 +46,6 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(cou
 pub(crate) static URGENT: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 #[map]
 pub(crate) static BULK: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
-// A program array takes programs of one type only, so each dispatcher has its own.
-#[map]
-pub(crate) static CALLS_BTF: ProgramArray = ProgramArray::with_max_entries(NATIVE_CALLS as u32, 0);
-#[map]
-pub(crate) static CALLS_RAW: ProgramArray = ProgramArray::with_max_entries(NATIVE_CALLS as u32, 0);
-
 #[map]
 pub(crate) static WATCHED: Array<Watched> = Array::with_max_entries(1, 0);
 #[map]
@@ -62,13 +58,9 @@ static OWN_TGID: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static OWN_MNT_NS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
-static ARG_OFFSETS: [Global<u32>; 6] = [const { Global::new(OFFSET_UNKNOWN) }; 6];
-#[unsafe(no_mangle)]
 static FIELDS: [Global<u32>; Field::ALL.len()] = [const { Global::new(OFFSET_UNKNOWN) }; Field::ALL.len()];
 #[unsafe(no_mangle)]
 static ACT_CAP: Global<u32> = Global::new(256);
-#[unsafe(no_mangle)]
-static SLOTS: [Global<u16>; NATIVE_CALLS] = [const { Global::new(UNMAPPED) }; NATIVE_CALLS];
 #[unsafe(no_mangle)]
 pub(crate) static TASK_PID: Global<u32> = Global::new(OFFSET_UNKNOWN);
 #[unsafe(no_mangle)]
@@ -296,71 +288,6 @@ pub(crate) fn modes() -> u32 {
     EPOCH.get_ptr(0).map_or(0, |epoch| unsafe { ptr::read_volatile(&raw const (*epoch).modes) })
 }
 
-/// The schema slot of a native call number.
-#[inline(always)]
-pub(crate) fn slot(nr: u64) -> u16 {
-    if nr >= NATIVE_CALLS as u64 {
-        return UNMAPPED;
-    }
-    // The mask is for older verifiers, which forget what they know of a value kept on the stack.
-    let index = hint::black_box(nr as usize) & (NATIVE_CALLS - 1);
-    SLOTS[index].load()
-}
-
-/// The arguments of a system call, from the registers saved on entry.
-#[derive(Clone, Copy)]
-pub(crate) struct Registers(pub(crate) u64);
-
-impl Registers {
-    #[inline(always)]
-    pub(crate) fn arg(self, index: usize) -> u64 {
-        read_kernel(self.0 + u64::from(ARG_OFFSETS[index].load())).unwrap_or(0)
-    }
-}
-
-/// Where a classic tracepoint of a system call keeps its number.
-pub(crate) const CLASSIC_NR: usize = 8;
-/// Where it keeps its arguments.
-pub(crate) const CLASSIC_ARGS: usize = 16;
-
-/// A layer's three programs: tail-called behind either dispatcher, and on the classic tracepoints of its calls. The
-/// function gets the native number and a way to read arguments.
-#[macro_export]
-macro_rules! call_layer {
-    ($btf:ident, $raw:ident, $classic:ident, $run:path) => {
-        #[aya_ebpf::macros::btf_tracepoint(function = "sys_enter")]
-        fn $btf(ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
-            let registers = $crate::shared::Registers(ctx.arg(0));
-            $run(ctx.arg(1), |i| registers.arg(i));
-            0
-        }
-
-        #[aya_ebpf::macros::raw_tracepoint(tracepoint = "sys_enter")]
-        fn $raw(ctx: aya_ebpf::programs::RawTracePointContext) -> i32 {
-            let registers = $crate::shared::Registers(ctx.arg(0));
-            $run(ctx.arg(1), |i| registers.arg(i));
-            0
-        }
-
-        #[aya_ebpf::macros::tracepoint]
-        fn $classic(ctx: aya_ebpf::programs::TracePointContext) -> u32 {
-            use $crate::shared::{CLASSIC_ARGS, CLASSIC_NR};
-            // SAFETY: the number is a 32-bit field of every system call's tracepoint, arguments are 64-bit fields.
-            if let Ok(nr) = unsafe { ctx.read_at::<u32>(CLASSIC_NR) } {
-                // SAFETY: as above.
-                $run(u64::from(nr), |i| unsafe { ctx.read_at::<u64>(CLASSIC_ARGS + 8 * i) }.unwrap_or(0));
-            }
-            0
-        }
-    };
-}
-
-/// How records name a call: by its slot, or by its number where all architectures agree on it.
-#[inline(always)]
-pub(crate) fn call_of(nr: u64) -> u32 {
-    if nr >= NR_SHARED { nr as u32 } else { u32::from(slot(nr)) }
-}
-
 /// The offset of a struct field, where the kernel's type information told it.
 #[inline(always)]
 pub(crate) fn offset(field: Field) -> Option<u64> {
@@ -374,12 +301,25 @@ pub(crate) fn field<T>(structure: u64, field: Field) -> Option<T> {
     read_kernel(structure + offset(field)?)
 }
 
-/// Copies a path from the process. Returns its length without the NUL; an unreadable one becomes empty and is counted.
+/// Where a path lies.
+#[derive(Clone, Copy)]
+pub(crate) enum PathAt {
+    /// In the process's memory.
+    User(u64),
+    /// In the kernel's.
+    Kernel(u64),
+}
+
+/// Copies a path. Returns its length without the NUL; an unreadable one becomes empty and is counted.
 #[inline(always)]
-pub(crate) fn read_path(to: *mut [u8; PATH_LEN], from: u64) -> usize {
-    // SAFETY: `to` points to a whole path in a map value. The helper checks `from`, and ends the text with a NUL or
-    // fails.
-    let len = unsafe { raw_read_user_str(to.cast(), PATH_LEN as u32, from as *const _) };
+pub(crate) fn read_path(to: *mut [u8; PATH_LEN], from: PathAt) -> usize {
+    // SAFETY: `to` points to a whole path in a map value. The helpers check `from`, and end the text with a NUL or fail.
+    let len = unsafe {
+        match from {
+            PathAt::User(from) => raw_read_user_str(to.cast(), PATH_LEN as u32, from as *const _),
+            PathAt::Kernel(from) => raw_read_kernel_str(to.cast(), PATH_LEN as u32, from as *const _),
+        }
+    };
     if len > 0 && len <= PATH_LEN as i64 {
         return len as usize - 1;
     }

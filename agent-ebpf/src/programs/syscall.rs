@@ -14,13 +14,14 @@ use aya_ebpf::{
 };
 
 use crate::{
+    call::{CALLS_BTF, CALLS_RAW, Call, slot},
     sequence,
-    shared::{CALLS_BTF, CALLS_RAW, Caller, OpenEpoch, add, caller, count, count_at, open_epoch, slot},
+    shared::{Caller, OpenEpoch, add, caller, count, count_at, open_epoch},
 };
 
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter_btf(ctx: BtfTracePointContext) -> i32 {
-    let nr: u64 = ctx.arg(1);
+    let nr = Call::new(ctx.arg(0), ctx.arg(1), true).nr;
     if enter(nr) {
         // SAFETY: the array holds programs for this very hook, and nothing here needs dropping.
         unsafe { CALLS_BTF.tail_call(&ctx, nr as u32) };
@@ -30,7 +31,7 @@ fn sys_enter_btf(ctx: BtfTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "sys_enter")]
 fn sys_enter_raw(ctx: RawTracePointContext) -> i32 {
-    let nr: u64 = ctx.arg(1);
+    let nr = Call::new(ctx.arg(0), ctx.arg(1), false).nr;
     if enter(nr) {
         // SAFETY: the array holds programs for this very hook, and nothing here needs dropping.
         unsafe { CALLS_RAW.tail_call(&ctx, nr as u32) };

@@ -20,11 +20,12 @@ use aya_ebpf::{
 };
 
 use crate::{
+    call::{call_of, slot},
     call_layer,
     file::AT_FDCWD,
     shared::{
-        Caller, DIRECTORIES, OWN_MNT_NS, WATCHED, call_of, caller, field, offset, read_kernel, read_path,
-        send_urgent, slot,
+        Caller, DIRECTORIES, OWN_MNT_NS, PathAt, WATCHED, caller, field, offset, read_kernel, read_path,
+        send_urgent,
     },
 };
 
@@ -32,8 +33,9 @@ const SLOT_TRUNCATE: u16 = 76;
 const SLOT_FTRUNCATE: u16 = 77;
 const SLOT_RENAME: u16 = 82;
 const SLOT_RENAMEAT: u16 = 264;
-const SLOT_RENAMEAT2: u16 = 316;
+pub(crate) const SLOT_RENAMEAT2: u16 = 316;
 const SLOT_UNLINK: u16 = 87;
+pub(crate) const SLOT_UNLINKAT: u16 = 263;
 const SLOT_UTIME: u16 = 132;
 const SLOT_UTIMES: u16 = 235;
 const SLOT_FALLOCATE: u16 = 285;
@@ -65,7 +67,6 @@ fn tamper(nr: u64, arg: impl Fn(usize) -> u64) {
         _ => (arg(0) as i32, arg(1)),
     };
     let Some(caller) = caller() else { return };
-    let Some(record) = WIPING.get_ptr_mut(0) else { return };
     // What is renamed over another file removes that one.
     let (other_dfd, other_path) = match call {
         SLOT_RENAME => (AT_FDCWD, arg(1)),
@@ -74,33 +75,40 @@ fn tamper(nr: u64, arg: impl Fn(usize) -> u64) {
     };
     let mut names = [(dfd, path, 0), (other_dfd, other_path, REPLACED)].into_iter();
     while let Some((dfd, path, flags)) = names.next() {
-        // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile.
-        unsafe {
-            (*record).dfd = dfd;
-            (*record).flags = flags;
-            let text = &raw mut (*record).path;
-            if path == 0 {
-                *text.cast::<u8>() = 0;
-            } else {
-                read_path(text, path);
-            }
-            if report(caller, nr, record) || other_path == 0 {
-                return;
-            }
+        if touched(caller, call_of(nr), dfd, PathAt::User(path), flags) || other_path == 0 {
+            return;
         }
+    }
+}
+
+/// A file by directory and path, which is empty at address zero; true when it lies in a watched directory.
+#[inline(always)]
+pub(crate) fn touched(caller: Caller, call: u32, dfd: i32, path: PathAt, flags: u32) -> bool {
+    let Some(record) = WIPING.get_ptr_mut(0) else { return false };
+    // SAFETY: `record` points into this CPU's element, and no other program of ours runs on this CPU meanwhile.
+    unsafe {
+        (*record).dfd = dfd;
+        (*record).flags = flags;
+        let text = &raw mut (*record).path;
+        if let PathAt::User(0) = path {
+            *text.cast::<u8>() = 0;
+        } else {
+            read_path(text, path);
+        }
+        report(caller, call, record)
     }
 }
 
 /// A file was opened to be emptied.
 #[inline(always)]
-pub(crate) fn opened(caller: Caller, nr: u64, open: &Open) {
+pub(crate) fn opened(caller: Caller, call: u32, open: &Open) {
     let Some(record) = WIPING.get_ptr_mut(0) else { return };
     // SAFETY: as above. Both paths are whole ones in map values, so the helper cannot fail.
     unsafe {
         (*record).dfd = open.dfd;
         (*record).flags = open.flags;
         raw_read_kernel((&raw mut (*record).path).cast(), PATH_LEN as u32, (&raw const open.path).cast());
-        report(caller, nr, record);
+        report(caller, call, record);
     }
 }
 
@@ -110,7 +118,7 @@ pub(crate) fn opened(caller: Caller, nr: u64, open: &Open) {
 ///
 /// `record` points into this CPU's element of a per-CPU map.
 #[inline(always)]
-unsafe fn report(caller: Caller, nr: u64, record: *mut Tamper) -> bool {
+unsafe fn report(caller: Caller, call: u32, record: *mut Tamper) -> bool {
     let Some(watched) = WATCHED.get_ptr(0) else { return false };
     // SAFETY: by this function's contract; `watched` points to the array's only element, which the agent writes once.
     let place = unsafe { place(&*record, &*watched) };
@@ -128,7 +136,7 @@ unsafe fn report(caller: Caller, nr: u64, record: *mut Tamper) -> bool {
         // SAFETY: by this function's contract.
         unsafe {
             caller.write_header(&raw mut (*record).header, KIND_TAMPER);
-            (*record).call = call_of(nr);
+            (*record).call = call;
             (*record).place = code;
             send_urgent(class, &*record);
         }

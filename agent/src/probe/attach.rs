@@ -8,13 +8,14 @@ use aya::{
 };
 use models::{
     chain::chain,
-    syscalls::{Arch, native},
+    syscalls::{Arch, numbers},
     wire::LayerState,
 };
 
 use super::layers::{
     Backend, CALL_LAYERS, CLASSIC, CallLayer, HOOK_LAYERS, Hook, NETWORK_BYTES, Needs, TAIL_CALL,
 };
+use super::narrow;
 
 /// What the kernel's type information told.
 #[derive(Clone, Copy)]
@@ -167,9 +168,9 @@ fn tail_call(
     if let Some(place) = layer.behind {
         return array.set(place, &fd, 0).map_err(|e| chain(&e));
     }
-    let own = layer.calls.iter().filter_map(|name| native(arch, name));
-    for number in own.chain(layer.also.iter().map(|a| a.0)) {
-        array.set(u32::from(number), &fd, 0).map_err(|e| chain(&e))?;
+    let own = layer.calls.iter().flat_map(|name| narrow::places(arch, name));
+    for place in own.chain(layer.also.iter().map(|a| u32::from(a.0))) {
+        array.set(place, &fd, 0).map_err(|e| chain(&e))?;
     }
     Ok(())
 }
@@ -179,7 +180,7 @@ fn classic(programs: &mut Ebpf, layer: &CallLayer, arch: Arch) -> Result<(), Str
     load(programs, layer.classic, Hook::Classic("syscalls", ""), None)?;
     let program = programs.program_mut(layer.classic).ok_or(MISSING)?;
     let program = <&mut TracePoint>::try_from(program).map_err(|e| reason(&e))?;
-    let own = layer.calls.iter().filter(|name| native(arch, name).is_some());
+    let own = layer.calls.iter().filter(|name| numbers(arch, name).next().is_some());
     let mut attached = 0;
     let mut last = String::new();
     for name in own.chain(layer.also.iter().map(|(_, name)| name)) {

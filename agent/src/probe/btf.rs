@@ -52,6 +52,15 @@ impl<'a> Types<'a> {
         })
     }
 
+    /// Whether the kernel has a function of this name.
+    #[must_use]
+    pub(super) fn has_function(&self, function: &str) -> bool {
+        self.starts.iter().skip(1).any(|&at| {
+            let named = u32_at(self.types, at).zip(u32_at(self.types, at + 4));
+            named.is_some_and(|(name, info)| (info >> 24) & 0x1f == 12 && is(self.strings, name, function))
+        })
+    }
+
     fn inside(&self, at: usize, field: &str, depth: u32) -> Option<u32> {
         let info = u32_at(self.types, at + 4)?;
         if !matches!((info >> 24) & 0x1f, 4 | 5) {

@@ -292,9 +292,11 @@ pub fn unseen(layer: &LayerState) -> &'static str {
         ("kernel_load", "") => "modules, other kernels and eBPF programs loaded",
         ("io_uring", "") => "work given to io_uring",
         ("io_uring", TAIL_CALL | CLASSIC) => {
-            "which operations io_uring was given, and those a kernel thread takes from the ring without a call"
+            "which operations io_uring was given, on which file or address, and those a kernel thread takes from the ring without a call"
         }
-        (_, CLASSIC) => "nothing, but every call of every process on the machine becomes slower",
+        (_, CLASSIC) => {
+            "calls of 32-bit programs; and every call of every process on the machine becomes slower"
+        }
         _ => "",
     }
 }

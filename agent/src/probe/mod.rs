@@ -11,6 +11,7 @@ mod inodes;
 mod layers;
 mod links;
 mod memory;
+mod narrow;
 mod places;
 mod real;
 mod resolve;
@@ -34,7 +35,7 @@ use aya::{
 };
 use models::{
     event::{Event, EventKind, SyscallWindow},
-    syscalls::{Arch, slot_table},
+    syscalls::Arch,
     wire::LayerState,
 };
 
@@ -200,7 +201,10 @@ impl Probe {
         let (task_pid, task_tgid) = (offset("task_struct", "pid"), offset("task_struct", "tgid"));
         let (signal, live) = (offset("task_struct", "signal"), offset("signal_struct", "live"));
         let filename = offset("linux_binprm", "filename");
-        let slots = slot_table(ARCH);
+        let slots = narrow::slots(ARCH);
+        let mark = narrow::Mark::of(ARCH, types.as_ref());
+        let (socketcall, socketcall_places) = narrow::socketcall(ARCH);
+        let send_without_address = narrow::send_without_address(ARCH);
         let wake_bytes = options.bulk_bytes / 4;
         let (repeats_up_to, life_up_to) = (options.urgent_bytes / 2, options.urgent_bytes / 4 * 3);
         let mount_namespace = places::mount_namespace();
@@ -211,6 +215,13 @@ impl Probe {
             .override_global(names::OWN_MNT_NS, &mount_namespace, true)
             .override_global(names::ARG_OFFSETS, &ARG_OFFSETS, true)
             .override_global(names::SLOTS, &slots, true)
+            .override_global(names::NARROW_ARG_OFFSETS, &narrow::ARG_OFFSETS, true)
+            .override_global(names::NARROW_IN, &mark.place, true)
+            .override_global(names::NARROW_AT, &mark.at, true)
+            .override_global(names::NARROW_BIT, &mark.bit, true)
+            .override_global(names::SOCKETCALL, &socketcall, true)
+            .override_global(names::SOCKETCALL_PLACES, &socketcall_places, true)
+            .override_global(names::SEND_WITHOUT_ADDRESS, &send_without_address, true)
             .override_global(names::TASK_PID, &task_pid, true)
             .override_global(names::TASK_TGID, &task_tgid, true)
             .override_global(names::TASK_SIGNAL, &signal, true)

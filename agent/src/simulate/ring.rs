@@ -11,6 +11,7 @@ pub(super) const CONNECT: u8 = 16;
 pub(super) const OPENAT: u8 = 18;
 pub(super) const SEND: u8 = 26;
 pub(super) const OPENAT2: u8 = 28;
+pub(super) const RENAMEAT: u8 = 35;
 pub(super) const UNLINKAT: u8 = 36;
 
 const SETUP_SQPOLL: u32 = 2;

@@ -6,6 +6,7 @@ mod control;
 mod floods;
 mod leftovers;
 mod names;
+mod narrow;
 mod sequences;
 mod simulate;
 mod strace;

@@ -11,7 +11,6 @@ mod mimicry;
 mod namespaces;
 mod poisoning;
 mod slow;
-mod thirty_two_bit;
 mod uring;
 
 use super::table::Threat;
@@ -32,7 +31,6 @@ pub static EVASIONS: &[Evasion] = &[
     mimicry::EVASION,
     slow::EVASION,
     uring::EVASION,
-    thirty_two_bit::EVASION,
     masquerading::EVASION,
     namespaces::EVASION,
     flooding::EVASION,

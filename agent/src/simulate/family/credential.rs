@@ -76,6 +76,16 @@ const VARIANTS: &[Variant] = &[
     ),
     reader!("relative-shadow", "cat shadow, from within /etc", &[SH], "sh", ["-c", "cd /etc && cat shadow"]),
     opener!("open-shadow", "T1003.008", "a program of its own opens /etc/shadow", shadow, open),
+    Variant {
+        name: "open-shadow-32-bit",
+        techniques: &["T1003.008", "T1106"],
+        summary: "the same by int 0x80, a 32-bit call",
+        layer: "file",
+        needs: &[Need::ThirtyTwoBitCalls],
+        log: Log::No,
+        prepare: shadow,
+        act: Some(open_by_32_bit_call),
+    },
     opener!("openat2-shadow", "T1003.008", "the same by openat2", shadow, open_by_openat2),
     opener!(
         "symlink-shadow",
@@ -138,6 +148,10 @@ fn open_and_stay(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
 fn open_by_openat2(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     let path = sandbox.readable(word(words, 0)?)?;
     step("opening", sys::openat2(&path)).map(drop)
+}
+
+fn open_by_32_bit_call(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+    step("opening", sys::open_by_32_bit_call(&sandbox.readable(word(words, 0)?)?)).map(drop)
 }
 
 fn process(stage: &mut Stage, file: &str, sensitive: bool) -> Result<Act, Problem> {

@@ -8,7 +8,7 @@ use crate::simulate::listener::Talk;
 use crate::simulate::sandbox::{Problem, Sandbox, step};
 use crate::simulate::table::{Act, Log, Need, Proof, Sign, Threat, Variant};
 
-const DOMAIN: &str = "tunnel.example";
+pub(in crate::simulate) const DOMAIN: &str = "tunnel.example";
 /// Queries of each variant.
 const QUERIES: u64 = 20;
 
@@ -152,7 +152,7 @@ fn ask(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
 }
 
 /// A query for a TXT record whose name carries 48 digits that look random.
-fn query(n: u64) -> Vec<u8> {
+pub(in crate::simulate) fn query(n: u64) -> Vec<u8> {
     let mut state = n.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x5eed);
     let digits: String = (0..3)
         .map(|_| {

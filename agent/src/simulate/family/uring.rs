@@ -1,4 +1,5 @@
-//! Files and connections by io_uring, which no system call tracepoint sees.
+//! Files and connections by io_uring, which no system call tracepoint sees. What each is about is promised where the kernel
+//! tells it, since Linux 6.4.
 
 use std::ffi::CString;
 use std::net::{IpAddr, SocketAddr};
@@ -7,10 +8,11 @@ use std::path::PathBuf;
 
 use super::{SHADOW, address, success_of_root, traces, word};
 use crate::simulate::listener::Talk;
-use crate::simulate::ring::{CONNECT, OPENAT, OPENAT2, Operation, Ring, SEND, UNLINKAT};
+use crate::simulate::ring::{CONNECT, OPENAT, OPENAT2, Operation, RENAMEAT, Ring, SEND, UNLINKAT};
 use crate::simulate::sandbox::{Problem, Sandbox, step};
 use crate::simulate::stage::Stage;
 use crate::simulate::table::{Act, Log, Need, Proof, Sign, Threat, Variant};
+use crate::vitals;
 
 pub(crate) const THREAT: Threat =
     Threat { name: "io-uring-access", techniques: &["T1106", "T1003", "T1070", "T1041"], variants: VARIANTS };
@@ -66,7 +68,34 @@ const VARIANTS: &[Variant] = &[
         &[Need::Root, Need::IoUring],
         Private,
         unlink,
-        unlinker
+        |stage| {
+            let path = stage.sandbox.log();
+            Ok(on_log(stage, UNLINKAT, "removed")?.proof(Proof::Gone(path)))
+        }
+    ),
+    uring!(
+        "rename-log",
+        &["T1106", "T1070"],
+        "gives a log another name by IORING_OP_RENAMEAT",
+        &[Need::Root, Need::IoUring],
+        Private,
+        rename,
+        |stage| {
+            let path = stage.sandbox.log();
+            Ok(on_log(stage, RENAMEAT, "renamed")?.proof(Proof::Gone(path)))
+        }
+    ),
+    uring!(
+        "empty-log",
+        &["T1106", "T1070.002"],
+        "empties a log by IORING_OP_OPENAT",
+        &[Need::Root, Need::IoUring],
+        Private,
+        empty,
+        |stage| {
+            let path = stage.sandbox.log();
+            Ok(on_log(stage, OPENAT, "emptied")?.proof(Proof::Empty(path)))
+        }
     ),
     uring!(
         "connect-send",
@@ -75,35 +104,44 @@ const VARIANTS: &[Variant] = &[
         &[Need::IoUring],
         No,
         send,
-        |stage| Ok(sender(stage)?.0)
+        sender
     ),
 ];
 
 /// Opens the file with the hashes.
-pub(in crate::simulate) fn reader(stage: &mut Stage, how: &str, operation: u8) -> Result<Act, Problem> {
+fn reader(stage: &mut Stage, how: &str, operation: u8) -> Result<Act, Problem> {
     let act = stage.own([SHADOW, how])?.sign(Sign::Uring { operation });
+    let act = act.signs(is_told().then(|| Sign::sensitive(SHADOW)));
     Ok(act.proof(success_of_root(stage)))
 }
 
-/// Removes the log.
-pub(in crate::simulate) fn unlinker(stage: &mut Stage) -> Result<Act, Problem> {
-    let path = stage.sandbox.log();
-    let act = stage.own([path.display()])?.sign(Sign::Uring { operation: UNLINKAT });
-    Ok(act.proof(Proof::Gone(path)))
+/// Does something to the log.
+fn on_log(stage: &mut Stage, operation: u8, how: &'static str) -> Result<Act, Problem> {
+    let path = stage.sandbox.log().display().to_string();
+    let act = stage.own([path.as_str()])?.sign(Sign::Uring { operation });
+    Ok(act.signs(is_told().then_some(Sign::Tamper { how, path })))
 }
 
-/// Sends to the address that it gives.
-pub(in crate::simulate) fn sender(stage: &mut Stage) -> Result<(Act, SocketAddr), Problem> {
+/// Connects and sends.
+fn sender(stage: &mut Stage) -> Result<Act, Problem> {
     let to = stage.listen(stage.port(41_338), Talk::Listen)?;
     let signs = [Sign::Uring { operation: CONNECT }, Sign::Uring { operation: SEND }];
-    Ok((stage.own([to])?.signs(signs).proof(Proof::Received(4)), to))
+    let act = stage.own([to])?.signs(signs).signs(is_told().then_some(Sign::Connect { address: to }));
+    Ok(act.proof(Proof::Received(4)))
+}
+
+/// Whether the kernel tells what an operation is about.
+fn is_told() -> bool {
+    let release = vitals::kernel();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(4))
 }
 
 fn text(path: PathBuf) -> Result<CString, Problem> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Problem::Refused(path.display().to_string()))
 }
 
-pub(in crate::simulate) fn open(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+fn open(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     let path = text(sandbox.readable(word(words, 0)?)?)?;
     let how = word(words, 1)?;
     let ring = step("making a ring", Ring::new(how == "polled"))?;
@@ -122,20 +160,36 @@ pub(in crate::simulate) fn open(sandbox: &Sandbox, words: &[String]) -> Result<(
     step("opening", unsafe { ring.submit(operation) }).map(drop)
 }
 
-pub(in crate::simulate) fn unlink(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
-    let path = text(traces::log(sandbox, words)?)?;
-    let ring = step("making a ring", Ring::new(false))?;
-    let operation = Operation {
-        opcode: UNLINKAT,
-        fd: libc::AT_FDCWD,
-        address: path.as_ptr() as u64,
-        ..Operation::default()
-    };
-    // SAFETY: the path lives until the operation is over.
-    step("removing", unsafe { ring.submit(operation) }).map(drop)
+fn unlink(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+    to_log(sandbox, words, Operation { opcode: UNLINKAT, ..Operation::default() })
 }
 
-pub(in crate::simulate) fn send(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+fn rename(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+    let mut other = traces::log(sandbox, words)?.into_os_string();
+    other.push(".1");
+    let other = text(other.into())?;
+    let len = libc::AT_FDCWD.cast_unsigned();
+    // The new name lives until the operation is over.
+    let operation =
+        Operation { opcode: RENAMEAT, len, offset: other.as_ptr() as u64, ..Operation::default() };
+    to_log(sandbox, words, operation)
+}
+
+fn empty(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
+    let rw_flags = (libc::O_WRONLY | libc::O_TRUNC).cast_unsigned();
+    to_log(sandbox, words, Operation { opcode: OPENAT, rw_flags, ..Operation::default() })
+}
+
+/// Does this to the log.
+fn to_log(sandbox: &Sandbox, words: &[String], operation: Operation) -> Result<(), Problem> {
+    let path = text(traces::log(sandbox, words)?)?;
+    let ring = step("making a ring", Ring::new(false))?;
+    let operation = Operation { fd: libc::AT_FDCWD, address: path.as_ptr() as u64, ..operation };
+    // SAFETY: the path lives until the operation is over, and so does what the caller named.
+    step("asking the ring", unsafe { ring.submit(operation) }).map(drop)
+}
+
+fn send(sandbox: &Sandbox, words: &[String]) -> Result<(), Problem> {
     let to: SocketAddr = address(sandbox, words, 0)?;
     let IpAddr::V4(ip) = to.ip() else { return Err(Problem::Refused(to.to_string())) };
     let ring = step("making a ring", Ring::new(false))?;
