@@ -8,7 +8,7 @@
 //! that one that opens many files uses up nobody else's. A path inside of system folders is looked at once per window. After a
 //! mount, and elsewhere at any time, something else may be in its place: such a path is looked at again while looks are
 //! plenty, so that who opens the same files all the time, or mounts all the time, leaves enough for those that nobody has
-//! looked at.
+//! looked at. What lies where something was mounted is looked at each time.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -38,6 +38,8 @@ const SYSTEM: [&str; 3] = ["/usr/", "/lib/", "/lib64/"];
 const FEW: u32 = 64;
 /// Looks that are left for processes that took few.
 const FOR_FEW: u32 = BURST / 4;
+/// Mounts of a window whose place is remembered. A further one makes every path one that was looked at before it.
+const TARGETS_MAX: usize = 64;
 /// Paths remembered in a window. A further one is looked at each time.
 const PLAIN_MAX: usize = 4096;
 /// Processes whose looks are counted in a window. A further one counts as having taken few.
@@ -49,6 +51,8 @@ pub(super) struct Links {
     /// Hashes of paths that lead to nothing sensitive, in this window, and after how many mounts.
     plain: BTreeMap<u64, u32>,
     mounts: u32,
+    /// Where something was mounted in this window: what is opened below is looked at each time.
+    targets: Vec<PathText>,
     /// Looks that each process took in this window.
     taken: BTreeMap<u32, u32>,
     looks: u32,
@@ -65,6 +69,7 @@ impl Links {
         Self {
             plain: BTreeMap::new(),
             mounts: 0,
+            targets: Vec::new(),
             taken: BTreeMap::new(),
             looks: BURST,
             refilled_ns: 0,
@@ -83,6 +88,7 @@ impl Links {
     pub(super) fn forget(&mut self) {
         self.plain.clear();
         self.taken.clear();
+        self.targets.clear();
         self.inodes = SensitiveInodes::now();
     }
 
@@ -95,8 +101,13 @@ impl Links {
         watched: &[String],
     ) -> Option<EventKind> {
         let tgid = event.tgid;
-        if matches!(event.kind, EventKind::Mount { .. }) {
+        if let EventKind::Mount { target, .. } = &event.kind {
             self.mounts = self.mounts.wrapping_add(1);
+            // Who makes a namespace of mounts says so at the root.
+            let is_place = target.starts_with('/') && target.len() > 1;
+            if is_place && self.targets.len() < TARGETS_MAX && !self.targets.contains(target) {
+                self.targets.push(target.clone());
+            }
         }
         let EventKind::Open { path, flags, sensitive: sensitive @ false } = &mut event.kind else {
             return None;
@@ -113,14 +124,17 @@ impl Links {
         let key = dfd.is_none().then(|| hash(path));
         self.refill(event.boot_ns);
         let plain_after = key.and_then(|key| self.plain.get(&key));
-        let settled = plain_after.is_some_and(|mounts| {
-            let since = *mounts != self.mounts;
-            !since && in_system || self.looks <= if since { FOR_MOUNTED } else { FOR_NEW }
-        });
+        let mounted_over =
+            self.targets.iter().any(|target| Path::new(path.as_str()).starts_with(target.as_str()));
+        let settled = !mounted_over
+            && plain_after.is_some_and(|mounts| {
+                let since = *mounts != self.mounts;
+                !since && in_system || self.looks <= if since { FOR_MOUNTED } else { FOR_NEW }
+            });
         if settled {
             return None;
         }
-        if !self.may_look(tgid, in_system) {
+        if !self.may_look(tgid, in_system && !mounted_over) {
             self.unchecked += 1;
             return None;
         }
@@ -335,11 +349,15 @@ mod tests {
         };
         assert_eq!((look(&mut links, None), look(&mut links, None)), (1, 0));
         let (source, target) = (PathText::new(), PathText::new());
-        let mount = EventKind::Mount { call: 165, source, target };
+        let mount = EventKind::Mount { call: 165, source: source.clone(), target };
         assert_eq!((look(&mut links, Some(mount.clone())), look(&mut links, None)), (0, 1));
         assert_eq!(look(&mut links, None), 0);
         links.looks = FOR_MOUNTED;
         look(&mut links, Some(mount));
         assert_eq!((look(&mut links, None), links.unchecked()), (0, 0));
+        // Below the place of a mount that is known, always.
+        let mount = EventKind::Mount { call: 165, source, target: "/usr".try_into().unwrap() };
+        look(&mut links, Some(mount));
+        assert_eq!((look(&mut links, None), look(&mut links, None)), (1, 1));
     }
 }

@@ -331,38 +331,49 @@ impl Probe {
         self.bulk.as_fd()
     }
 
-    /// Takes every waiting record, urgent ones first. Order is kept within a ring, not between them: compare
-    /// `boot_ns`.
+    /// Takes every waiting record, urgent ones first: before an ordinary record, all urgent ones that are older. Otherwise
+    /// order is kept within a ring, not between them: compare `boot_ns`.
     pub fn poll_events(&mut self, sink: &mut dyn FnMut(Event)) -> PollStats {
         let mut stats = PollStats::default();
-        for ring in [&mut self.urgent, &mut self.bulk] {
-            while let Some(bytes) = ring.next() {
-                let mut record = match decode::read(&bytes) {
-                    Ok(record) => record,
-                    Err(error) => {
-                        stats.decode_errors += 1;
-                        log::debug!("kernel record: {error}");
-                        continue;
-                    }
-                };
-                self.received[record.class as usize] += 1;
-                match complete(&mut self.paths, &mut record, &self.watched) {
-                    Completed::Event => {
-                        let dfd = record.unplaced.map(|unplaced| unplaced.dfd);
-                        let extra = self.links.look(&mut self.paths, &mut record.event, dfd, &self.watched);
-                        let extra = extra.map(|kind| Event { kind, ..record.event.clone() });
-                        for event in [Some(record.event), extra].into_iter().flatten() {
-                            stats.events += 1;
-                            sink(event);
-                        }
-                    }
-                    Completed::Elsewhere => self.elsewhere += 1,
-                    Completed::Gone => self.unresolved += 1,
-                }
+        loop {
+            let ordinary = self.bulk.next().map(|bytes| decode::read(&bytes));
+            while let Some(urgent) = self.urgent.next().map(|bytes| decode::read(&bytes)) {
+                self.take_record(urgent, &mut stats, sink);
             }
+            let Some(ordinary) = ordinary else { break };
+            self.take_record(ordinary, &mut stats, sink);
         }
         self.decode_errors += stats.decode_errors;
         stats
+    }
+
+    fn take_record(
+        &mut self,
+        record: Result<decode::Record, DecodeError>,
+        stats: &mut PollStats,
+        sink: &mut dyn FnMut(Event),
+    ) {
+        let mut record = match record {
+            Ok(record) => record,
+            Err(error) => {
+                stats.decode_errors += 1;
+                return log::debug!("kernel record: {error}");
+            }
+        };
+        self.received[record.class as usize] += 1;
+        match complete(&mut self.paths, &mut record, &self.watched) {
+            Completed::Event => {
+                let dfd = record.unplaced.map(|unplaced| unplaced.dfd);
+                let extra = self.links.look(&mut self.paths, &mut record.event, dfd, &self.watched);
+                let extra = extra.map(|kind| Event { kind, ..record.event.clone() });
+                for event in [Some(record.event), extra].into_iter().flatten() {
+                    stats.events += 1;
+                    sink(event);
+                }
+            }
+            Completed::Elsewhere => self.elsewhere += 1,
+            Completed::Gone => self.unresolved += 1,
+        }
     }
 
     /// Locked memory of every map, largest first.
