@@ -33,6 +33,15 @@ mod twins;
 mod wiped;
 mod written;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Held by who enacts attacks with tools of the system: the agent of another test sees them too, and takes what the same
+/// tool repeats within five minutes for one.
+fn enacting() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Fails the test when it cannot load kernel programs.
 fn needs_root() {
     assert!(rustix::process::geteuid().is_root(), "this test loads kernel programs: run it as root");

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tests::process::binary;
 use tests::{Failed, wait_for};
 
-use crate::needs_root;
+use crate::{enacting, needs_root};
 
 /// What the shell says when a command is over; no program says this.
 const OVER: &str = "@@over";
@@ -94,6 +94,7 @@ impl Drop for Shell {
 #[test]
 fn the_tutorial_leads_to_an_acknowledged_alert_as_it_is_written() {
     needs_root();
+    let _turn = enacting();
     let dir = tempfile::tempdir().unwrap();
     let mut shell = Shell::open(dir.path());
     let blocks = blocks("docs/tutorial.md");
@@ -113,6 +114,7 @@ fn the_tutorial_leads_to_an_acknowledged_alert_as_it_is_written() {
 #[test]
 fn the_commands_of_the_documents_run_as_they_are_written() {
     needs_root();
+    let _turn = enacting();
     let dir = tempfile::tempdir().unwrap();
     let mut shell = Shell::open(dir.path());
     // A second machine: what stands in the foreground there stays in the background here.
