@@ -21,6 +21,7 @@ use toml::Table;
 
 use crate::clock::nanoseconds;
 use crate::probe::ProbeOptions;
+use crate::redact::WORDS;
 pub use budget::BUDGET;
 pub(crate) use budget::FOLLOWING;
 pub use contain::{Action, CONTAIN_KEYS, ContainRule, RULES_MAX};
@@ -66,6 +67,8 @@ pub struct Config {
     pub alert_budget: Option<AlertBudget>,
     /// Tools beside those of the feature schema whose start is evidence, by file name.
     pub lolbins: Vec<String>,
+    /// Names whose values are taken out of command lines.
+    pub redact: Vec<String>,
     /// Sizes of the kernel's maps, caps, and watched directories.
     pub kernel: Kernel,
     /// What is done to programs that alarm.
@@ -135,6 +138,7 @@ impl Default for Config {
             policy: Policy::default(),
             alert_budget: Some(AlertBudget { alerts: 10, per: Period::Day }),
             lolbins: Vec::new(),
+            redact: WORDS.iter().map(|word| (*word).to_owned()).collect(),
             kernel: Kernel::default(),
             contain: Vec::new(),
             sinks: Vec::new(),
@@ -231,6 +235,9 @@ impl Config {
         keys.words("lolbins", &mut config.lolbins, |list| {
             list.len() <= 64 && list.iter().all(|name| !name.is_empty() && !name.contains('/'))
         });
+        keys.words("redact", &mut config.redact, |list| {
+            list.len() <= 64 && list.iter().all(|word| !word.is_empty() && word.len() <= 64)
+        });
         let mut alerts = keys.inner("alerts");
         let mut kernel = keys.inner("kernel");
         let (contain, sinks) = (keys.raw("contain"), keys.raw("sink"));
@@ -273,6 +280,7 @@ impl Config {
             policy: new.policy.clone(),
             alert_budget: new.alert_budget,
             lolbins: new.lolbins.clone(),
+            redact: new.redact.clone(),
             cpu_budget: new.cpu_budget,
             contain: new.contain.clone(),
             sinks: new.sinks.clone(),
@@ -298,6 +306,7 @@ impl Config {
             "outbox_engine" => self.outbox_engine != other.outbox_engine,
             "alert_budget" => self.alert_budget != other.alert_budget,
             "lolbins" => self.lolbins != other.lolbins,
+            "redact" => self.redact != other.redact,
             "alerts.thresholds" => self.policy.thresholds != other.policy.thresholds,
             "alerts.dedup" => self.policy.dedup_ns != other.policy.dedup_ns,
             "alerts.per_minute" => self.policy.per_minute != other.policy.per_minute,

@@ -32,6 +32,7 @@ pub mod pipeline;
 pub mod probe;
 pub mod processes;
 pub mod record;
+pub mod redact;
 pub mod replay;
 pub mod run_mark;
 pub mod service;

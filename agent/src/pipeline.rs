@@ -244,6 +244,12 @@ impl<L: Lookup> Pipeline<L> {
         }
     }
 
+    /// What it judges by.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// Judges by another configuration from now on, which [`Config::reloaded`] gave. Another alert budget begins anew.
     pub fn reconfigure(&mut self, config: Config) {
         if config.alert_budget != self.config.alert_budget {
@@ -389,7 +395,7 @@ impl<L: Lookup> Pipeline<L> {
                     self.processes.get(&event.tgid).map_or(NO_UNIT, |process| &process.unit).to_owned();
                 let told = Started { path: path.to_string(), arguments: arguments.to_string(), unit };
                 born = Some((event.boot_ns, told));
-                self.started(now, event, path, *fileless, out);
+                self.started(now, event, (path, arguments), *fileless, out);
             }
             EventKind::Inject { call, victim } => self.injected(now, event, *call, *victim, out),
             EventKind::Exit => {

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::pipeline::{ActivateError, Baseline, Follow, Input, Memory, Output, Pipeline, Shelf};
 use crate::probe::{Probe, ProbeError, TableId};
 use crate::processes::{ProcFs, Tapped};
+use crate::redact::redact;
 use crate::shedding::Shed;
 use crate::whitelist::Whitelist;
 
@@ -139,7 +140,9 @@ impl Watch {
     /// Gives waiting records to the pipeline; those after `until_ns` are kept for the caller.
     pub fn take_events(&mut self, until_ns: u64, out: &mut Vec<Output>) -> Vec<Event> {
         let (mut now_events, mut later) = (Vec::new(), Vec::new());
-        self.probe.poll_events(&mut |event| {
+        let words = &self.pipeline.config().redact;
+        self.probe.poll_events(&mut |mut event| {
+            redact(&mut event, words);
             if event.boot_ns <= until_ns { now_events.push(event) } else { later.push(event) }
         });
         // Two rings: what happened first is told first.

@@ -274,7 +274,7 @@ mod tests {
             let kind = EventKind::Open { path: PathText::try_from(path).unwrap(), flags: 0, sensitive: true };
             window.add(&Event { boot_ns, tgid: 1, tid: 1, uid: 0, comm: Comm::new(), kind });
         }
-        window.program_started("/bin/sh");
+        window.program_started("/bin/sh", "");
         let sums = Sums { calls: 40, misses: 3, surprisal: 3 * u64::from(MISS) + 37 * 20 };
         window.syscalls.grams = Some(GramWindow { table: 1, sums, strange: vec![] });
         let contributions: Vec<f32> = (0..FEATURES).map(|at| (at % 13) as f32 * 0.001).collect();
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn more_evidence_than_is_named_is_counted() {
         let mut window = Window::new(1, 0);
-        (0..20).for_each(|n| window.program_started(&format!("/opt/{n}")));
+        (0..20).for_each(|n| window.program_started(&format!("/opt/{n}"), ""));
         let why = judge(&window, None, &[], &baseline(), &[]).explanation;
         assert_eq!((why.evidence.len(), why.evidence_more), (EVIDENCE_MAX, 4));
     }

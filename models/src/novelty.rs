@@ -265,7 +265,7 @@ impl Kind {
                 format!("sent a DNS query large enough to carry data: {value}; it never did before")
             }
             Self::IoUring => {
-                format!("gave work to io_uring, where calls are not seen ({value}); it never did before")
+                format!("gave work to io_uring instead of making calls ({value}); it never did before")
             }
             Self::Stranger => format!("{value} ran, which was never learned in this unit"),
             Self::SetUserId => format!("gave a file the set-user-id bit by {value}; it never did before"),

@@ -30,8 +30,9 @@ pub enum OrderError {
     OverLimit(&'static str),
 }
 
-/// Keys that a fleet's configuration must not have: they name files of the device, start programs, or are done to them.
-pub const KEYS_OF_DEVICES: [&str; 4] = ["state", "outbox_engine", "sink", "contain"];
+/// Keys that a fleet's configuration must not have: they name files of the device, start programs, are done to them, or
+/// keep secrets from the fleet.
+pub const KEYS_OF_DEVICES: [&str; 5] = ["state", "outbox_engine", "redact", "sink", "contain"];
 
 /// Orders that a device remembers.
 const DONE_MAX: usize = 64;

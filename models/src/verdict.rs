@@ -96,7 +96,10 @@ pub fn judge(
     let mut techniques = Vec::new();
     let mut reasons = Vec::new();
     for (id, kind) in fresh.iter().take(REASONS_MAX - FEATURES_SHOWN) {
-        let text = kind.sentence(text(window, *id));
+        let mut text = kind.sentence(text(window, *id));
+        if let Some(command) = window.command(*id) {
+            text.push_str(&format!(" (command line: {command})"));
+        }
         reasons.push(Reason {
             layer: kind.layer().as_str().into(),
             name: kind.name().into(),
@@ -149,6 +152,9 @@ fn sentence(window: &Window, fresh: &[(u64, Kind)], reasons: &[Reason]) -> Strin
             vec![format!("{} and {}, each for the first time", first.join(", "), act(last))]
         }
     };
+    clauses.extend(
+        acts.iter().find_map(|(id, _)| window.command(*id)).map(|line| format!("command line: {line}")),
+    );
     clauses.extend(measures.take(MEASURES_TOLD).map(|reason| reason.text.clone()));
     if clauses.is_empty() {
         clauses.extend(reasons.first().map(|reason| reason.text.clone()));
@@ -293,7 +299,7 @@ mod tests {
     #[test]
     fn a_first_shell_is_medium_by_itself() {
         let mut window = Window::new(1, 0);
-        window.program_started("/bin/sh");
+        window.program_started("/bin/sh", "");
         let verdict = judge(&window, None, &[], &baseline(), &[]);
         assert!(verdict.score >= 40.0 && verdict.techniques == ["T1059"], "{verdict:?}");
     }
@@ -301,8 +307,8 @@ mod tests {
     #[test]
     fn the_sentence_names_the_most_telling_reasons_and_no_act_twice() {
         let mut window = shadow();
-        window.program_started("/bin/sh");
-        window.program_started("/usr/bin/nc");
+        window.program_started("/bin/sh", "");
+        window.program_started("/usr/bin/nc", "");
         let kind = EventKind::Connect { addr: [10, 9, 8, 7].into(), port: 4444 };
         window.add(&Event { boot_ns: 2, tgid: 1, tid: 1, uid: 0, comm: Comm::new(), kind });
         let mut contributions = [0.0; FEATURES];

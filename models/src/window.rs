@@ -12,11 +12,12 @@ use heapless::index_set::FnvIndexSet;
 use crate::capability;
 use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, Volume, call_name};
 use crate::novelty::{Kind, trait_id};
-use crate::schema::{LOLBINS, SYSCALL_SLOTS, TOR_PORTS};
+use crate::schema::{LOLBINS, TOR_PORTS};
 use crate::syscalls;
 use odd_names::OddNames;
 pub use sums::Sums;
-use texts::{Shown, Texts};
+pub use texts::command_line;
+use texts::{Commands, Shown, Texts};
 use words::{
     PROGRAM_DIRS, SHELLS, SYSTEM_DIRS, TEMPORARY_DIRS, decades, entropy, is_private, namespaces, operations,
     process_file, shown, tool,
@@ -51,6 +52,7 @@ pub struct Window {
     odd_names: OddNames,
     traits: FnvIndexSet<u64, TRAITS_MAX>,
     texts: Texts,
+    commands: Commands,
     /// Of what is folded in just now; 0 for the kernel's counts, which have no instant.
     now_ns: u64,
 }
@@ -87,6 +89,7 @@ impl Window {
             odd_names: OddNames::default(),
             traits: FnvIndexSet::new(),
             texts: Texts::default(),
+            commands: Commands::default(),
             now_ns: 0,
         }
     }
@@ -181,30 +184,36 @@ impl Window {
     }
 
     /// A tool was started that the operator wants to know of, beside those of the schema.
-    pub fn tool_started(&mut self, name: &str) {
-        self.note(Kind::Lolbin, name, name);
+    pub fn tool_started(&mut self, name: &str, command: &str) {
+        let id = self.note(Kind::Lolbin, name, name);
+        self.overflow += self.commands.keep(id, command);
     }
 
-    /// A program was started by this process or by a child it had just forked.
-    pub fn program_started(&mut self, path: &str) {
+    /// A program was started by this process or by a child it had just forked, with this command line; see
+    /// [`command_line`].
+    pub fn program_started(&mut self, path: &str, command: &str) {
         let name = path.rsplit('/').next().unwrap_or(path);
-        self.note(Kind::Exec, path, path);
+        let id = self.note(Kind::Exec, path, path);
+        self.overflow += self.commands.keep(id, command);
         if SHELLS.contains(&name) {
             self.sums.shell = true;
-            self.note(Kind::Shell, name, path);
+            let id = self.note(Kind::Shell, name, path);
+            self.overflow += self.commands.keep(id, command);
         }
         if let Some(tool) = tool(path) {
             let count = LOLBINS.iter().position(|known| *known == tool).map(|at| &mut self.sums.lolbins[at]);
             if let Some(count) = count {
                 *count = count.saturating_add(1);
             }
-            self.note(Kind::Lolbin, tool, tool);
+            self.tool_started(tool, command);
         }
     }
 
     /// A program without a file was started by this process or by a child it had just forked.
-    pub fn fileless_program_started(&mut self, path: &str) -> u64 {
-        self.note(Kind::Fileless, "fileless", path)
+    pub fn fileless_program_started(&mut self, path: &str, command: &str) -> u64 {
+        let id = self.note(Kind::Fileless, "fileless", path);
+        self.overflow += self.commands.keep(id, command);
+        id
     }
 
     /// Another process, `by`, took hold of this one or wrote into it.
@@ -291,22 +300,6 @@ impl Window {
         let mut traits: Vec<u64> = self.traits.iter().copied().collect();
         traits.sort_unstable();
         traits
-    }
-
-    /// The value of a trait in plain words, where it was kept.
-    #[must_use]
-    pub fn text(&self, id: u64) -> Option<&str> {
-        if Kind::of(id) == Some(Kind::Syscall) {
-            let mut names = (0..SYSCALL_SLOTS).map(syscalls::name);
-            return names.find(|name| trait_id(Kind::Syscall, name) == id);
-        }
-        self.texts.get(id).map(|shown| shown.text.as_str())
-    }
-
-    /// `CLOCK_BOOTTIME` at a trait's first event in this window, nanoseconds; `None` for what was only counted.
-    #[must_use]
-    pub fn first_ns(&self, id: u64) -> Option<u64> {
-        self.texts.get(id).map(|shown| shown.first_ns).filter(|ns| *ns > 0)
     }
 
     fn open(&mut self, path: &str, flags: u32, sensitive: bool) -> Option<u64> {
@@ -449,9 +442,9 @@ mod tests {
     #[test]
     fn a_versioned_interpreter_counts_as_its_tool() {
         let mut window = Window::new(1, 0);
-        window.program_started("/usr/bin/python3.11");
-        window.program_started("/bin/sh");
-        window.program_started("/usr/bin/ncdu");
+        window.program_started("/usr/bin/python3.11", "");
+        window.program_started("/bin/sh", "");
+        window.program_started("/usr/bin/ncdu", "");
         assert_eq!(window.sums.lolbins.iter().sum::<u16>(), 1);
         assert!(window.sums.shell);
     }
@@ -537,7 +530,7 @@ mod tests {
     #[test]
     fn being_there_is_told_of_a_stranger_whose_window_is_full() {
         let mut window = Window::new(1, 0);
-        (0..TRAITS_MAX + 1).for_each(|n| window.program_started(&format!("/opt/{n}")));
+        (0..TRAITS_MAX + 1).for_each(|n| window.program_started(&format!("/opt/{n}"), ""));
         assert_eq!(window.traits().len(), TRAITS_MAX);
         let stranger = window.of_stranger("/tmp/nc", |_| false);
         for (kind, value) in [(Kind::Stranger, "/tmp/nc"), (Kind::Lolbin, "nc"), (Kind::Temporary, "/tmp/")] {

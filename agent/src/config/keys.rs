@@ -228,6 +228,15 @@ pub const KEYS: &[Key] = &[
                like are watched always.",
     },
     Key {
+        name: "redact",
+        default: r#"["passw", "pwd", "passphrase", "secret", "token", "credential", "authorization", "apikey"]"#,
+        form: Words("a list of up to 64 words in quotes"),
+        applied: Reload,
+        text: "Command lines are told, and captured, without the values of options, variables and headers whose name \
+               contains one of these words, in any case and with or without dashes. The list replaces the default one. \
+               [\"*\"] leaves only what the program is known by: its options without values, and its script.",
+    },
+    Key {
         name: "alerts.thresholds",
         default: "[40, 70, 90]",
         form: Words("three ascending numbers from 0 to 100"),

@@ -97,6 +97,7 @@ mod tests {
             "[[sink]]\nkind = \"exec\"\ncommand = [\"/bin/sh\"]",
             "[[contain]]\nprogram = \"*\"\naction = \"kill\"",
             "contain = []",
+            "redact = []",
         ] {
             let problems = Config::read_with("", Some(&overlay(text)), &[]).unwrap_err();
             assert!(problems[0].text.contains("a fleet cannot set it"), "{text}: {problems:?}");

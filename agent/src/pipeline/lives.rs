@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use models::event::{Event, Volume};
 use models::program::{NO_UNIT, ProgramId};
+use models::window::command_line;
 
 use super::{Output, Pipeline, Process, Program, how};
 use crate::clock::Now;
@@ -67,7 +68,7 @@ impl<L: Lookup> Pipeline<L> {
         &mut self,
         now: Now,
         event: &Event,
-        path: &str,
+        (path, arguments): (&str, &str),
         fileless: bool,
         out: &mut Vec<Output>,
     ) {
@@ -83,12 +84,13 @@ impl<L: Lookup> Pipeline<L> {
                 window.absorb(&before);
             }
             window.now(event.boot_ns);
-            window.program_started(path);
+            let command = command_line(arguments);
+            window.program_started(path, &command);
             let name = path.rsplit('/').next().unwrap_or(path);
             if self.config.lolbins.iter().any(|tool| tool == name) {
-                window.tool_started(name);
+                window.tool_started(name, &command);
             }
-            let decisive = fileless.then(|| window.fileless_program_started(path));
+            let decisive = fileless.then(|| window.fileless_program_started(path, &command));
             if let (Some(id), Some(_)) = (decisive, forked_by) {
                 self.judge_so_far(now, starter, Some(id), out);
             }

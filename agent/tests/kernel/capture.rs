@@ -20,12 +20,15 @@ fn a_capture_of_the_running_kernel_is_replayed_to_identical_results() {
     let mut live = Vec::new();
     for _ in 0..3 {
         for _ in 0..10 {
-            run("/bin/cat", &["/etc/hostname"]);
+            run("/bin/cat", &["/etc/hostname", "--password=hunter2"]);
         }
         watch.take_events(u64::MAX, &mut live);
         watch.close(&mut live);
     }
     let bytes = watch.stop_recording().expect("it did not end before").expect("written");
+    let written = std::fs::read(&path).expect("readable");
+    let holds = |text: &[u8]| written.windows(text.len()).any(|bytes| bytes == text);
+    assert!(holds(b"--password=***") && !holds(b"hunter2"), "a capture may be given away");
     let mut again = Vec::new();
     let summary = replay(&path, &[], &mut |output| again.push(output)).expect("readable");
     again.retain(|output| matches!(output, Output::Alert(_) | Output::Train(_)));

@@ -25,7 +25,7 @@ use serde::Serialize;
 use serde_json::json;
 
 /// What a capture begins with.
-pub(crate) const CAPTURE_MAGIC: [u8; 4] = *b"BGC3";
+pub(crate) const CAPTURE_MAGIC: [u8; 4] = *b"BGC4";
 
 /// Words of configurations.
 pub(crate) const CONFIGURATION: &[&[u8]] = &[
