@@ -1,53 +1,25 @@
 //! What the agent does to programs that alarm, and what the fleet is told of the agent itself.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tests::cgroup::Group;
 use tests::gateway::Gateway;
 use tests::story::{DEVICE, Story};
 use tests::{Failed, wait_for};
 
-/// A control group of version 2, removed at the end.
-struct Group(PathBuf);
-
-impl Group {
-    fn make(name: &str) -> Self {
-        let root = agent::probe::cgroup_root().expect("a cgroup2 file system is mounted");
-        let group = root.join(name);
-        fs::create_dir(&group).unwrap_or_else(|error| panic!("{}: {error}", group.display()));
-        Self(group)
-    }
-
-    fn add(&self, pid: u32) {
-        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-
-    /// Sends a datagram from within: to loopback, or to another machine on a network of its own.
-    fn send(&self, to: &str) -> Output {
-        let script = format!(
-            "echo $$ > {}/cgroup.procs && exec unshare --net bash -c '\
-             ip link set lo up && ip link add v0 type veth peer name v1 && ip addr add 192.0.2.1/24 dev v0 && \
-             ip link set v0 up && ip link set v1 up && echo x > /dev/udp/{to}/9'",
-            self.0.display()
-        );
-        Command::new("bash").args(["-c", &script]).output().unwrap()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // The last process may still be leaving.
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
+/// Sends a datagram from within a group: to loopback, or to another machine on a network of its own.
+fn send(group: &Group, to: &str) -> Output {
+    let script = format!(
+        "ip link set lo up && ip link add v0 type veth peer name v1 && ip addr add 192.0.2.1/24 dev v0 && \
+         ip link set v0 up && ip link set v1 up && echo x > /dev/udp/{to}/9"
+    );
+    let unshare = Path::new("/usr/bin/unshare");
+    group.command(unshare).args(["--net", "bash", "-c", &script]).output().unwrap()
 }
 
 fn event(story: &Story, kind: &str, after: u64) -> Value {
@@ -84,25 +56,25 @@ fn an_attacked_service_is_cut_off_or_stopped_and_the_fleet_and_the_gateway_undo_
     let started = event(&story, "started", 0);
     assert!(started["text"].as_str().unwrap().contains("version "), "{started}");
     story.learn(60, |_| {}).unwrap_or_else(|error| panic!("{error}\n{}", story.agent.log()));
-    assert!(group.send("192.0.2.2").status.success(), "nothing is denied yet");
+    assert!(send(&group, "192.0.2.2").status.success(), "nothing is denied yet");
 
     story.gateway.attack().unwrap();
     let contained = event(&story, "contained", 0);
     assert!(contained["text"].as_str().unwrap().contains("deny_egress of /bg-test-"), "{contained}");
-    let denied = group.send("192.0.2.2");
+    let denied = send(&group, "192.0.2.2");
     let said = String::from_utf8_lossy(&denied.stderr).into_owned();
     assert!(!denied.status.success() && said.contains("not permitted"), "{said}");
-    assert!(group.send("127.0.0.1").status.success(), "loopback goes on");
+    assert!(send(&group, "127.0.0.1").status.success(), "loopback goes on");
     let outside = Group::make(&format!("bg-other-{}.service", std::process::id()));
-    assert!(outside.send("192.0.2.2").status.success(), "others go on");
+    assert!(send(&outside, "192.0.2.2").status.success(), "others go on");
 
     // It is denied again after a restart, and what the fleet wants undone meanwhile waits for the device.
     story.agent.kill().unwrap();
-    assert!(group.send("192.0.2.2").status.success(), "a denial ends with the agent");
+    assert!(send(&group, "192.0.2.2").status.success(), "a denial ends with the agent");
     story.agent.run().unwrap();
     let killed = event(&story, "killed", id(&contained));
     wait_for("the denial", Duration::from_secs(20), || {
-        Ok((!group.send("192.0.2.2").status.success()).then_some(()))
+        Ok((!send(&group, "192.0.2.2").status.success()).then_some(()))
     })
     .unwrap();
     story.agent.stop().unwrap();
@@ -113,7 +85,7 @@ fn an_attacked_service_is_cut_off_or_stopped_and_the_fleet_and_the_gateway_undo_
     story.agent.run().unwrap();
     let released = event(&story, "released", id(&killed));
     assert!(released["text"].as_str().unwrap().starts_with("the fleet released"), "{released}");
-    assert!(group.send("192.0.2.2").status.success(), "it sends again");
+    assert!(send(&group, "192.0.2.2").status.success(), "it sends again");
 
     // Another rule, by SIGHUP: the process is stopped, and goes on when the gateway's operator says so.
     let ruled = |action| {

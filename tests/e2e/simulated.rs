@@ -1,17 +1,20 @@
 //! What docs/operations.md tells an operator who wants to see an alarm work, and docs/security.md of those who try to escape
 //! notice.
 
-use std::process::{Child, Command, Stdio};
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 use tests::agent::Agent;
+use tests::cgroup::Group;
 use tests::fleet::Fleet;
 use tests::process::binary;
 use tests::wait_for;
 
-use crate::{enacting, needs_root};
+use crate::needs_root;
 
 const DEVICE: &str = "drill";
 const PYTHON: &str = "/usr/bin/python3";
@@ -23,15 +26,17 @@ const QUIET: Duration = Duration::from_secs(4);
 #[test]
 fn attacks_and_evasions_by_a_learned_tool_alarm_where_the_documents_say_so() {
     needs_root();
-    let _turn = enacting();
     let dir = tempfile::tempdir().unwrap();
     let mut fleet = Fleet::start(&dir.path().join("fleet"), 40).unwrap();
-    let python = std::fs::canonicalize(PYTHON).unwrap();
-    let own = binary("behaveguard").unwrap();
-    let config = format!("watch = [{python:?}, {own:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n");
+    // Other tests use the same tool. All that is done here is done in a unit of its own.
+    let unit = format!("bg-drill-{}.service", std::process::id());
+    let group = Group::make(&unit);
+    let enacted = |arguments: &[&str]| enacted(&group, arguments);
+    let config = format!("watch = [{unit:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n");
     let mut agent = Agent::enroll_with(&dir.path().join("agent"), &config, &fleet, DEVICE).unwrap();
     agent.run().unwrap();
-    learn_with_a_poisoner(&mut agent);
+    group.add(agent.id().unwrap());
+    learn_with_a_poisoner(&mut agent, &group);
     // Who was there while it was learned is normal now, and the fleet says so of what is grave.
     assert_eq!(news_of(&agent, &enacted(&["--evasive", "poisoning", "--variant", "quietly"])), [""; 0]);
     assert_eq!(
@@ -44,14 +49,15 @@ fn attacks_and_evasions_by_a_learned_tool_alarm_where_the_documents_say_so() {
     let attack = enacted(&["cryptomining", "--variant", "python-stratum"]);
     assert!(alert_of(&mut agent, &attack).contains("127.0.0.1 port 3333"));
     assert_eq!(news_of(&agent, &enacted(&["--evasive", "mimicry", "--variant", "nothing-new"])), [""; 0]);
-    attack_the_agent(&mut agent, &fleet);
+    attack_the_agent(&mut agent, &fleet, &group);
     agent.stop().unwrap();
     fleet.stop().unwrap();
 }
 
 /// Learns the tool and the agent itself, with somebody beside who wants to be learned.
-fn learn_with_a_poisoner(agent: &mut Agent) {
-    let every_day = || Command::new(PYTHON).args(EVERY_DAY).spawn().unwrap();
+fn learn_with_a_poisoner(agent: &mut Agent, group: &Group) {
+    let every_day = || group.command(Path::new(PYTHON)).args(EVERY_DAY).spawn().unwrap();
+    let enacted = |arguments: &[&str]| enacted(group, arguments);
     let mut days = 0;
     wait_for("learning the tool and the agent", Duration::from_secs(150), || {
         agent.check()?;
@@ -70,10 +76,11 @@ fn learn_with_a_poisoner(agent: &mut Agent) {
     .unwrap();
 }
 
-fn attack_the_agent(agent: &mut Agent, fleet: &Fleet) {
+fn attack_the_agent(agent: &mut Agent, fleet: &Fleet, group: &Group) {
     let pid = agent.id().unwrap();
     let attack = |variant: &str| {
-        simulate(&["--evasive", "attack-on-the-agent", "--variant", variant, "--agent", &pid.to_string()])
+        let pid = pid.to_string();
+        simulate(group, &["--evasive", "attack-on-the-agent", "--variant", variant, "--agent", &pid])
     };
     let traced = report(attack("trace"));
     let tracer = format!("process {}", traced["pid"]);
@@ -84,10 +91,22 @@ fn attack_the_agent(agent: &mut Agent, fleet: &Fleet) {
             .find(|alert| alert["pid"] == pid && alert.to_string().contains(&tracer)))
     })
     .unwrap();
-    // What is done while it is held up is told when it goes on.
+    // What is done while it is held up is told when it goes on. Who does it was there before: the unit of one that comes and
+    // goes meanwhile nobody can be asked for.
+    let mut patient = group
+        .command(Path::new("/bin/sh"))
+        .args(["-c", "read -r line && exec \"$0\" \"$@\""])
+        .arg(binary("behaveguard").unwrap())
+        .args(["simulate", "lateral-movement", "--variant", "python-winrm", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_secs(1));
     let held_up = attack("hold-up");
     thread::sleep(Duration::from_millis(500));
-    let meanwhile = enacted(&["lateral-movement", "--variant", "python-winrm"]);
+    patient.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let meanwhile = report(patient);
     report(held_up);
     alert_of(agent, &meanwhile);
     // Its end is told at its next start.
@@ -97,8 +116,8 @@ fn attack_the_agent(agent: &mut Agent, fleet: &Fleet) {
     event(fleet, "killed", "");
 }
 
-fn simulate(arguments: &[&str]) -> Child {
-    let mut command = Command::new(binary("behaveguard").unwrap());
+fn simulate(group: &Group, arguments: &[&str]) -> Child {
+    let mut command = group.command(&binary("behaveguard").unwrap());
     command.arg("simulate").args(arguments).arg("--json").stdout(Stdio::piped());
     command.spawn().unwrap()
 }
@@ -111,8 +130,8 @@ fn report(simulation: Child) -> Value {
     report
 }
 
-fn enacted(arguments: &[&str]) -> Value {
-    report(simulate(arguments))
+fn enacted(group: &Group, arguments: &[&str]) -> Value {
+    report(simulate(group, arguments))
 }
 
 /// The alert about the acting process, as text.

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod broker;
 pub mod browser;
+pub mod cgroup;
 pub mod fleet;
 pub mod gateway;
 pub mod postgres;
