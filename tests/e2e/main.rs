@@ -35,8 +35,8 @@ mod written;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Held by who enacts attacks with tools of the system: the agent of another test sees them too, and takes what the same
-/// tool repeats within five minutes for one.
+/// Held by who enacts attacks with tools of the system, or makes more noise than an agent that is held up can keep: the
+/// agent of another test sees it too, and takes what the same tool repeats within five minutes for one.
 fn enacting() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)

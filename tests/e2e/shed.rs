@@ -17,6 +17,7 @@ const STORM: &str = "while :; do (read -r line < /etc/hostname); done";
 #[test]
 fn evidence_is_left_out_while_the_budget_is_exceeded_and_gathered_again_afterwards() {
     crate::needs_root();
+    let _turn = crate::enacting();
     let dir = tempfile::tempdir().unwrap();
     let shell = dir.path().join("storm");
     fs::copy("/bin/bash", &shell).unwrap();

@@ -14,7 +14,7 @@ use tests::fleet::Fleet;
 use tests::process::binary;
 use tests::wait_for;
 
-use crate::needs_root;
+use crate::{enacting, needs_root};
 
 const DEVICE: &str = "drill";
 const PYTHON: &str = "/usr/bin/python3";
@@ -26,6 +26,7 @@ const QUIET: Duration = Duration::from_secs(4);
 #[test]
 fn attacks_and_evasions_by_a_learned_tool_alarm_where_the_documents_say_so() {
     needs_root();
+    let _turn = enacting();
     let dir = tempfile::tempdir().unwrap();
     let mut fleet = Fleet::start(&dir.path().join("fleet"), 40).unwrap();
     // Other tests use the same tool. All that is done here is done in a unit of its own.

@@ -14,6 +14,7 @@ pub mod storm;
 pub mod story;
 
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Something that did not happen, for people.
@@ -33,9 +34,16 @@ impl Failed {
 /// # Errors
 /// When there is none.
 pub fn free_port() -> Result<u16, Failed> {
-    let failed = |error| Failed::new("finding a port", error);
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
-    Ok(listener.local_addr().map_err(failed)?.port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..100 {
+        // Below those that the kernel gives to whoever connects, and another one for each test of this process.
+        let nth = std::process::id().wrapping_mul(101).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + u16::try_from(nth % 20_000).unwrap_or(0);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Failed("no port of a hundred is free".into()))
 }
 
 /// Asks again and again until the answer is there.

@@ -8,7 +8,7 @@
 //! that one that opens many files uses up nobody else's. A path inside of system folders is looked at once per window. After a
 //! mount, and elsewhere at any time, something else may be in its place: such a path is looked at again while looks are
 //! plenty, so that who opens the same files all the time, or mounts all the time, leaves enough for those that nobody has
-//! looked at. What lies where something was mounted is looked at each time.
+//! looked at. What lies where something was mounted is looked at once more in any case.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -25,9 +25,9 @@ use super::real::RealPaths;
 use super::resolve;
 
 /// Looks a second.
-const PER_SECOND: u32 = 500;
+const PER_SECOND: u32 = 1000;
 /// Looks saved up at most.
-const BURST: u32 = 2000;
+const BURST: u32 = 4000;
 /// Looks that are left for paths that were not looked at yet, and for those that were looked at before the last mount.
 const FOR_NEW: u32 = BURST / 4 * 3;
 /// Looks that the latter leave for the former.
@@ -51,8 +51,9 @@ pub(super) struct Links {
     /// Hashes of paths that lead to nothing sensitive, in this window, and after how many mounts.
     plain: BTreeMap<u64, u32>,
     mounts: u32,
-    /// Where something was mounted in this window: what is opened below is looked at each time.
-    targets: Vec<PathText>,
+    /// Where something was mounted in this window, and as the how manieth mount: what was looked at before is to be looked
+    /// at again.
+    targets: Vec<(PathText, u32)>,
     /// Looks that each process took in this window.
     taken: BTreeMap<u32, u32>,
     looks: u32,
@@ -105,8 +106,12 @@ impl Links {
             self.mounts = self.mounts.wrapping_add(1);
             // Who makes a namespace of mounts says so at the root.
             let is_place = target.starts_with('/') && target.len() > 1;
-            if is_place && self.targets.len() < TARGETS_MAX && !self.targets.contains(target) {
-                self.targets.push(target.clone());
+            match self.targets.iter().position(|(known, _)| known == target) {
+                Some(at) => self.targets[at].1 = self.mounts,
+                None if is_place && self.targets.len() < TARGETS_MAX => {
+                    self.targets.push((target.clone(), self.mounts));
+                }
+                None => {}
             }
         }
         let EventKind::Open { path, flags, sensitive: sensitive @ false } = &mut event.kind else {
@@ -124,8 +129,11 @@ impl Links {
         let key = dfd.is_none().then(|| hash(path));
         self.refill(event.boot_ns);
         let plain_after = key.and_then(|key| self.plain.get(&key));
-        let mounted_over =
-            self.targets.iter().any(|target| Path::new(path.as_str()).starts_with(target.as_str()));
+        let below = |target: &PathText| Path::new(path.as_str()).starts_with(target.as_str());
+        let mounted_over = self
+            .targets
+            .iter()
+            .any(|(target, mount)| plain_after.is_none_or(|mounts| mounts < mount) && below(target));
         let settled = !mounted_over
             && plain_after.is_some_and(|mounts| {
                 let since = *mounts != self.mounts;
@@ -355,9 +363,9 @@ mod tests {
         links.looks = FOR_MOUNTED;
         look(&mut links, Some(mount));
         assert_eq!((look(&mut links, None), links.unchecked()), (0, 0));
-        // Below the place of a mount that is known, always.
+        // Below the place of a mount that is known, once in any case.
         let mount = EventKind::Mount { call: 165, source, target: "/usr".try_into().unwrap() };
         look(&mut links, Some(mount));
-        assert_eq!((look(&mut links, None), look(&mut links, None)), (1, 1));
+        assert_eq!((look(&mut links, None), look(&mut links, None)), (1, 0));
     }
 }

@@ -239,9 +239,23 @@ fn what_an_evasion_shows_is_seen_and_what_it_hides_is_not() {
     all_are_as_reported(&["--evasive", "--all"], variants);
 }
 
-/// Each was done, is seen as its report says, and leaves the machine as it was.
+/// Each was done, is seen as its report says, and leaves the machine as it was. Where others open so many files that not each
+/// path is looked at, which is counted, it is tried again.
 fn all_are_as_reported(arguments: &[&str], variants: usize) {
     let _turn = turn();
+    for _ in 0..3 {
+        let (wrong, counters) = reported_wrongly(arguments, variants);
+        if wrong.is_empty() {
+            return;
+        }
+        assert!(counters.unchecked > 0, "{}\n{counters:?}", wrong.join("\n"));
+        eprintln!("{}\n{} paths were not looked at: once more", wrong.join("\n"), counters.unchecked);
+        thread::sleep(Duration::from_secs(20));
+    }
+    panic!("three times in a row");
+}
+
+fn reported_wrongly(arguments: &[&str], variants: usize) -> (Vec<String>, Counters) {
     let before = Machine::now();
     let recording = Recording::of(&mut simulate(arguments));
     nothing_is_left(recording.owner, &before, &arguments.join(" "));
@@ -264,5 +278,5 @@ fn all_are_as_reported(arguments: &[&str], variants: usize) {
             other => wrong.push(format!("{name}: {other:?}")),
         }
     }
-    assert!(wrong.is_empty(), "{}\n{:?}", wrong.join("\n"), recording.counters);
+    (wrong, recording.counters)
 }
