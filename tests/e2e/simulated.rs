@@ -145,11 +145,13 @@ fn alert_of(agent: &mut Agent, report: &Value) -> String {
 }
 
 /// What was said to be new of the acting process, once all is judged. Its numbers may be unusual by chance, or because the
-/// machine does other work.
+/// machine does other work, and so may a single call that no learned window happened to have.
 fn news_of(agent: &Agent, report: &Value) -> Vec<String> {
     thread::sleep(QUIET);
     let alerts = agent.alerts().unwrap().into_iter().filter(|alert| alert["pid"] == report["pid"]);
-    let is_new = |reason: &Value| reason["name"].as_str().is_some_and(|name| name.starts_with("first_"));
+    let is_new = |reason: &Value| {
+        reason["name"].as_str().is_some_and(|name| name.starts_with("first_") && name != "first_syscall")
+    };
     let news = alerts.filter(|alert| alert["reasons"].as_array().unwrap().iter().any(is_new));
     news.map(|alert| alert.to_string()).collect()
 }

@@ -176,11 +176,8 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
     let build = ["build", "--workspace", "--all-targets", "--locked"];
     tools::run(tools::cargo(root).args(build).args(FEATURES))?;
     told("built");
-    let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
     let mut command = tools::cargo(root);
     command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(FEATURES).stdout(Stdio::piped());
-    // The longest tests wait for windows and timeouts, more than they compute.
-    command.env("RUST_TEST_THREADS", threads.to_string());
     command.args(filter.iter().flat_map(|filter| ["--", filter]));
     let text = tools::words(&command);
     let mut child = command.spawn().map_err(|e| ToolError::Start(text.clone(), e))?;
