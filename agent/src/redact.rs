@@ -35,11 +35,7 @@ fn in_command_line(arguments: &Arguments, words: &[String]) -> Arguments {
             next = out_of_sight(argument, next, &mut out);
             continue;
         }
-        for token in argument.split_inclusive(is_separator) {
-            let (word, end) = token.split_at(token.trim_end_matches(is_separator).len());
-            next = in_token(word, words, next, &mut out);
-            out.push_str(end);
-        }
+        next = in_argument(argument, words, next, &mut out);
     }
     clipped(&out)
 }
@@ -75,6 +71,39 @@ fn out_of_sight(argument: &str, next: Next, out: &mut String) -> Next {
     then
 }
 
+/// Token by token, but a value of several words, which an argument or quotes hold together, is a secret as a whole.
+fn in_argument(argument: &str, words: &[String], mut next: Next, out: &mut String) -> Next {
+    let (word, end) = argument.split_at(argument.trim_end_matches('\0').len());
+    let is_long = word.contains(is_separator) && !word.starts_with('-');
+    let value = word.find('=').map(|at| word.split_at(at + 1)).filter(|(name, value)| {
+        name.starts_with('-') && !value.is_empty() && !name.contains(is_separator) && is_secret(name, words)
+    });
+    if next == Next::Secret && is_long || value.is_some() {
+        out.push_str(value.map_or("", |(name, _)| name));
+        out.push_str(MARK);
+        out.push_str(end);
+        return Next::Shown;
+    }
+    let mut rest = word;
+    while !rest.is_empty() {
+        let (token, after) = rest.split_at(rest.find(is_separator).unwrap_or(rest.len()));
+        next = in_token(token, words, next, out);
+        rest = after.trim_start_matches(is_separator);
+        let between = &after[..after.len() - rest.len()];
+        out.push_str(between);
+        if next == Next::Secret
+            && let Some(quote @ ('\'' | '"')) = between.chars().last()
+            && let Some(closed) = rest.find(quote)
+        {
+            out.push_str(MARK);
+            rest = &rest[closed..];
+            next = Next::Shown;
+        }
+    }
+    out.push_str(end);
+    next
+}
+
 fn in_token(token: &str, words: &[String], next: Next, out: &mut String) -> Next {
     if token.is_empty() {
         return next;
@@ -106,7 +135,7 @@ fn in_token(token: &str, words: &[String], next: Next, out: &mut String) -> Next
 }
 
 fn is_separator(c: char) -> bool {
-    matches!(c, '\0' | ' ' | '\t' | '\n' | '"' | '\'' | ';' | '&' | '|')
+    matches!(c, ' ' | '\t' | '\n' | '"' | '\'' | ';' | '&' | '|')
 }
 
 fn is_secret(name: &str, words: &[String]) -> bool {
@@ -139,6 +168,9 @@ mod tests {
             ("x|--token|--quiet|a|", "x|--token|--quiet|a|"),
             ("python3|/opt/token/run.py|http://h:80/p|", "python3|/opt/token/run.py|http://h:80/p|"),
             ("x|--password=hun", "x|--password=***"),
+            ("x|--password|my secret phrase|-v|", "x|--password|***|-v|"),
+            ("x|--password=my secret phrase|-v|", "x|--password=***|-v|"),
+            ("sh|-c|PGPASSWORD='my secret' psql|", "sh|-c|PGPASSWORD='***' psql|"),
         ] {
             assert_eq!(redacted(line, WORDS), left);
             assert_eq!(redacted(left, WORDS), left, "again it is the same");
