@@ -16,7 +16,6 @@ use crate::schema::{LOLBINS, TOR_PORTS};
 use crate::syscalls;
 use odd_names::OddNames;
 pub use sums::Sums;
-pub use texts::command_line;
 use texts::{Commands, Shown, Texts};
 use words::{
     PROGRAM_DIRS, SHELLS, SYSTEM_DIRS, TEMPORARY_DIRS, decades, entropy, is_private, namespaces, operations,
@@ -184,35 +183,34 @@ impl Window {
     }
 
     /// A tool was started that the operator wants to know of, beside those of the schema.
-    pub fn tool_started(&mut self, name: &str, command: &str) {
+    pub fn tool_started(&mut self, name: &str, arguments: &str) {
         let id = self.note(Kind::Lolbin, name, name);
-        self.overflow += self.commands.keep(id, command);
+        self.overflow += self.commands.keep(id, arguments);
     }
 
-    /// A program was started by this process or by a child it had just forked, with this command line; see
-    /// [`command_line`].
-    pub fn program_started(&mut self, path: &str, command: &str) {
+    /// A program was started by this process or by a child it had just forked. A NUL ends each of the arguments.
+    pub fn program_started(&mut self, path: &str, arguments: &str) {
         let name = path.rsplit('/').next().unwrap_or(path);
         let id = self.note(Kind::Exec, path, path);
-        self.overflow += self.commands.keep(id, command);
+        self.overflow += self.commands.keep(id, arguments);
         if SHELLS.contains(&name) {
             self.sums.shell = true;
             let id = self.note(Kind::Shell, name, path);
-            self.overflow += self.commands.keep(id, command);
+            self.overflow += self.commands.keep(id, arguments);
         }
         if let Some(tool) = tool(path) {
             let count = LOLBINS.iter().position(|known| *known == tool).map(|at| &mut self.sums.lolbins[at]);
             if let Some(count) = count {
                 *count = count.saturating_add(1);
             }
-            self.tool_started(tool, command);
+            self.tool_started(tool, arguments);
         }
     }
 
     /// A program without a file was started by this process or by a child it had just forked.
-    pub fn fileless_program_started(&mut self, path: &str, command: &str) -> u64 {
+    pub fn fileless_program_started(&mut self, path: &str, arguments: &str) -> u64 {
         let id = self.note(Kind::Fileless, "fileless", path);
-        self.overflow += self.commands.keep(id, command);
+        self.overflow += self.commands.keep(id, arguments);
         id
     }
 

@@ -18,8 +18,7 @@ fn send(group: &Group, to: &str) -> Output {
         "ip link set lo up && ip link add v0 type veth peer name v1 && ip addr add 192.0.2.1/24 dev v0 && \
          ip link set v0 up && ip link set v1 up && echo x > /dev/udp/{to}/9"
     );
-    let unshare = Path::new("/usr/bin/unshare");
-    group.command(unshare).args(["--net", "bash", "-c", &script]).output().unwrap()
+    group.command("unshare").args(["--net", "bash", "-c", &script]).output().unwrap()
 }
 
 fn event(story: &Story, kind: &str, after: u64) -> Value {
@@ -44,7 +43,7 @@ fn rule(program: &Path, action: &str) -> String {
 fn an_attacked_service_is_cut_off_or_stopped_and_the_fleet_and_the_gateway_undo_it() {
     crate::needs_root();
     let dir = tempfile::tempdir().unwrap();
-    let group = Group::make(&format!("bg-test-{}.service", std::process::id()));
+    let group = Group::make(&format!("bg-test-{}.service", std::process::id())).unwrap();
     let program = Gateway::executable(&dir.path().join("gateway"));
     let other = Path::new("/nothing");
     let alerts = "[alerts]\ndedup = \"0s\"\n";
@@ -52,7 +51,7 @@ fn an_attacked_service_is_cut_off_or_stopped_and_the_fleet_and_the_gateway_undo_
     let others = format!("{}{}", rule(other, "stop"), rule(Path::new("/nothing-else"), "kill"));
     let more = format!("{alerts}{}{others}", rule(&program, "deny_egress"));
     let mut story = Story::start_with(dir.path(), 60, &more, "").unwrap();
-    group.add(story.gateway.id());
+    group.add(story.gateway.id()).unwrap();
     let started = event(&story, "started", 0);
     assert!(started["text"].as_str().unwrap().contains("version "), "{started}");
     story.learn(60, |_| {}).unwrap_or_else(|error| panic!("{error}\n{}", story.agent.log()));
@@ -65,7 +64,7 @@ fn an_attacked_service_is_cut_off_or_stopped_and_the_fleet_and_the_gateway_undo_
     let said = String::from_utf8_lossy(&denied.stderr).into_owned();
     assert!(!denied.status.success() && said.contains("not permitted"), "{said}");
     assert!(send(&group, "127.0.0.1").status.success(), "loopback goes on");
-    let outside = Group::make(&format!("bg-other-{}.service", std::process::id()));
+    let outside = Group::make(&format!("bg-other-{}.service", std::process::id())).unwrap();
     assert!(send(&outside, "192.0.2.2").status.success(), "others go on");
 
     // It is denied again after a restart, and what the fleet wants undone meanwhile waits for the device.

@@ -2,7 +2,6 @@
 //! notice.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -31,12 +30,12 @@ fn attacks_and_evasions_by_a_learned_tool_alarm_where_the_documents_say_so() {
     let mut fleet = Fleet::start(&dir.path().join("fleet"), 40).unwrap();
     // Other tests use the same tool. All that is done here is done in a unit of its own.
     let unit = format!("bg-drill-{}.service", std::process::id());
-    let group = Group::make(&unit);
+    let group = Group::make(&unit).unwrap();
     let enacted = |arguments: &[&str]| enacted(&group, arguments);
     let config = format!("watch = [{unit:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n");
     let mut agent = Agent::enroll_with(&dir.path().join("agent"), &config, &fleet, DEVICE).unwrap();
     agent.run().unwrap();
-    group.add(agent.id().unwrap());
+    group.add(agent.id().unwrap()).unwrap();
     learn_with_a_poisoner(&mut agent, &group);
     // Who was there while it was learned is normal now, and the fleet says so of what is grave.
     assert_eq!(news_of(&agent, &enacted(&["--evasive", "poisoning", "--variant", "quietly"])), [""; 0]);
@@ -57,7 +56,7 @@ fn attacks_and_evasions_by_a_learned_tool_alarm_where_the_documents_say_so() {
 
 /// Learns the tool and the agent itself, with somebody beside who wants to be learned.
 fn learn_with_a_poisoner(agent: &mut Agent, group: &Group) {
-    let every_day = || group.command(Path::new(PYTHON)).args(EVERY_DAY).spawn().unwrap();
+    let every_day = || group.command(PYTHON).args(EVERY_DAY).spawn().unwrap();
     let enacted = |arguments: &[&str]| enacted(group, arguments);
     let mut days = 0;
     wait_for("learning the tool and the agent", Duration::from_secs(150), || {
@@ -95,7 +94,7 @@ fn attack_the_agent(agent: &mut Agent, fleet: &Fleet, group: &Group) {
     // What is done while it is held up is told when it goes on. Who does it was there before: the unit of one that comes and
     // goes meanwhile nobody can be asked for.
     let mut patient = group
-        .command(Path::new("/bin/sh"))
+        .command("/bin/sh")
         .args(["-c", "read -r line && exec \"$0\" \"$@\""])
         .arg(binary("behaveguard").unwrap())
         .args(["simulate", "lateral-movement", "--variant", "python-winrm", "--json"])
@@ -118,7 +117,7 @@ fn attack_the_agent(agent: &mut Agent, fleet: &Fleet, group: &Group) {
 }
 
 fn simulate(group: &Group, arguments: &[&str]) -> Child {
-    let mut command = group.command(&binary("behaveguard").unwrap());
+    let mut command = group.command(binary("behaveguard").unwrap());
     command.arg("simulate").args(arguments).arg("--json").stdout(Stdio::piped());
     command.spawn().unwrap()
 }

@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, VecDeque};
 
 use models::event::{Event, Volume};
 use models::program::{NO_UNIT, ProgramId};
-use models::window::command_line;
 
 use super::{Output, Pipeline, Process, Program, how};
 use crate::clock::Now;
@@ -84,13 +83,12 @@ impl<L: Lookup> Pipeline<L> {
                 window.absorb(&before);
             }
             window.now(event.boot_ns);
-            let command = command_line(arguments);
-            window.program_started(path, &command);
+            window.program_started(path, arguments);
             let name = path.rsplit('/').next().unwrap_or(path);
             if self.config.lolbins.iter().any(|tool| tool == name) {
-                window.tool_started(name, &command);
+                window.tool_started(name, arguments);
             }
-            let decisive = fileless.then(|| window.fileless_program_started(path, &command));
+            let decisive = fileless.then(|| window.fileless_program_started(path, arguments));
             if let (Some(id), Some(_)) = (decisive, forked_by) {
                 self.judge_so_far(now, starter, Some(id), out);
             }

@@ -71,14 +71,14 @@ impl Commands {
     }
 
     /// Keeps the first of a trait; gives how many found no room.
-    pub(super) fn keep(&mut self, id: u64, command: &str) -> u64 {
-        if command.is_empty() || self.get(id).is_some() {
+    pub(super) fn keep(&mut self, id: u64, arguments: &str) -> u64 {
+        if arguments.is_empty() || self.get(id).is_some() {
             return 0;
         }
         if self.0.len() >= COMMANDS_MAX {
             return 1;
         }
-        self.0.push((id, command.to_owned()));
+        self.0.push((id, command_line(arguments)));
         0
     }
 }
@@ -88,8 +88,7 @@ const SHOWN_MAX: usize = 160;
 
 /// A command line for people, whose arguments a NUL ends: with quotes where an argument has spaces, and cut where it is
 /// long.
-#[must_use]
-pub fn command_line(arguments: &str) -> String {
+fn command_line(arguments: &str) -> String {
     let mut line = String::new();
     for argument in arguments.split_terminator('\0') {
         if !line.is_empty() {

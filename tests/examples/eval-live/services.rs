@@ -6,24 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use tests::cgroup::Group;
 use tests::postgres::{self, AS_USER};
 use tests::process::Process;
 use tests::{Failed, free_port, wait_for};
 
-/// A control group that goes with its owner.
-struct Group(PathBuf);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Its processes need a moment to be gone.
-        for _ in 0..50 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
+/// What the units are in.
+const SLICE: &str = "behaveguard-eval.slice";
 
 /// Everything that runs.
 pub(crate) struct Services {
@@ -42,12 +31,11 @@ impl Services {
     /// Starts them all below `dir`.
     pub(crate) fn start(dir: &Path) -> Result<Self, Failed> {
         let failed = |error| Failed::new("preparing the services", error);
-        let slice = control_groups()?.join("behaveguard-eval.slice");
-        fs::create_dir_all(&slice).map_err(failed)?;
+        let slice = Group::make(SLICE)?;
         let mut services = Self {
             processes: Vec::new(),
             groups: Vec::new(),
-            _slice: Group(slice.clone()),
+            _slice: slice,
             nginx: free_port()?,
             redis: free_port()?,
             sshd: free_port()?,
@@ -56,9 +44,8 @@ impl Services {
         };
         for unit in ["nginx", "redis-server", "ssh", "postgresql", "cron", "build"] {
             let name = format!("{unit}.service");
-            let group = slice.join(&name);
-            fs::create_dir_all(&group).map_err(failed)?;
-            services.groups.push((name, Group(group)));
+            let group = Group::make(&format!("{SLICE}/{name}"))?;
+            services.groups.push((name, group));
         }
         // The database's user reaches its own folder only by way of this one.
         Command::new("chmod").arg("755").arg(dir).status().map_err(failed)?;
@@ -76,19 +63,19 @@ impl Services {
         self.groups.iter().map(|(name, _)| name.clone()).collect()
     }
 
+    fn group(&self, unit: &str) -> &Group {
+        let found = self.groups.iter().find(|(name, _)| name == unit);
+        found.map(|(_, group)| group).expect("one of the units above")
+    }
+
     /// A command that runs inside a unit.
     pub(crate) fn inside(&self, unit: &str, program: &str) -> Command {
-        let group = self.groups.iter().find(|(name, _)| name == unit).map(|(_, group)| &group.0);
-        let entry = group.map(|group| group.join("cgroup.procs")).unwrap_or_default();
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(entry).arg(program);
-        command
+        self.group(unit).command(program)
     }
 
     fn run(&mut self, dir: &Path, unit: &str, program: &str, arguments: &[&str]) -> Result<(), Failed> {
-        let group = self.groups.iter().find(|(name, _)| name == unit).map(|(_, group)| &group.0);
-        let entry = group.map(|group| group.join("cgroup.procs").display().to_string()).unwrap_or_default();
-        let mut all = vec!["-c", "echo $$ > \"$0\" && exec \"$@\"", &entry, program];
+        let script = self.group(unit).script();
+        let mut all = vec!["-c", &script, program];
         all.extend(arguments);
         let log = dir.join(format!("{unit}.log"));
         self.processes.push(Process::start(Path::new("/bin/sh"), &all, &log, Stdio::null())?);
@@ -231,7 +218,7 @@ impl Drop for Services {
         self.processes.clear();
         for (_, group) in &self.groups {
             // What a service left behind is in its group.
-            let left = fs::read_to_string(group.0.join("cgroup.procs")).unwrap_or_default();
+            let left = fs::read_to_string(group.processes()).unwrap_or_default();
             for pid in
                 left.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw)
             {
@@ -239,17 +226,6 @@ impl Drop for Services {
             }
         }
     }
-}
-
-/// Where control groups of version 2 are.
-fn control_groups() -> Result<PathBuf, Failed> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let found = mounts.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        let (place, kind) = (words.nth(1)?, words.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(place))
-    });
-    found.ok_or_else(|| Failed("no cgroup2 file system is mounted: units cannot be told apart".into()))
 }
 
 fn listens(what: &str, port: u16) -> Result<(), Failed> {

@@ -68,10 +68,7 @@ const VARIANTS: &[Variant] = &[
         &[Need::Root, Need::IoUring],
         Private,
         unlink,
-        |stage| {
-            let path = stage.sandbox.log();
-            Ok(on_log(stage, UNLINKAT, "removed")?.proof(Proof::Gone(path)))
-        }
+        |stage| on_log(stage, UNLINKAT, "removed", Proof::Gone)
     ),
     uring!(
         "rename-log",
@@ -80,10 +77,7 @@ const VARIANTS: &[Variant] = &[
         &[Need::Root, Need::IoUring],
         Private,
         rename,
-        |stage| {
-            let path = stage.sandbox.log();
-            Ok(on_log(stage, RENAMEAT, "renamed")?.proof(Proof::Gone(path)))
-        }
+        |stage| on_log(stage, RENAMEAT, "renamed", Proof::Gone)
     ),
     uring!(
         "empty-log",
@@ -92,10 +86,7 @@ const VARIANTS: &[Variant] = &[
         &[Need::Root, Need::IoUring],
         Private,
         empty,
-        |stage| {
-            let path = stage.sandbox.log();
-            Ok(on_log(stage, OPENAT, "emptied")?.proof(Proof::Empty(path)))
-        }
+        |stage| on_log(stage, OPENAT, "emptied", Proof::Empty)
     ),
     uring!(
         "connect-send",
@@ -116,10 +107,16 @@ fn reader(stage: &mut Stage, how: &str, operation: u8) -> Result<Act, Problem> {
 }
 
 /// Does something to the log.
-fn on_log(stage: &mut Stage, operation: u8, how: &'static str) -> Result<Act, Problem> {
-    let path = stage.sandbox.log().display().to_string();
+fn on_log(
+    stage: &mut Stage,
+    operation: u8,
+    how: &'static str,
+    proof: fn(PathBuf) -> Proof,
+) -> Result<Act, Problem> {
+    let log = stage.sandbox.log();
+    let path = log.display().to_string();
     let act = stage.own([path.as_str()])?.sign(Sign::Uring { operation });
-    Ok(act.signs(is_told().then_some(Sign::Tamper { how, path })))
+    Ok(act.signs(is_told().then_some(Sign::Tamper { how, path })).proof(proof(log)))
 }
 
 /// Connects and sends.
