@@ -137,6 +137,9 @@ pub(crate) const SIMULATOR: &[Need] = &[
     },
 ];
 
+/// Everything that the tests need.
+const NEEDS: [&[Need]; 8] = [tools::BUILD, BROWSER, LISTENER, BROKERS, DATABASE, MAIL, PYTHON, SIMULATOR];
+
 /// Runs everything, and the kernel tests also on other kernels, with `all` on every one. With `filter`, only the tests whose names contain it, on the
 /// machine's own kernel.
 ///
@@ -148,15 +151,8 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
     let told = |done: &str| {
         println!("{done}: {} s since the start", begun.elapsed().unwrap_or_default().as_secs());
     };
-    tools::install(tools::BUILD)?;
-    tools::install(BROWSER)?;
-    tools::install(LISTENER)?;
-    tools::install(BROKERS)?;
-    tools::install(DATABASE)?;
-    tools::install(MAIL)?;
-    tools::install(PYTHON)?;
+    tools::install(NEEDS.iter().copied().flatten())?;
     install_checkers(root)?;
-    tools::install(SIMULATOR)?;
     if !Path::new("/sys/kernel/tracing/events").exists() {
         // systemd mounts it; in a container or a small machine nobody may have. The kernel tests say what they miss.
         println!("mounting tracefs: classic tracepoints need it");
@@ -178,6 +174,9 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
     told("built");
     let mut command = tools::cargo(root);
     command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(FEATURES).stdout(Stdio::piped());
+    // The longest tests wait for windows and timeouts, more than they compute.
+    let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
+    command.env("RUST_TEST_THREADS", threads.to_string());
     command.args(filter.iter().flat_map(|filter| ["--", filter]));
     let text = tools::words(&command);
     let mut child = command.spawn().map_err(|e| ToolError::Start(text.clone(), e))?;

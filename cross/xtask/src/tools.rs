@@ -56,8 +56,8 @@ pub(crate) const BUILD: &[Need] =
 /// # Errors
 ///
 /// When something is missing and cannot be installed.
-pub(crate) fn install(needs: &[Need]) -> Result<(), ToolError> {
-    let missing: Vec<_> = needs.iter().filter(|need| find(need.file).is_none()).collect();
+pub(crate) fn install<'a>(needs: impl IntoIterator<Item = &'a Need>) -> Result<(), ToolError> {
+    let missing: Vec<_> = needs.into_iter().filter(|need| find(need.file).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -64,7 +64,7 @@ const LIBRARY_X86_64: &[Need] = &[Need {
 /// Nothing here runs for long, and tract compiles three times as fast without optimisation. Only what reads the kernel's
 /// type information at every load is worth it on an emulated processor.
 const QUICKLY: [&str; 6] = [
-    "profile.dev.package.\"*\".opt-level=0",
+    "profile.dev.opt-level=0",
     "profile.dev.package.models.opt-level=0",
     "profile.dev.package.aya.opt-level=2",
     "profile.dev.package.aya-obj.opt-level=2",
