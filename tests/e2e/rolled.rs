@@ -17,6 +17,10 @@ use crate::needs_root;
 
 /// Shortest that a stage may last.
 const WAIT_S: u32 = 10;
+/// Calibrated with this, a baseline alarms with every window: it promises far too much.
+const ALWAYS: f32 = -1000.0;
+/// With this it never does, whatever else the machine has to do meanwhile.
+const NEVER: f32 = 1000.0;
 
 /// Two gateways and, later, a third, all with the same program.
 struct Group {
@@ -114,7 +118,7 @@ fn a_bad_baseline_is_rolled_back_without_a_human_and_a_good_one_reaches_everyone
     group.key = training["training"][0]["program"]["key"].as_str().unwrap().to_owned();
 
     let bad = group.train(2);
-    spoil(&mut group.fleet, bad);
+    recalibrate(&mut group.fleet, bad, ALWAYS);
     let id = group.roll_out(bad);
     let page = group.wait_for_stage(id, "rolled_back");
     let devices = page["devices"].as_array().unwrap();
@@ -138,6 +142,7 @@ fn a_bad_baseline_is_rolled_back_without_a_human_and_a_good_one_reaches_everyone
 
     // The next one is good. A device that is pinned keeps what it has; one that comes later gets what is rolled out.
     let good = group.train(3);
+    recalibrate(&mut group.fleet, good, NEVER);
     let id = group.roll_out(good);
     group.wait_for_stage(id, "everyone");
     group.wait_for_stage(id, "done");
@@ -190,15 +195,15 @@ fn shown(fleet: &Fleet, dir: &Path, id: u64) {
     assert!(browser.complaints().unwrap().is_empty());
 }
 
-/// Makes a stored baseline one that alarms with every window: its calibration promises far too much.
-fn spoil(fleet: &mut Fleet, id: u64) {
+/// Gives a stored baseline another calibration: every score of its calibration was this one.
+fn recalibrate(fleet: &mut Fleet, id: u64, score: f32) {
     let id = i64::try_from(id).unwrap();
     let key = std::fs::read(fleet.state().join("bundle.key")).unwrap();
     fleet.kill().unwrap();
     let database = Connection::open(fleet.state().join("fleet.db")).unwrap();
     let bytes: Vec<u8> =
         database.query_row("SELECT body FROM baselines WHERE id = ?", [id], |row| row.get(0)).unwrap();
-    let bytes = promise_too_much(&bytes, &SigningKey::from_pkcs8(&key).unwrap());
+    let bytes = calibrated(&bytes, score, &SigningKey::from_pkcs8(&key).unwrap());
     let size = u32::try_from(bytes.len()).unwrap();
     let row = params![bundle::sha256(&bytes), size, bytes, id];
     database.execute("UPDATE baselines SET sha256 = ?, size = ?, body = ? WHERE id = ?", row).unwrap();
@@ -206,11 +211,11 @@ fn spoil(fleet: &mut Fleet, id: u64) {
     fleet.restart().unwrap();
 }
 
-/// A sealed bundle again, with a calibration that no window can meet.
-fn promise_too_much(bytes: &[u8], key: &SigningKey) -> Vec<u8> {
+/// A sealed bundle again, with this calibration.
+fn calibrated(bytes: &[u8], score: f32, key: &SigningKey) -> Vec<u8> {
     let bundle = bundle::open(bytes, &Keyring([key.public()].into_iter().collect())).unwrap();
     let mut manifest: Manifest = bundle.manifest().clone();
-    manifest.calibration.fused.fill(-1000.0);
+    manifest.calibration.fused.fill(score);
     let parts =
         manifest.parts.iter().map(|part| (part.name.clone(), bundle.part(&part.name).unwrap().to_vec()));
     let parts = parts.collect();
