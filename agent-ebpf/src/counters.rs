@@ -102,7 +102,7 @@ pub mod counter {
     pub const UNREADABLE: u32 = 61;
     /// Grams of learning processes that found their map full.
     pub const GRAMS_REFUSED: u32 = 62;
-    /// Packets that left no contained control group.
+    /// Packets that left no contained control group, or no quarantined device.
     pub const EGRESS_DENIED: u32 = 63;
     /// Counters in all.
     pub const LEN: u32 = 64;

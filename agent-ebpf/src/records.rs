@@ -63,6 +63,12 @@ pub const MODE_COUNT_CALLS: u32 = 1;
 pub const MODE_SHED_OPENS: u32 = 2;
 /// In [`Epoch::modes`]: there is something in the map of control groups whose egress is denied.
 pub const MODE_DENY_EGRESS: u32 = 4;
+/// In [`Epoch::modes`]: only what is in the map of what is reachable leaves this machine.
+pub const MODE_QUARANTINE: u32 = 8;
+/// Addresses and networks that a quarantined device may reach.
+pub const REACHABLE_MAX: u32 = 64;
+/// Ports of one of them; all zero for any.
+pub const PORTS: usize = 4;
 /// Control groups whose egress may be denied at a time.
 pub const DENIED_MAX: u32 = 64;
 /// How far below the root a control group is found whose egress is denied.
@@ -118,6 +124,8 @@ pub mod names {
     pub const DNS_SOCKETS: &str = "DNS_SOCKETS";
     /// Hash: id of a version 2 control group whose egress is denied, a `u64`, to a `u32` that nobody reads.
     pub const DENIED: &str = "DENIED";
+    /// What a quarantined device may reach.
+    pub const REACHABLE: &str = "REACHABLE";
     /// LRU hash: [`super::PeerKey`] to the epoch in which it was told, a `u32`.
     pub const PEERS: &str = "PEERS";
     /// Global array of `u32`: offsets of struct fields; see [`super::Field`].

@@ -128,6 +128,9 @@ pub enum Command {
     /// Show what was done to programs that alarmed, or undo it.
     #[command(subcommand)]
     Contain(ContainCommand),
+    /// Cut this device off from everything but its fleet, or end that.
+    #[command(subcommand)]
+    Quarantine(QuarantineCommand),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -199,6 +202,19 @@ pub enum ContainCommand {
         /// Its number, as `list` shows it.
         id: u32,
     },
+}
+
+/// A device that reaches its fleet only.
+#[derive(Debug, Subcommand)]
+pub enum QuarantineCommand {
+    /// Cut it off, where its configuration allows that.
+    Begin {
+        /// For how long, at most 30d.
+        #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+        time: std::time::Duration,
+    },
+    /// Let it reach everything again.
+    End,
 }
 
 /// What is explained.

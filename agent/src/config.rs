@@ -4,6 +4,7 @@ mod budget;
 mod contain;
 mod keys;
 mod overlay;
+mod quarantine;
 mod read;
 mod sinks;
 mod source;
@@ -27,6 +28,7 @@ pub(crate) use budget::FOLLOWING;
 pub use contain::{Action, CONTAIN_KEYS, ContainRule, RULES_MAX};
 pub use keys::{Applied, ENVIRONMENT, Form, KEYS, Key, reference, template};
 pub use overlay::{OVERLAY_FILE, Overlay};
+pub use quarantine::QuarantineRule;
 use read::Reader;
 pub use read::environment;
 pub(crate) use read::value_of;
@@ -69,6 +71,9 @@ pub struct Config {
     pub lolbins: Vec<String>,
     /// Names whose values are taken out of command lines.
     pub redact: Vec<String>,
+    /// Whether the device may be cut off, and what it reaches then. No part of a capture: no verdict depends on it.
+    #[serde(skip)]
+    pub quarantine: QuarantineRule,
     /// Sizes of the kernel's maps, caps, and watched directories.
     pub kernel: Kernel,
     /// What is done to programs that alarm.
@@ -139,6 +144,7 @@ impl Default for Config {
             alert_budget: Some(AlertBudget { alerts: 10, per: Period::Day }),
             lolbins: Vec::new(),
             redact: WORDS.iter().map(|word| (*word).to_owned()).collect(),
+            quarantine: QuarantineRule::default(),
             kernel: Kernel::default(),
             contain: Vec::new(),
             sinks: Vec::new(),
@@ -238,7 +244,7 @@ impl Config {
         keys.words("redact", &mut config.redact, |list| {
             list.len() <= 64 && list.iter().all(|word| !word.is_empty() && word.len() <= 64)
         });
-        let mut alerts = keys.inner("alerts");
+        let (mut alerts, mut quarantine) = (keys.inner("alerts"), keys.inner("quarantine"));
         let mut kernel = keys.inner("kernel");
         let (contain, sinks) = (keys.raw("contain"), keys.raw("sink"));
         let mut problems = keys.end();
@@ -251,6 +257,9 @@ impl Config {
         config.policy.dedup_ns = nanoseconds(dedup);
         alerts.number("per_minute", &mut config.policy.per_minute);
         problems.extend(alerts.end());
+
+        config.quarantine.read(&mut quarantine);
+        problems.extend(quarantine.end());
 
         let into = &mut config.kernel;
         kernel.number("processes_max", &mut into.processes_max);
@@ -282,6 +291,10 @@ impl Config {
             lolbins: new.lolbins.clone(),
             redact: new.redact.clone(),
             cpu_budget: new.cpu_budget,
+            quarantine: QuarantineRule {
+                reachable: new.quarantine.reachable.clone(),
+                ..self.quarantine.clone()
+            },
             contain: new.contain.clone(),
             sinks: new.sinks.clone(),
             ..self.clone()
@@ -307,6 +320,8 @@ impl Config {
             "alert_budget" => self.alert_budget != other.alert_budget,
             "lolbins" => self.lolbins != other.lolbins,
             "redact" => self.redact != other.redact,
+            "quarantine.allowed" => self.quarantine.allowed != other.quarantine.allowed,
+            "quarantine.reachable" => self.quarantine.reachable != other.quarantine.reachable,
             "alerts.thresholds" => self.policy.thresholds != other.policy.thresholds,
             "alerts.dedup" => self.policy.dedup_ns != other.policy.dedup_ns,
             "alerts.per_minute" => self.policy.per_minute != other.policy.per_minute,
@@ -343,7 +358,8 @@ impl Config {
             urgent_cap: kernel.connects_max,
             act_cap: kernel.acts_max,
             watched: kernel.traces.clone(),
-            deny_egress: self.contain.iter().any(|rule| rule.action == Action::DenyEgress),
+            deny_egress: self.quarantine.allowed
+                || self.contain.iter().any(|rule| rule.action == Action::DenyEgress),
             ..ProbeOptions::new(own_tgid)
         }
     }
@@ -473,6 +489,8 @@ mod tests {
                     "alerts.thresholds" => "[1, 2, 3]",
                     "outbox_engine" if cfg!(feature = "sled") => "\"sled\"",
                     "outbox_engine" => continue,
+                    "quarantine.allowed" => "true",
+                    "quarantine.reachable" => "[\"192.0.2.7\"]",
                     _ => "[\"/other\"]",
                 }
                 .replace("/other\"]", if key.name == "lolbins" { "other\"]" } else { "/other\"]" }),

@@ -2,8 +2,9 @@
 //!
 //! One request, one answer, both a line of JSON: `{"command":"status"}` gives a [`Status`], `{"command":"alerts"}` a
 //! list of alerts, oldest first, `{"command":"explain","alert":"ID"}` or `"pid":N` an [`Explained`] as `Ok`, or as `Err`
-//! why there is none, the `whitelist_` commands the [`Entry`] that they are about in the same way, and
-//! `{"command":"release","id":N}` a [`Contained`]. The socket is
+//! why there is none, the `whitelist_` commands the [`Entry`] that they are about in the same way,
+//! `{"command":"release","id":N}` a [`Contained`], and `{"command":"quarantine","for_s":N}`, or with `null` to end it, what
+//! came of it in words. The socket is
 //! `<state>/control.sock`, for its owner and root only; who changes something is written down with their user id.
 
 use std::fs;
@@ -11,12 +12,13 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use models::chain::chain;
-use models::wire::{Alert, Heartbeat};
+use models::wire::{Alert, Heartbeat, QUARANTINE_MAX_S};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,7 @@ use crate::contain::Contained;
 use crate::explanations::{ALERTS_MAX, Explained, Explanations, alert_id};
 use crate::outbox::{Outbox, OutboxError};
 use crate::pipeline::PromiseState;
+use crate::quarantine::Held;
 use crate::sinks::SinkState;
 use crate::uplink::{LANES, News};
 use crate::whitelist::{Entry, Wanted, Whitelist};
@@ -67,6 +70,11 @@ pub enum Request {
         /// Which.
         id: u32,
     },
+    /// Cuts the device off from everything but its fleet, or ends that.
+    Quarantine {
+        /// For how long; `None` to end it.
+        for_s: Option<u32>,
+    },
 }
 
 /// What the answers come from.
@@ -104,6 +112,9 @@ pub struct Status {
     /// Programs that are contained, oldest first.
     #[serde(default)]
     pub contained: Vec<Contained>,
+    /// The device reaches its fleet only.
+    #[serde(default)]
+    pub quarantined: Option<Held>,
     /// What is left out so that the CPU budget holds; `None` when nothing is.
     #[serde(default)]
     pub shed: Option<String>,
@@ -219,6 +230,7 @@ fn answer(stream: UnixStream, sources: &Sources) -> io::Result<()> {
             serde_json::to_vec(&removed.map_err(|error| chain(&error)))
         }
         Ok(Request::Release { id }) => serde_json::to_vec(&release_as(sources, id, peer)),
+        Ok(Request::Quarantine { for_s }) => serde_json::to_vec(&quarantine_as(sources, for_s, peer)),
         Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error.to_string() })),
     }?;
     answer.push(b'\n');
@@ -239,14 +251,32 @@ fn recent(sources: &Sources) -> Result<Vec<Alert>, OutboxError> {
     Ok(alerts)
 }
 
-/// The service does it, between its windows.
 fn release_as(sources: &Sources, id: u32, peer: u32) -> Result<Contained, String> {
-    let (answer, released) = mpsc::sync_channel(1);
+    asked(sources, "see `behaveguard contain list`", |answer| News::Release {
+        containment: id,
+        by: format!("user id {peer}"),
+        answer: Some(answer),
+    })
+}
+
+fn quarantine_as(sources: &Sources, for_s: Option<u32>, peer: u32) -> Result<String, String> {
+    if for_s.is_some_and(|for_s| !(1..=QUARANTINE_MAX_S).contains(&for_s)) {
+        return Err(format!("a quarantine holds for 1 to {QUARANTINE_MAX_S} seconds"));
+    }
     let by = format!("user id {peer}");
-    let asked = sources.news.try_send(News::Release { containment: id, by, answer: Some(answer) });
+    asked(sources, "see `behaveguard status`", |answer| News::Quarantine { for_s, by, answer })
+}
+
+/// The service does it, between its windows.
+fn asked<T>(
+    sources: &Sources,
+    see: &str,
+    news: impl FnOnce(SyncSender<Result<T, String>>) -> News,
+) -> Result<T, String> {
+    let (answer, done) = mpsc::sync_channel(1);
+    let asked = sources.news.try_send(news(answer));
     asked.map_err(|_| "the agent is busy or ends: try again".to_owned())?;
-    let late = "the agent did not answer in time: see `behaveguard contain list`";
-    released.recv_timeout(TIMEOUT).map_err(|_| late.to_owned())?
+    done.recv_timeout(TIMEOUT).map_err(|_| format!("the agent did not answer in time: {see}"))?
 }
 
 fn explain(sources: &Sources, alert: Option<&str>, pid: Option<u32>) -> Result<Explained, String> {
@@ -324,6 +354,16 @@ pub fn change_whitelist(state: &Path, change: &Request) -> Result<Entry, Control
 pub fn release(state: &Path, id: u32) -> Result<Contained, ControlError> {
     let answer: Result<Contained, String> =
         serde_json::from_str(&ask(state, &Request::Release { id })?).map_err(ControlError::Answer)?;
+    answer.map_err(ControlError::Refused)
+}
+
+/// Has the running agent cut the device off from everything but its fleet, or end that; gives what came of it.
+///
+/// # Errors
+/// When none runs, it may not be asked, or it refuses.
+pub fn quarantine(state: &Path, for_s: Option<u32>) -> Result<String, ControlError> {
+    let answer: Result<String, String> =
+        serde_json::from_str(&ask(state, &Request::Quarantine { for_s })?).map_err(ControlError::Answer)?;
     answer.map_err(ControlError::Refused)
 }
 

@@ -196,6 +196,18 @@ pub fn device_name(host: &str) -> String {
 }
 
 impl Identity {
+    /// Hosts and ports where this device speaks to its fleet.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<(String, u16)> {
+        let mut all = vec![(self.host.clone(), self.port)];
+        let url = self.url.parse::<ureq::http::Uri>().ok();
+        all.extend(url.and_then(|url| {
+            let host = url.host()?.trim_matches(['[', ']']).to_owned();
+            Some((host, url.port_u16().unwrap_or(443)))
+        }));
+        all
+    }
+
     /// Reads the identity of an enrolled device.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ pub mod outgoing;
 pub mod pipeline;
 pub mod probe;
 pub mod processes;
+pub mod quarantine;
 pub mod record;
 pub mod redact;
 pub mod replay;

@@ -12,7 +12,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use agent::cli::{Cli, Command, ConfigCommand, ContainCommand};
+use agent::cli::{Cli, Command, ConfigCommand, ContainCommand, QuarantineCommand};
 use agent::config::{self, Config, Found, Overlay, Source, SourceError};
 use agent::enroll::EnrollError;
 use agent::explanations::Named;
@@ -155,6 +155,13 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Command::Contain(ContainCommand::List { json }) => report::contained(&config.state, json)?,
         Command::Contain(ContainCommand::Release { id }) => {
             println!("released {}", control::release(&config.state, id)?);
+        }
+        Command::Quarantine(command) => {
+            let for_s = match command {
+                QuarantineCommand::Begin { time } => Some(u32::try_from(time.as_secs()).unwrap_or(u32::MAX)),
+                QuarantineCommand::End => None,
+            };
+            println!("{}", control::quarantine(&config.state, for_s)?);
         }
         Command::Explain { of, json } => {
             let explained = control::explanation(&config.state, of.alert, of.pid)?;

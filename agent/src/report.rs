@@ -178,6 +178,10 @@ pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> 
     for entry in &status.contained {
         println!("contained: {entry}");
     }
+    if let Some(held) = &status.quarantined {
+        let left_s = held.left_s(agent::clock::now());
+        println!("quarantined by {}: only the fleet is reached, for {left_s} s more", held.by);
+    }
     if let Some(shed) = &status.shed {
         println!("over its CPU budget: {shed}");
     }

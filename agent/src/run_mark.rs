@@ -14,7 +14,7 @@ use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, QuarantineRule};
 use crate::files;
 use crate::vitals;
 
@@ -41,7 +41,10 @@ struct Mark {
     /// `None` when another version wrote one that is not understood.
     #[serde(default, deserialize_with = "understood")]
     config: Option<Config>,
-    /// Of what the configuration holds beside: it may name secrets.
+    /// What the configuration holds beside, and captures do not.
+    #[serde(default)]
+    quarantine: QuarantineRule,
+    /// Of what else it holds: it may name secrets.
     sinks: String,
     /// When an unexpected end was last told, and how many were not since.
     told_unix_ms: u64,
@@ -66,6 +69,7 @@ impl RunMark {
             started_unix_ms: now_ms,
             ended: false,
             config: Some(config.clone()),
+            quarantine: config.quarantine.clone(),
             sinks: sinks_hash(config),
             told_unix_ms: 0,
             untold: 0,
@@ -91,6 +95,7 @@ impl RunMark {
     /// It goes on by this configuration.
     pub fn configured(&mut self, config: &Config) {
         self.mark.config = Some(config.clone());
+        self.mark.quarantine = config.quarantine.clone();
         self.mark.sinks = sinks_hash(config);
         self.write();
     }
@@ -146,7 +151,8 @@ fn compare(before: &Mark, now: &mut Mark, found: &mut Found) {
         found.push((EventKind::AgentReplaced, text));
     }
     if let (Some(config), Some(running)) = (&before.config, &now.config) {
-        found.extend(changed(config, running, before.sinks != now.sinks));
+        let config = Config { quarantine: before.quarantine.clone(), ..config.clone() };
+        found.extend(changed(&config, running, before.sinks != now.sinks));
     }
 }
 

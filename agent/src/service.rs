@@ -4,6 +4,7 @@ mod bundles;
 mod containment;
 mod orders;
 mod outgoing;
+mod quarantine;
 mod run;
 mod state;
 
@@ -36,6 +37,7 @@ use crate::outbox::SledOutbox;
 use crate::outbox::{LogOutbox, MemoryOutbox, Outbox, OutboxError};
 use crate::outgoing::Outgoing;
 use crate::probe::{Probe, ProbeError, cgroup_root};
+use crate::quarantine::Quarantine;
 use crate::run_mark::{self, RunMark};
 use crate::shedding::Shedding;
 use crate::sinks::Sinks;
@@ -135,6 +137,7 @@ struct Service {
     mark: RunMark,
     shedding: Shedding,
     containment: Containment,
+    quarantine: Quarantine,
     /// What may be done to programs: the agent gave up the rest at its start.
     prepared: BTreeSet<Action>,
     /// Wall clock minus the clock of intervals, milliseconds.
@@ -211,7 +214,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         }
     }
     if let Some(Err(reason)) = watch.probe().denies_egress() {
-        log::error!("[[contain]] cannot deny egress here: {reason}");
+        log::error!("neither [[contain]] nor a quarantine can deny egress here: {reason}");
     }
     let status = Arc::new(Mutex::new(Status::default()));
     let explanations = watch.pipeline().explanations();
@@ -242,7 +245,8 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     // Without a link nothing comes; the sender is kept so that waiting for news does not end.
     let _no_news = news_out.clone();
     let join = |identity: Identity| {
-        let uplink = Uplink::start(&config.state, identity.clone(), lanes.clone(), news_out)?;
+        let locates = config.quarantine.allowed;
+        let uplink = Uplink::start(&config.state, identity.clone(), lanes.clone(), news_out, locates)?;
         Ok::<_, ServiceError>(Member { identity, uplink })
     };
     let member = identity.map(join).transpose()?;
@@ -261,6 +265,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         mark,
         shedding: Shedding::new(vitals::cpu_ms(), clock::boot_ns()),
         containment: Containment::open(&config.state, cgroup_root()),
+        quarantine: Quarantine::open(&config.state, clock::now()),
         prepared,
         clock_offset: run::clock_offset(),
         refused: VecDeque::new(),
@@ -381,6 +386,7 @@ impl Service {
                 self.beat();
             }
             self.look_at_log_level();
+            self.look_after_quarantine();
             if clock::boot_ns().saturating_sub(self.remembered_ns) >= REMEMBER_EVERY_NS {
                 self.remember();
             }
@@ -413,6 +419,9 @@ impl Service {
                 self.watch.reconfigure(&config);
                 self.config = config;
                 self.mark.configured(&self.config);
+                if let Err(error) = self.tell_kernel_of_quarantine() {
+                    log::error!("what is reached in quarantine: {error}");
+                }
                 reloaded.needs_restart = self.config.differing(&new);
                 let given_up = self.config.contain.iter().map(|rule| rule.action);
                 let given_up: BTreeSet<_> =
@@ -476,6 +485,14 @@ impl Service {
             }
             News::TakeBack(program, generation) => self.taken_back(&program, generation),
             News::Order(signed) => self.ordered(&signed),
+            News::Located(addresses) => self.located(addresses),
+            News::Quarantine { for_s, by, answer } => {
+                let done = match for_s {
+                    Some(for_s) => self.quarantine_for(for_s, &by),
+                    None => self.end_quarantine(&format!("ended by {by}")),
+                };
+                let _ = answer.send(done);
+            }
         }
         self.show();
     }

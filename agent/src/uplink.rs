@@ -8,6 +8,8 @@ mod fetch;
 mod lanes;
 mod renewal;
 
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::SyncSender;
@@ -66,6 +68,17 @@ pub enum News {
     TakeBack(ProgramId, u64),
     /// Something is to be done, if it is signed.
     Order(SignedOrder),
+    /// The fleet is at these addresses now.
+    Located(BTreeSet<SocketAddr>),
+    /// Somebody on the device wants it quarantined for so many seconds, or no longer.
+    Quarantine {
+        /// `None` to end it.
+        for_s: Option<u32>,
+        /// Who wants it.
+        by: String,
+        /// What became of it.
+        answer: SyncSender<Result<String, String>>,
+    },
 }
 
 /// What happened how often since the start.
@@ -119,6 +132,8 @@ pub struct Uplink(Arc<Shared>);
 
 struct Shared {
     identity: Identity,
+    /// Whether the service is told where the fleet is.
+    locates: bool,
     /// Each with an epoch of its own.
     outboxes: [Arc<dyn Outbox>; LANES],
     news: async_channel::Sender<News>,
@@ -135,7 +150,8 @@ struct Sending {
 }
 
 impl Uplink {
-    /// Starts the thread, which writes below `state` only; it connects, and connects again, until the process ends.
+    /// Starts the thread, which writes below `state` only; it connects, and connects again, until the process ends. Before each
+    /// connection it tells where the fleet is, if `locates`.
     ///
     /// # Errors
     /// When the device's key or certificate cannot be used, or the thread cannot be started.
@@ -144,10 +160,12 @@ impl Uplink {
         identity: Identity,
         outboxes: [Arc<dyn Outbox>; LANES],
         news: async_channel::Sender<News>,
+        locates: bool,
     ) -> Result<Self, StartError> {
         let mut credentials = Credentials::new(state.to_owned(), identity.clone())?;
         let shared = Arc::new(Shared {
             identity,
+            locates,
             outboxes,
             news,
             counters: Counters::default(),
@@ -203,6 +221,7 @@ impl Shared {
     fn run(&self, credentials: &mut Credentials) {
         let mut wait = RETRY_MIN;
         loop {
+            self.locate();
             self.renew_when_due(credentials);
             let was_online = self.connection(credentials);
             self.sending().client = None;
@@ -214,6 +233,19 @@ impl Shared {
             }
             thread::sleep(jittered(wait));
             wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Names that nobody knows at the moment keep the addresses of before.
+    fn locate(&self) {
+        if !self.locates {
+            return;
+        }
+        let found = self.identity.endpoints().into_iter().map(|(host, port)| (host, port).to_socket_addrs());
+        let found: Result<Vec<_>, io::Error> = found.collect();
+        match found {
+            Ok(found) => self.tell(News::Located(found.into_iter().flatten().collect())),
+            Err(error) => log::debug!("looking for the fleet: {error}"),
         }
     }
 

@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Keyring, SigningKey};
-use crate::wire::{self, CONFIGURATION_MAX, Errand, LOG_LEVEL_MAX_S, Order, SignedOrder, WireError};
+use crate::wire::{
+    self, CONFIGURATION_MAX, Errand, LOG_LEVEL_MAX_S, Order, QUARANTINE_MAX_S, SignedOrder, WireError,
+};
 
 const CONTEXT: &[u8] = b"behaveguard-order-v1\0";
 
@@ -30,9 +32,9 @@ pub enum OrderError {
     OverLimit(&'static str),
 }
 
-/// Keys that a fleet's configuration must not have: they name files of the device, start programs, are done to them, or
-/// keep secrets from the fleet.
-pub const KEYS_OF_DEVICES: [&str; 5] = ["state", "outbox_engine", "redact", "sink", "contain"];
+/// Keys that a fleet's configuration must not have: they name files of the device, start programs, are done to them, say
+/// what a fleet may do, or keep secrets from it.
+pub const KEYS_OF_DEVICES: [&str; 6] = ["state", "outbox_engine", "redact", "quarantine", "sink", "contain"];
 
 /// Orders that a device remembers.
 const DONE_MAX: usize = 64;
@@ -101,9 +103,15 @@ fn check(errand: &Errand) -> Result<(), OrderError> {
         Errand::Configure { text, .. } if text.len() > CONFIGURATION_MAX => {
             Err(OrderError::OverLimit("a configuration has at most 16384 bytes"))
         }
-        Errand::Doctor | Errand::LogLevel { .. } | Errand::Relearn { .. } | Errand::Configure { .. } => {
-            Ok(())
+        Errand::Quarantine { for_s } if !(1..=QUARANTINE_MAX_S).contains(for_s) => {
+            Err(OrderError::OverLimit("a quarantine holds for 1 to 2592000 seconds"))
         }
+        Errand::Doctor
+        | Errand::LogLevel { .. }
+        | Errand::Relearn { .. }
+        | Errand::Configure { .. }
+        | Errand::Quarantine { .. }
+        | Errand::EndQuarantine => Ok(()),
     }
 }
 
@@ -148,6 +156,8 @@ mod tests {
             Errand::LogLevel { level: LogLevel::Trace, for_s: 0 },
             Errand::LogLevel { level: LogLevel::Trace, for_s: LOG_LEVEL_MAX_S + 1 },
             Errand::Configure { version: 1, text: "#".repeat(CONFIGURATION_MAX + 1) },
+            Errand::Quarantine { for_s: 0 },
+            Errand::Quarantine { for_s: QUARANTINE_MAX_S + 1 },
         ];
         for errand in bad {
             let order = Order { id: 1, errand };

@@ -28,6 +28,9 @@ pub const CONFIGURATION_MAX: usize = 16 * 1024;
 /// The longest time for which a log level holds, in seconds.
 pub const LOG_LEVEL_MAX_S: u32 = 86_400;
 
+/// The longest time for which a device is quarantined, in seconds.
+pub const QUARANTINE_MAX_S: u32 = 30 * 86_400;
+
 /// The topic `bg/v1/<device>/<leaf>`.
 #[must_use]
 pub fn topic(device: &str, leaf: Leaf) -> String {
@@ -131,6 +134,10 @@ pub enum EventKind {
     Shedding,
     /// The wall clock was set.
     ClockSet,
+    /// The device reaches its fleet only.
+    Quarantined,
+    /// It reaches everything again.
+    QuarantineEnded,
 }
 
 impl EventKind {
@@ -150,6 +157,8 @@ impl EventKind {
             Self::NotContained => "not_contained",
             Self::Shedding => "shedding",
             Self::ClockSet => "clock_set",
+            Self::Quarantined => "quarantined",
+            Self::QuarantineEnded => "quarantine_ended",
         }
     }
 }
@@ -401,6 +410,13 @@ pub enum Errand {
         /// TOML, at most [`CONFIGURATION_MAX`] bytes; empty when the file alone is to count.
         text: String,
     },
+    /// To reach its fleet only, if its own file allows that.
+    Quarantine {
+        /// For how long from when it is carried out, at most [`QUARANTINE_MAX_S`].
+        for_s: u32,
+    },
+    /// To reach everything again.
+    EndQuarantine,
 }
 
 /// How much is logged.

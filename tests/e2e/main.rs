@@ -24,6 +24,7 @@ mod notified;
 mod ordered;
 mod postgres;
 mod power;
+mod quarantined;
 mod rolled;
 mod shed;
 mod simulated;

@@ -16,6 +16,8 @@ pub struct Agent {
     dir: PathBuf,
     /// What it has in its environment beside what everybody has.
     pub environment: Vec<(String, String)>,
+    /// A program and arguments that start it, and its commands, in another place.
+    pub before: Vec<String>,
     process: Option<Process>,
 }
 
@@ -35,13 +37,22 @@ impl Agent {
     /// When a file cannot be written or the server refuses.
     pub fn enroll_with(dir: &Path, config: &str, fleet: &Fleet, device: &str) -> Result<Self, Failed> {
         let agent = Self::alone(dir, config)?;
-        let token = dir.join("token");
+        agent.enroll_in(fleet, device)?;
+        Ok(agent)
+    }
+
+    /// Enrols one that belongs to no fleet.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn enroll_in(&self, fleet: &Fleet, device: &str) -> Result<(), Failed> {
+        let token = self.dir.join("token");
         fs::write(&token, fleet.enrolment_token(device)?)
             .map_err(|error| Failed::new("writing the enrolment token", error))?;
         let token = token.to_string_lossy().into_owned();
-        let output = agent.command(&["enroll", "--token", &token, "--device", device])?;
+        let output = self.command(&["enroll", "--token", &token, "--device", device])?;
         if output.status.success() {
-            Ok(agent)
+            Ok(())
         } else {
             Err(Failed::new("enrolling", String::from_utf8_lossy(&output.stderr)))
         }
@@ -53,7 +64,7 @@ impl Agent {
     /// When a file cannot be written.
     pub fn alone(dir: &Path, config: &str) -> Result<Self, Failed> {
         fs::create_dir_all(dir).map_err(|error| Failed::new(dir.display(), error))?;
-        let agent = Self { dir: dir.to_owned(), environment: Vec::new(), process: None };
+        let agent = Self { dir: dir.to_owned(), environment: Vec::new(), before: Vec::new(), process: None };
         agent.configure(config)?;
         Ok(agent)
     }
@@ -100,11 +111,12 @@ impl Agent {
     /// # Errors
     /// When it cannot be started; a later end is seen by [`Agent::check`].
     pub fn run(&mut self) -> Result<(), Failed> {
-        let config = self.config().to_string_lossy().into_owned();
+        let words = self.words(&["run"])?;
+        let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
         let log = self.dir.join("agent.log");
         self.process = Some(Process::start_with(
-            &binary("behaveguard")?,
-            &["--config", &config, "run"],
+            Path::new(&words[0]),
+            &arguments,
             &self.environment,
             &log,
             Stdio::null(),
@@ -141,10 +153,9 @@ impl Agent {
     /// # Errors
     /// When it cannot be started.
     pub fn command(&self, arguments: &[&str]) -> Result<Output, Failed> {
-        Command::new(binary("behaveguard")?)
-            .arg("--config")
-            .arg(self.config())
-            .args(arguments)
+        let words = self.words(arguments)?;
+        Command::new(&words[0])
+            .args(&words[1..])
             .stdin(Stdio::null())
             .output()
             .map_err(|error| Failed::new("starting behaveguard", error))
@@ -172,6 +183,14 @@ impl Agent {
             return Err(Failed::new(arguments.join(" "), String::from_utf8_lossy(&output.stderr)));
         }
         serde_json::from_slice(&output.stdout).map_err(|error| Failed::new(arguments.join(" "), error))
+    }
+
+    /// All of a command of its own.
+    fn words(&self, arguments: &[&str]) -> Result<Vec<String>, Failed> {
+        let (program, config) = (binary("behaveguard")?, self.config());
+        let own = [program.to_string_lossy(), "--config".into(), config.to_string_lossy()];
+        let own = own.iter().map(ToString::to_string).chain(arguments.iter().map(ToString::to_string));
+        Ok(self.before.iter().cloned().chain(own).collect())
     }
 
     fn config(&self) -> PathBuf {

@@ -259,6 +259,23 @@ pub const KEYS: &[Key] = &[
                the next.",
     },
     Key {
+        name: "quarantine.allowed",
+        default: "false",
+        form: Words("true or false"),
+        applied: Restart,
+        text: "Whether the fleet, and `behaveguard quarantine begin`, may cut this device off from everything but its fleet. \
+               docs/operations.md says what is still reached then, and what it costs.",
+    },
+    Key {
+        name: "quarantine.reachable",
+        default: "[]",
+        form: Words(
+            "a list of up to 16 addresses or networks in quotes, e.g. \"192.0.2.7\" or \"2001:db8::/32\"",
+        ),
+        applied: Reload,
+        text: "What is reached in quarantine beside the fleet, at any port: where operators log in from, say.",
+    },
+    Key {
         name: "kernel.processes_max",
         default: "2048",
         form: Number(64, 65_536),

@@ -25,7 +25,8 @@ use std::{
 
 use agent_ebpf::{
     records::{
-        Class, Field, MODE_COUNT_CALLS, MODE_DENY_EGRESS, MODE_SHED_OPENS, OFFSET_UNKNOWN, counter, names,
+        Class, Field, MODE_COUNT_CALLS, MODE_DENY_EGRESS, MODE_QUARANTINE, MODE_SHED_OPENS, OFFSET_UNKNOWN,
+        counter, names,
     },
     watched::WATCHED_MAX,
 };
@@ -42,6 +43,7 @@ use models::{
 pub use egress::cgroup_root;
 pub use layers::unseen;
 
+use crate::quarantine::Reachable;
 use real::RealPaths;
 
 pub use counters::{ClassCounters, Counters, PollStats};
@@ -83,7 +85,7 @@ pub struct ProbeOptions {
     pub act_cap: u32,
     /// Directories whose files nobody should remove, empty or redate: absolute, at most 8, each below 64 bytes.
     pub watched: Vec<String>,
-    /// Attach what can deny control groups their egress.
+    /// Attach what can deny control groups, or the whole device, their egress.
     pub deny_egress: bool,
     /// Backends that are not tried, as `layer:backend`, e.g. `syscall:tp_btf/sys_enter`.
     pub forced_off: Vec<String>,
@@ -297,6 +299,19 @@ impl Probe {
         let Some(Ok(egress)) = &mut self.egress else { return Ok(()) };
         egress.set(cgroups)?;
         self.set_mode(MODE_DENY_EGRESS, !cgroups.is_empty())
+    }
+
+    /// Lets the device reach this only, or everything again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Probe::deny_egress`].
+    pub fn quarantine(&mut self, reachable: Option<&Reachable>) -> Result<(), ProbeError> {
+        let Some(Ok(egress)) = &mut self.egress else { return Ok(()) };
+        if let Some(reachable) = reachable {
+            egress.reach(reachable)?;
+        }
+        self.set_mode(MODE_QUARANTINE, reachable.is_some())
     }
 
     /// Leaves ordinary opens out from now on, or reports them again.

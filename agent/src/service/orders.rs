@@ -65,6 +65,8 @@ impl Service {
             Errand::LogLevel { level, for_s } => self.log_from(level, for_s),
             Errand::Relearn { program } => self.relearn(&program),
             Errand::Configure { version, text } => self.configured(Overlay { version, text }),
+            Errand::Quarantine { for_s } => self.quarantine_for(for_s, "the fleet"),
+            Errand::EndQuarantine => self.end_quarantine("ended by the fleet"),
         }
     }
 

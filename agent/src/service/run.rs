@@ -28,6 +28,7 @@ impl Service {
         self.event(EventKind::Started, None, None, text);
         // What was denied is denied again, before the first window ends.
         self.look_after_contained();
+        self.resume_quarantine();
     }
 
     /// Tells that the run ends because it was asked to, and gives the fleet a moment to hear it.

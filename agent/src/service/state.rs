@@ -25,6 +25,7 @@ impl Service {
             sinks: self.sinks.states(),
             confinement: self.confinement.clone(),
             contained: self.containment.entries().to_vec(),
+            quarantined: self.quarantine.held().cloned(),
             shed: (self.shedding.shed() != Shed::Nothing).then(|| self.shedding.shed().text().to_owned()),
             reloaded: self.reloaded.clone(),
             alert_budget: self
@@ -96,6 +97,7 @@ impl Service {
             ("bundles_activated", own.bundles_activated),
             ("bundles_refused", own.bundles_refused),
             ("bundles_rolled_back", own.bundles_rolled_back),
+            ("quarantine_left_s", self.quarantine.held().map_or(0, |held| held.left_s(clock::now()))),
             ("contained", own.contained),
             ("not_contained", own.not_contained),
             ("contained_released", own.released),

@@ -120,7 +120,11 @@ fn insert(
     let body = postcard::to_stdvec(errand).map_err(StoreError::Damaged)?;
     let version = match errand {
         Errand::Configure { version, .. } => Some(int(*version)),
-        Errand::Doctor | Errand::LogLevel { .. } | Errand::Relearn { .. } => None,
+        Errand::Doctor
+        | Errand::LogLevel { .. }
+        | Errand::Relearn { .. }
+        | Errand::Quarantine { .. }
+        | Errand::EndQuarantine => None,
     };
     let mut insert = c.prepare_cached(
         "INSERT INTO orders(device, body, version, by, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",

@@ -53,6 +53,8 @@ pub(super) enum ErrandView<'a> {
     LogLevel { level: Level, for_s: u32 },
     Relearn { program: ProgramView<'a> },
     Configure { version: u64 },
+    Quarantine { for_s: u32 },
+    EndQuarantine,
 }
 
 impl<'a> From<&'a Errand> for ErrandView<'a> {
@@ -62,6 +64,8 @@ impl<'a> From<&'a Errand> for ErrandView<'a> {
             Errand::LogLevel { level, for_s } => Self::LogLevel { level: (*level).into(), for_s: *for_s },
             Errand::Relearn { program } => Self::Relearn { program: ProgramView::new(program) },
             Errand::Configure { version, .. } => Self::Configure { version: *version },
+            Errand::Quarantine { for_s } => Self::Quarantine { for_s: *for_s },
+            Errand::EndQuarantine => Self::EndQuarantine,
         }
     }
 }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use models::wire::{Errand, LOG_LEVEL_MAX_S};
+use models::wire::{Errand, LOG_LEVEL_MAX_S, QUARANTINE_MAX_S};
 use serde::Deserialize;
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
@@ -47,6 +47,13 @@ pub(super) enum ErrandRequest {
     },
     /// To forget what it learned of a program.
     Relearn { program_key: String },
+    /// To reach its fleet only, for a time; a device whose file does not allow it refuses.
+    Quarantine {
+        #[schema(minimum = 1, maximum = 2_592_000)]
+        for_s: u32,
+    },
+    /// To reach everything again.
+    EndQuarantine {},
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -116,10 +123,16 @@ pub(super) async fn create(
     };
     let id = match body.order {
         ErrandRequest::Doctor {} => put(&shared, &actor, owner, "doctor", Errand::Doctor, expires_ms).await?,
+        ErrandRequest::Quarantine { for_s } => {
+            within(for_s, QUARANTINE_MAX_S)?;
+            let told = format!("quarantine for {for_s} s");
+            put(&shared, &actor, owner, &told, Errand::Quarantine { for_s }, expires_ms).await?
+        }
+        ErrandRequest::EndQuarantine {} => {
+            put(&shared, &actor, owner, "end_quarantine", Errand::EndQuarantine, expires_ms).await?
+        }
         ErrandRequest::LogLevel { level, for_s } => {
-            if !(1..=LOG_LEVEL_MAX_S).contains(&for_s) {
-                return Err(ApiError::bad_request(format!("`for_s` is from 1 to {LOG_LEVEL_MAX_S}")));
-            }
+            within(for_s, LOG_LEVEL_MAX_S)?;
             let errand = Errand::LogLevel { level: level.into(), for_s };
             put(&shared, &actor, owner, "log_level", errand, expires_ms).await?
         }
@@ -138,6 +151,13 @@ pub(super) async fn create(
     let row = shared.store.read(move |c| store::order(c, &device, id)).await?;
     let row = row.ok_or_else(|| ApiError::not_found("order"))?;
     Ok((StatusCode::ACCEPTED, Json(json!(OrderView::new(&row, now_ms)))).into_response())
+}
+
+fn within(for_s: u32, max: u32) -> Result<(), ApiError> {
+    if (1..=max).contains(&for_s) {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!("`for_s` is from 1 to {max}")))
 }
 
 async fn put(

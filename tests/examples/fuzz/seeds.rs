@@ -218,6 +218,8 @@ pub(crate) fn downlink() -> Vec<Vec<u8>> {
         Downlink::TakeBack { program: program(), generation: 3 },
         order(Errand::Doctor),
         order(Errand::LogLevel { level: LogLevel::Debug, for_s: 60 }),
+        order(Errand::Quarantine { for_s: 60 }),
+        order(Errand::EndQuarantine),
         order(Errand::Relearn { program: program() }),
         order(Errand::Configure { version: 3, text: "window = \"9s\"".into() }),
     ];

@@ -14,10 +14,15 @@ export function ordersSection(device, orders, programs) {
   };
   const level = choice(LEVELS, "debug"), minutes = el("input", { type: "number", min: 1, max: 1440, value: 10 });
   const program = choice(programs.map((one) => [one.program.key, one.program.text]), programs[0]?.program.key);
+  const hours = el("input", { type: "number", min: 1, max: 720, value: 24 });
   const asks = may("analyst") && el("div", {},
     el("p", { class: "filters" }, button("Ask how it is", () => give({ kind: "doctor" }))),
     el("p", { class: "filters" }, field("Log from", level), field("Minutes", minutes),
       button("Log more", () => give({ kind: "log_level", level: level.value, for_s: Number(minutes.value) * 60 }))),
+    el("p", { class: "filters" }, field("Hours", hours), button("Quarantine it", async () => {
+      if (!confirm("Cut " + device + " off from everything but its fleet for " + hours.value + " h? What it forwards for others goes on.")) return;
+      await give({ kind: "quarantine", for_s: Number(hours.value) * 3600 });
+    }), button("End the quarantine", () => give({ kind: "end_quarantine" }))),
     programs.length > 0 && el("p", { class: "filters" }, field("Program", program), button("Learn it anew", async () => {
       if (!confirm("Forget what " + device + " learned of this program? Until it is learned again, only decisive events alarm.")) return;
       await give({ kind: "relearn", program_key: program.value });
@@ -43,6 +48,8 @@ function orderItem(device, order) {
 function what(order) {
   if (order.kind === "log_level") return "log from " + order.level + " on for " + order.for_s + " s";
   if (order.kind === "relearn") return "learn " + order.program.text + " anew";
+  if (order.kind === "quarantine") return "reach its fleet only for " + order.for_s + " s";
+  if (order.kind === "end_quarantine") return "reach everything again";
   if (order.kind === "configure") return order.version ? "use configuration " + order.version : "use no configuration of the fleet";
   return "how it is";
 }
