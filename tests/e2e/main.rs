@@ -11,6 +11,8 @@ mod dashboard;
 mod deaf;
 mod described;
 mod device;
+mod documents;
+mod drill;
 mod external;
 mod faults;
 mod feed;
@@ -27,12 +29,10 @@ mod power;
 mod quarantined;
 mod rolled;
 mod shed;
-mod simulated;
 mod story;
 mod trained;
 mod twins;
 mod wiped;
-mod written;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,10 +1,13 @@
 //! A device that is cut off from everything but its fleet: in network namespaces of its own, and a cgroup namespace, whose root is
 //! all that its agent can act on.
 
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::cgroup::Group;
@@ -24,32 +27,23 @@ const CONFIG: &str = "watch = [\"/nothing\"]\nwindow = \"1s\"\nheartbeat = \"2s\
 /// Where the device is: a network with one cable to this thread's network, and a control group.
 struct Place {
     group: Group,
-    /// Keeps the network.
-    holder: Child,
+    /// Keeps its network.
+    there: Child,
+    /// Keeps this thread's.
+    here: Child,
 }
 
 impl Place {
     fn new() -> Self {
-        // This thread's children, and what it connects to, have a network of their own from here on.
-        // SAFETY: nothing of this process depends on the network of this thread.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
         let group = Group::make(&format!("bg-quarantine-{}.slice", std::process::id())).unwrap();
-        let holder = Command::new("unshare")
-            .args(["--net", "sleep", "infinity"])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let place = Self { group, holder };
-        wait_for("the device's network", Duration::from_secs(10), || {
-            let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-            let theirs = std::fs::read_link(format!("/proc/{}/ns/net", place.holder.id())).ok();
-            Ok(theirs.is_some_and(|theirs| theirs != own).then_some(()))
-        })
-        .unwrap();
+        let place = Self { group, there: network(), here: network() };
+        // This thread's children, and what it connects to, are there from here on.
+        let here = File::open(network_of(&place.here)).unwrap();
+        move_into_link_name_space(here.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
         let here = format!(
             "ip link set lo up && ip link add f0 type veth peer name d0 netns {} && ip addr add {FLEET}/24 dev f0 && \
              ip addr add fd00::2/64 dev f0 nodad && ip link set f0 up",
-            place.holder.id()
+            place.there.id()
         );
         let there = "ip link set lo up && ip addr add 192.0.2.1/24 dev d0 && ip addr add fd00::1/64 dev d0 nodad && \
                      ip link set d0 up && ip route add default via 192.0.2.2";
@@ -60,7 +54,7 @@ impl Place {
 
     /// What stands before a program and its arguments for it to run there.
     fn before(&self, inside: &[&str]) -> Vec<String> {
-        let enters = format!("--net=/proc/{}/ns/net", self.holder.id());
+        let enters = format!("--net={}", network_of(&self.there));
         let words = ["/bin/sh", "-c", &self.group.script(), "nsenter", &enters];
         words.iter().chain(inside).map(|word| (*word).to_owned()).collect()
     }
@@ -84,9 +78,27 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
+        for holder in [&mut self.there, &mut self.here] {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
     }
+}
+
+/// A process in a network of its own.
+fn network() -> Child {
+    let mut command = Command::new("unshare");
+    let holder = command.args(["--net", "sleep", "infinity"]).stdin(Stdio::null()).spawn().unwrap();
+    wait_for("a network", Duration::from_secs(10), || {
+        let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
+        Ok(fs::read_link(network_of(&holder)).is_ok_and(|theirs| theirs != own).then_some(()))
+    })
+    .unwrap();
+    holder
+}
+
+fn network_of(process: &Child) -> String {
+    format!("/proc/{}/ns/net", process.id())
 }
 
 /// Gives an order, and waits for what the device says.
