@@ -4,7 +4,8 @@ use std::{
     fs::File,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Command, ExitStatus, Stdio},
+    thread::{self, JoinHandle},
     time::SystemTime,
 };
 
@@ -46,6 +47,14 @@ impl Totals {
     pub(crate) fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+    }
+
+    /// A command that failed without a failed test has failed all the same.
+    fn ended(&mut self, command: &str, status: ExitStatus) {
+        if !status.success() && self.failed == 0 {
+            println!("check {command} ... FAILED: {status}");
+            self.failed = 1;
+        }
     }
 
     fn add_check(&mut self, name: &str, outcome: Result<(), ToolError>) {
@@ -156,7 +165,7 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
     if !Path::new("/sys/kernel/tracing/events").exists() {
         // systemd mounts it; in a container or a small machine nobody may have. The kernel tests say what they miss.
         println!("mounting tracefs: classic tracepoints need it");
-        let mut mount = std::process::Command::new("mount");
+        let mut mount = Command::new("mount");
         if let Err(error) = tools::run(mount.args(["-t", "tracefs", "tracefs", "/sys/kernel/tracing"])) {
             println!("{error}");
         }
@@ -172,73 +181,104 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
     let build = ["build", "--workspace", "--all-targets", "--locked"];
     tools::run(tools::cargo(root).args(build).args(FEATURES))?;
     told("built");
-    let mut command = tools::cargo(root);
-    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(FEATURES).stdout(Stdio::piped());
-    // The longest tests wait for windows and timeouts, more than they compute.
+    if filter.is_some() {
+        let filter: Vec<_> = filter.iter().flat_map(|filter| ["--", filter]).collect();
+        totals.add(&aloud(&mut tests(root, &[], &filter))?);
+        told("tested");
+        return Ok(totals);
+    }
+    // Other kernels take what the tests leave of the processors. The kernel's tests want these for themselves: they flood it. The
+    // end-to-end tests wait for windows and timeouts more than they compute, so all others run beside them.
+    let machines = Aside::start(root, "vm", 15, vec![machines(root, all)])?;
+    totals.add(&aloud(&mut tests(root, &["--test", "kernel"], &[]))?);
+    told("tested on this kernel");
+    let others = ["--lib", "--bins", "--example", "evaluate", "--test", "proof", "--test", "tidy"];
+    let others = vec![tests(root, &others, &[]), tests(root, &["--doc"], &[])];
+    let others = Aside::start(root, "others", 10, others)?;
     let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
-    command.env("RUST_TEST_THREADS", threads.to_string());
-    command.args(filter.iter().flat_map(|filter| ["--", filter]));
-    let text = tools::words(&command);
-    let mut child = command.spawn().map_err(|e| ToolError::Start(text.clone(), e))?;
-    let output = child.stdout.take().expect("stdout is piped");
-    let mut machines = None;
-    for line in BufReader::new(output).lines() {
-        let line = line.map_err(|e| ToolError::Start(text.clone(), e))?;
-        println!("{line}");
-        totals.add_line(&line);
-        // From here on nothing of this is built any more, and most tests wait: the rest of the processors is for other kernels.
-        if filter.is_none() && machines.is_none() {
-            machines = Some(Machines::start(root, all)?);
-        }
-    }
-    let status = child.wait().map_err(|e| ToolError::Start(text, e))?;
+    let mut end_to_end = tests(root, &["--test", "e2e"], &[]);
+    totals.add(&aloud(end_to_end.env("RUST_TEST_THREADS", threads.to_string()))?);
+    told("tested end to end");
+    totals.add(&others.finish()?);
     told("tested");
-    if !status.success() && totals.failed == 0 {
-        totals.failed = 1;
-    }
-    if let Some(machines) = machines {
-        totals.add(&machines.finish()?);
-        told("tested on other kernels");
-    }
+    totals.add(&machines.finish()?);
+    told("tested on other kernels");
     Ok(totals)
 }
 
-/// `cargo xtask vm` beside the tests, with what they leave of the processors.
-struct Machines {
-    child: Child,
-    log: PathBuf,
+/// `cargo test` of these targets, all of them when none is named.
+fn tests(root: &Path, targets: &[&str], rest: &[&str]) -> Command {
+    let mut command = tools::cargo(root);
+    command
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .args(FEATURES)
+        .args(targets)
+        .args(rest);
+    command
 }
 
-impl Machines {
-    fn start(root: &Path, all: bool) -> Result<Self, ToolError> {
-        let dir = tools::target(root).join("vm");
-        let log = dir.join("log");
+/// `cargo xtask vm`. Not by the file that this process was started from: the tests' build has put another in its place.
+fn machines(root: &Path, all: bool) -> Command {
+    let mut command = tools::unknowing(&tools::target(root).join("debug/xtask"), root);
+    command.arg("vm").args(all.then_some("--all"));
+    command
+}
+
+/// Runs tests to their end and shows what they say as they say it.
+fn aloud(command: &mut Command) -> Result<Totals, ToolError> {
+    let text = tools::words(command);
+    let failed = |error| ToolError::Start(text.clone(), error);
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(failed)?;
+    let output = child.stdout.take().expect("stdout is piped");
+    let mut totals = Totals::default();
+    for line in BufReader::new(output).lines() {
+        let line = line.map_err(failed)?;
+        println!("{line}");
+        totals.add_line(&line);
+    }
+    totals.ended(&text, child.wait().map_err(failed)?);
+    Ok(totals)
+}
+
+/// Commands one after the other, beside others and with less of the processors.
+struct Aside {
+    log: PathBuf,
+    ended: JoinHandle<Result<Totals, ToolError>>,
+}
+
+impl Aside {
+    fn start(root: &Path, name: &str, niceness: u8, commands: Vec<Command>) -> Result<Self, ToolError> {
+        let dir = tools::target(root).join("suite");
+        let log = dir.join(format!("{name}.log"));
         let read = |error| ToolError::Read(log.clone(), error);
         std::fs::create_dir_all(&dir).map_err(read)?;
         let out = File::create(&log).map_err(read)?;
-        let err = out.try_clone().map_err(read)?;
-        // Not the file that this process was started from: the tests' build has put another in its place.
-        let program = tools::target(root).join("debug/xtask");
-        let mut command = std::process::Command::new("nice");
-        command.args(["-n", "15"]).arg(program).arg("vm").args(all.then_some("--all"));
-        command.current_dir(root).stdin(Stdio::null()).stdout(out).stderr(err);
-        let text = tools::words(&command);
-        let child = command.spawn().map_err(|error| ToolError::Start(text, error))?;
-        Ok(Self { child, log })
+        let run = move || {
+            let mut totals = Totals::default();
+            for command in commands {
+                let mut nice = tools::niced(niceness, &command);
+                let text = tools::words(&nice);
+                let failed = |error| ToolError::Start(text.clone(), error);
+                let (stdout, stderr) = (out.try_clone().map_err(failed)?, out.try_clone().map_err(failed)?);
+                let status = nice.stdin(Stdio::null()).stdout(stdout).stderr(stderr).status();
+                totals.ended(&text, status.map_err(failed)?);
+            }
+            Ok(totals)
+        };
+        Ok(Self { log, ended: thread::spawn(run) })
     }
 
-    /// Waits, shows what it said, and gives what passed and failed.
-    fn finish(mut self) -> Result<Totals, ToolError> {
-        let status = self.child.wait().map_err(|error| ToolError::Start("xtask vm".to_owned(), error))?;
+    /// Waits, shows what they said, and gives what passed and failed.
+    fn finish(self) -> Result<Totals, ToolError> {
+        let ended = self.ended.join().expect("nothing here panics")?;
         let said =
             std::fs::read_to_string(&self.log).map_err(|error| ToolError::Read(self.log.clone(), error))?;
         print!("{said}");
         let mut totals = Totals::default();
+        said.lines().for_each(|line| totals.add_line(line));
         totals.add_closing(said.lines().last().unwrap_or_default());
-        if !status.success() && totals.failed == 0 {
-            println!("check other kernels ... FAILED: {status}");
-            totals.failed += 1;
-        }
+        // What failed without a failed test.
+        totals.failed = totals.failed.max(ended.failed);
         Ok(totals)
     }
 }
@@ -254,9 +294,9 @@ fn install_checkers(root: &Path) -> Result<(), ToolError> {
         return Ok(());
     }
     println!("installing the checkers of the API and of the dashboard");
-    tools::run(std::process::Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&dir))?;
+    tools::run(Command::new("/usr/bin/python3").args(["-m", "venv", "--clear"]).arg(&dir))?;
     let pip = || {
-        let mut pip = std::process::Command::new(dir.join("bin/pip"));
+        let mut pip = Command::new(dir.join("bin/pip"));
         pip.args(["install", "--quiet", "--disable-pip-version-check"]);
         pip
     };
@@ -272,11 +312,7 @@ fn checks(root: &Path, totals: &mut Totals) {
             println!("installing the toolchain's {component}");
             totals.add_check(
                 component,
-                tools::run(std::process::Command::new("rustup").current_dir(root).args([
-                    "component",
-                    "add",
-                    component,
-                ])),
+                tools::run(Command::new("rustup").current_dir(root).args(["component", "add", component])),
             );
         }
     }

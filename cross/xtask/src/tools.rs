@@ -129,6 +129,11 @@ pub(crate) fn cargo(root: &Path) -> Command {
 /// A cargo that does not know that it was started by another: what `cargo run` tells this task about itself would
 /// otherwise be news to ring's build script, and ring and all that needs it would be compiled again.
 pub(crate) fn cargo_at(program: &Path, root: &Path) -> Command {
+    unknowing(program, root)
+}
+
+/// A program that does not know that cargo started this task.
+pub(crate) fn unknowing(program: &Path, root: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root);
     for (name, _) in std::env::vars_os() {
@@ -138,6 +143,22 @@ pub(crate) fn cargo_at(program: &Path, root: &Path) -> Command {
         }
     }
     command
+}
+
+/// The same command with less of the processors.
+pub(crate) fn niced(niceness: u8, command: &Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", &niceness.to_string()]).arg(command.get_program()).args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        nice.current_dir(dir);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    nice
 }
 
 /// Where builds go.
