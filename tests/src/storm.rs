@@ -37,7 +37,8 @@ pub struct Aftermath {
     pub fleet_kills: usize,
 }
 
-/// Kills the agent so often, each time after at most 1.5 s, and looks what its sink and the fleet know in the end.
+/// Kills the agent so often, each time after at most 1.5 s, which begin when it watches or, each third time, when it is started,
+/// and looks what its sink and the fleet know in the end.
 ///
 /// # Errors
 /// When something does not start, or what waits does not reach the fleet in the end.
@@ -57,6 +58,9 @@ pub fn storm(dir: &Path, kills: usize, tell: &mut dyn FnMut(usize)) -> Result<Af
     let (mut is_up, mut fleet_kills) = (true, 0);
     for n in 0..kills {
         agent.run()?;
+        if n % 3 > 0 {
+            wait_for("an agent that watches", Duration::from_secs(30), || Ok(agent.status().ok()))?;
+        }
         let until = SystemTime::now() + Duration::from_millis(random.u64(200..1500));
         while SystemTime::now() < until {
             gateway.attack()?;
