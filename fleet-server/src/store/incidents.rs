@@ -13,6 +13,9 @@ const SAME_WITHIN_MS: u64 = 24 * 3_600_000;
 /// Anything on the same device joins within this time of the last.
 const CHAIN_WITHIN_MS: u64 = 30 * 60_000;
 
+/// The time of an incident's last alert is exact to this: it is in three indexes, and under load there are thousands a second.
+const LAST_EVERY_MS: u64 = 1000;
+
 /// An incident.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IncidentRow {
@@ -20,7 +23,7 @@ pub struct IncidentRow {
     pub id: u64,
     /// When its first alert was stored, milliseconds since 1970.
     pub first_ms: u64,
-    /// When its last one was.
+    /// When its last one was, or up to a second before.
     pub last_ms: u64,
     /// How many alerts are kept.
     pub alerts: u64,
@@ -56,12 +59,19 @@ pub(super) fn join_incident(
     };
     let id = match found {
         Some(id) => {
-            // The columns on the right are those from before.
-            c.prepare_cached(
-                "UPDATE incidents SET alerts = alerts + 1, last_ms = max(last_ms, ?2), severity = max(severity, ?3),
-                 title = CASE WHEN ?3 > severity THEN ?4 ELSE title END WHERE id = ?1",
-            )?
-            .execute(params![id, int(now_ms), severity, alert.summary])?;
+            let counted = c
+                .prepare_cached(
+                    "UPDATE incidents SET alerts = alerts + 1 WHERE id = ? AND last_ms > ? AND severity >= ?",
+                )?
+                .execute(params![id, int(now_ms) - int(LAST_EVERY_MS), severity])?;
+            if counted == 0 {
+                // The columns on the right are those from before.
+                c.prepare_cached(
+                    "UPDATE incidents SET alerts = alerts + 1, last_ms = max(last_ms, ?2), severity = max(severity, ?3),
+                     title = CASE WHEN ?3 > severity THEN ?4 ELSE title END WHERE id = ?1",
+                )?
+                .execute(params![id, int(now_ms), severity, alert.summary])?;
+            }
             id
         }
         None => {

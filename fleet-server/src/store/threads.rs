@@ -113,13 +113,13 @@ fn lead(connection: &Connection, is_new: bool, leads: &AtomicBool) {
 
 /// One job's failure must not take the others of its group with it.
 fn in_savepoint(connection: &Connection, job: Job) -> Reply {
-    if let Err(error) = connection.execute_batch("SAVEPOINT job") {
+    if let Err(error) = connection.repeat("SAVEPOINT job") {
         log::error!("starting a job: {error}");
         return Box::new(move |_| drop(job));
     }
     let (good, reply) = job(connection);
-    let end = if good { "RELEASE job" } else { "ROLLBACK TO job; RELEASE job" };
-    match connection.execute_batch(end) {
+    let back = if good { Ok(()) } else { connection.repeat("ROLLBACK TO job") };
+    match back.and_then(|()| connection.repeat("RELEASE job")) {
         Ok(()) => reply,
         Err(error) => {
             log::error!("ending a job: {error}");

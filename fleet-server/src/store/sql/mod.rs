@@ -174,6 +174,16 @@ impl Connection {
         done
     }
 
+    /// One statement without values, again and again.
+    pub(crate) fn repeat(&self, sql: &str) -> Result<()> {
+        match &self.0 {
+            Kind::Sqlite(connection) => {
+                connection.prepare_cached(sql)?.execute([]).map(drop).map_err(Into::into)
+            }
+            Kind::Postgres(session) => session.batch(sql),
+        }
+    }
+
     /// Several statements without values.
     pub(crate) fn execute_batch(&self, sql: &str) -> Result<()> {
         match &self.0 {
