@@ -252,6 +252,12 @@ impl Quarantine {
         if fleet == self.kept.fleet {
             return Ok(false);
         }
+        if fleet.len() > ADDRESSES_MAX {
+            log::warn!(
+                "the fleet has {} addresses: in quarantine {ADDRESSES_MAX} of them are reached",
+                fleet.len()
+            );
+        }
         self.kept.fleet = fleet;
         self.write(self.kept.clone()).map(|()| true)
     }

@@ -10,10 +10,12 @@ use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tests::agent::Agent;
+use tests::browser::Browser;
 use tests::cgroup::Group;
 use tests::fleet::Fleet;
 use tests::wait_for;
 
+use crate::dashboard::{go, keep_picture};
 use crate::needs_root;
 
 const DEVICE: &str = "gw";
@@ -181,6 +183,16 @@ fn a_quarantined_device_reaches_its_fleet_only_until_somebody_or_its_time_ends_i
     let status = agent.command(&["status"]).unwrap();
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.contains("quarantined by the fleet: only the fleet is reached"), "{status}");
+
+    let browser = Browser::start(&dir.path().join("browser"), 1280, 1000).unwrap();
+    browser.open(&format!("{}/#token={}", fleet.url().unwrap(), fleet.token().unwrap())).unwrap();
+    browser.wait("document.getElementById('link').textContent === 'live'").unwrap();
+    let said =
+        "/reaches its fleet only, for [0-9]+ min more/.test(document.getElementById('page').textContent)";
+    go(&browser, "#/devices/gw", DEVICE, said);
+    keep_picture(&browser, "quarantined");
+    assert!(browser.complaints().unwrap().is_empty());
+    drop(browser);
 
     // The operator's networks change without a restart.
     agent.configure(&allowed.replace("198.51.100.0/24", "192.0.2.0/24")).unwrap();

@@ -187,14 +187,15 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
         told("tested");
         return Ok(totals);
     }
-    // Other kernels take what the tests leave of the processors. The kernel's tests want these for themselves: they flood it. The
-    // end-to-end tests wait for windows and timeouts more than they compute, so all others run beside them.
-    let machines = Aside::start(root, "vm", 15, vec![machines(root, all)])?;
+    // Other kernels take what the tests leave of the processors; they are the longest, for a foreign agent is built first. The
+    // kernel's tests want the processors for themselves: they flood it. The end-to-end tests wait for windows and timeouts more
+    // than they compute, so all others run beside them.
+    let machines = Aside::start(root, "vm", 5, vec![machines(root, all)])?;
     totals.add(&aloud(&mut tests(root, &["--test", "kernel"], &[]))?);
     told("tested on this kernel");
     let others = ["--lib", "--bins", "--example", "evaluate", "--test", "proof", "--test", "tidy"];
     let others = vec![tests(root, &others, &[]), tests(root, &["--doc"], &[])];
-    let others = Aside::start(root, "others", 10, others)?;
+    let others = Aside::start(root, "others", 15, others)?;
     let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
     let mut end_to_end = tests(root, &["--test", "e2e"], &[]);
     totals.add(&aloud(end_to_end.env("RUST_TEST_THREADS", threads.to_string()))?);

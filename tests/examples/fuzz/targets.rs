@@ -208,6 +208,7 @@ fn configuration(bytes: &[u8]) -> u64 {
         // Whatever a fleet says, files and programs are the device's own.
         let own = Config::default();
         assert_eq!((&config.state, &config.sinks, &config.contain), (&own.state, &own.sinks, &own.contain));
+        assert_eq!((&config.quarantine, &config.redact), (&own.quarantine, &own.redact));
     }
     let fleet = fleet_server::config::Config::parse(&text);
     let names = |problems: &Vec<agent::config::Problem>| -> Vec<String> {

@@ -31,10 +31,14 @@ function deviceItem(device) {
   const beat = device.heartbeat;
   const blind = beat ? beat.layers.filter((layer) => !layer.backend).length : 0;
   return el("li", { "data-state": device.state, "data-device": device.id },
-    el("p", { class: "summary" }, el("a", { href: "#/devices/" + device.id }, device.id), ": " + device.state),
+    el("p", { class: "summary" }, el("a", { href: "#/devices/" + device.id }, device.id), ": " + device.state, quarantined(beat) ? el("strong", {}, ", quarantined") : null),
     el("p", { class: "quiet" }, "group " + device.group + (device.tags.length ? ", " + device.tags.join(", ") : "") + ", " + device.alerts + " alerts" + (blind ? ", " + blind + " layers not seen" : "")),
     beat && el("p", { class: "quiet" }, beat.arch + ", Linux " + beat.kernel + ", agent " + beat.version + ", " +
       (beat.rss_bytes / 1048576).toFixed(0) + " MiB, " + beat.outbox_waiting + " waiting"));
+}
+
+function quarantined(beat) {
+  return beat?.counters.quarantine_left_s || 0;
 }
 
 export async function devicePage(id) {
@@ -49,6 +53,7 @@ export async function devicePage(id) {
   if (beat) facts.push(["Machine", beat.arch + ", Linux " + beat.kernel], ["Agent", beat.version + ", up " + Math.round(beat.uptime_ms / 60000) + " min"],
     ["Memory", (beat.rss_bytes / 1048576).toFixed(1) + " MiB"], ["CPU", beat.uptime_ms ? (100 * beat.cpu_ms / beat.uptime_ms).toFixed(2) + " % of one core" : ""],
     ["Waiting to be sent", String(beat.outbox_waiting)]);
+  if (quarantined(beat)) facts.unshift(["Quarantined", el("strong", {}, "reaches its fleet only, for " + Math.ceil(quarantined(beat) / 60) + " min more")]);
   const happened = el("ol", { id: "events" }, [...events].reverse().map((event) => eventItem(event, events)));
   const group = el("input", { value: device.group }), tags = el("input", { value: device.tags.join(" ") });
   const admin = may("admin") && el("section", {}, el("h2", {}, "Administration"), el("p", { class: "filters" }, field("Group", group),
