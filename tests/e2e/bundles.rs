@@ -48,7 +48,7 @@ pub(crate) fn bad_ones_are_refused_and_the_next_good_one_is_used(story: &mut Sto
     let key = story.fleet.get("training").unwrap()["training"][0]["program"]["key"].clone();
     let asked = story.fleet.post("training", &json!({ "device": tests::story::DEVICE, "program_key": key }));
     assert_eq!(asked.unwrap().0, 202);
-    wait_for("the next generation", Duration::from_secs(120), || {
+    wait_for("the next generation", Duration::from_secs(240), || {
         story.agent.check()?;
         Ok((story.agent.status()?["heartbeat"]["programs"][0]["generation"] == 3).then_some(()))
     })
@@ -81,7 +81,7 @@ pub(crate) fn one_far_above_its_promise_is_taken_back(story: &mut Story) {
     database.execute("UPDATE programs SET generation = ?, refused = NULL", [bad]).unwrap();
     drop(database);
     story.fleet.restart().unwrap();
-    let back = wait_for("the way back", Duration::from_secs(120), || {
+    let back = wait_for("the way back", Duration::from_secs(240), || {
         story.agent.check()?;
         let events = story.fleet.events(tests::story::DEVICE).unwrap_or_default();
         Ok(events.into_iter().find(|event| event["kind"] == "baseline_rolled_back"))

@@ -87,7 +87,7 @@ fn a_clock_that_jumps_by_years_is_told_and_loses_nothing() {
     }
     clock.set("+0");
     drop(gateway);
-    let all = wait_for("delivery of everything", Duration::from_secs(120), || {
+    let all = wait_for("delivery of everything", Duration::from_secs(240), || {
         let Ok(status) = agent.status() else { return Ok(None) };
         let waits = status["heartbeat"]["outbox_waiting"] != 0;
         let sent = counter(&status, "windows_trained");

@@ -61,7 +61,7 @@ fn learn_with_a_poisoner(agent: &mut Agent, group: &Group) {
     let every_day = || group.command(PYTHON).args(EVERY_DAY).spawn().unwrap();
     let enacted = |arguments: &[&str]| enacted(group, arguments);
     let mut days = 0;
-    wait_for("learning the tool and the agent", Duration::from_secs(150), || {
+    wait_for("learning the tool and the agent", Duration::from_secs(300), || {
         agent.check()?;
         let mut tool = every_day();
         if days % 4 == 0 {

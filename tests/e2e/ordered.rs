@@ -50,7 +50,7 @@ fn an_agent_carries_orders_out_once_also_those_that_were_given_while_it_was_away
     let watched = Gateway::executable(&dir.path().join("gateway"));
     let mut agent = Agent::enroll(&dir.path().join("gw"), &watched, &fleet, "gw").unwrap();
     agent.run().unwrap();
-    wait_for("ACTIVE", Duration::from_secs(120), || Ok((program_state(&agent) == "ACTIVE").then_some(())))
+    wait_for("ACTIVE", Duration::from_secs(240), || Ok((program_state(&agent) == "ACTIVE").then_some(())))
         .unwrap_or_else(|error| panic!("{error}: {}\n{}", fleet.get("training").unwrap(), agent.log()));
 
     let row = answered(&fleet, &agent, "gw", order(&fleet, "gw", &json!({ "kind": "doctor" })));

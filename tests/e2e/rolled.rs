@@ -44,7 +44,7 @@ impl Group {
 
     fn wait_until_uses(&mut self, n: usize, state: &str, generation: u64) {
         let what = format!("{state} {generation} on device {n}");
-        let reached = wait_for(&what, Duration::from_secs(150), || {
+        let reached = wait_for(&what, Duration::from_secs(300), || {
             Ok((self.uses(n) == (state.to_owned(), generation)).then_some(()))
         });
         reached.unwrap_or_else(|error| panic!("{error}: {:?}\n{}", self.uses(n), self.agents[n].log()));
@@ -54,7 +54,7 @@ impl Group {
     fn train(&self, generation: u64) -> u64 {
         let asked = json!({ "group": "default", "program_key": self.key });
         assert_eq!(self.fleet.post("training", &asked).unwrap().0, 202);
-        wait_for("the group's baseline", Duration::from_secs(120), || {
+        wait_for("the group's baseline", Duration::from_secs(240), || {
             let list = self.fleet.get("baselines")?;
             let failed = list["training"].to_string();
             assert!(!failed.contains("\"failed\""), "{failed}");
@@ -74,7 +74,7 @@ impl Group {
     }
 
     fn wait_for_stage(&mut self, id: u64, stage: &str) -> Value {
-        let reached = wait_for(stage, Duration::from_secs(120), || {
+        let reached = wait_for(stage, Duration::from_secs(240), || {
             let page = self.fleet.get(&format!("rollouts/{id}"))?;
             Ok((page["rollout"]["stage"] == stage).then_some(page))
         });

@@ -85,7 +85,7 @@ pub fn storm(dir: &Path, kills: usize, tell: &mut dyn FnMut(usize)) -> Result<Af
     // With a baseline that knows nothing, whatever the service does would go on to alarm.
     drop(gateway);
     agent.run()?;
-    wait_for("the way of what waits to the fleet", Duration::from_secs(120), || {
+    wait_for("the way of what waits to the fleet", Duration::from_secs(240), || {
         agent.check()?;
         let Ok(status) = agent.status() else { return Ok(None) };
         Ok((status["online"] == true && status["heartbeat"]["outbox_waiting"] == 0).then_some(()))

@@ -140,7 +140,7 @@ impl Story {
         })?;
         // The window in which it happened has to end too.
         std::thread::sleep(Duration::from_millis(2500));
-        let (wanted, alerts) = wait_for("the delivery of the alert", Duration::from_secs(120), || {
+        let (wanted, alerts) = wait_for("the delivery of the alert", Duration::from_secs(240), || {
             self.agent.check()?;
             // The windows after an attack may bring more: asked anew each time. The server may be starting.
             let wanted = identities(&self.agent.alerts()?);
