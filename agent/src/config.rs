@@ -292,8 +292,8 @@ impl Config {
             redact: new.redact.clone(),
             cpu_budget: new.cpu_budget,
             quarantine: QuarantineRule {
+                allowed: self.quarantine.allowed,
                 reachable: new.quarantine.reachable.clone(),
-                ..self.quarantine.clone()
             },
             contain: new.contain.clone(),
             sinks: new.sinks.clone(),

@@ -18,7 +18,8 @@ use std::thread;
 use std::time::Duration;
 
 use models::chain::chain;
-use models::wire::{Alert, Heartbeat, QUARANTINE_MAX_S};
+use models::orders;
+use models::wire::{Alert, Errand, Heartbeat};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
@@ -260,8 +261,8 @@ fn release_as(sources: &Sources, id: u32, peer: u32) -> Result<Contained, String
 }
 
 fn quarantine_as(sources: &Sources, for_s: Option<u32>, peer: u32) -> Result<String, String> {
-    if for_s.is_some_and(|for_s| !(1..=QUARANTINE_MAX_S).contains(&for_s)) {
-        return Err(format!("a quarantine holds for 1 to {QUARANTINE_MAX_S} seconds"));
+    if let Some(for_s) = for_s {
+        orders::check(&Errand::Quarantine { for_s }).map_err(|error| chain(&error))?;
     }
     let by = format!("user id {peer}");
     asked(sources, "see `behaveguard status`", |answer| News::Quarantine { for_s, by, answer })

@@ -95,7 +95,11 @@ pub fn open(device: &str, signed: &SignedOrder, keys: &Keyring, done: &Done) -> 
     Ok(order)
 }
 
-fn check(errand: &Errand) -> Result<(), OrderError> {
+/// Whether no more is asked for than may be.
+///
+/// # Errors
+/// [`OrderError::OverLimit`].
+pub fn check(errand: &Errand) -> Result<(), OrderError> {
     match errand {
         Errand::LogLevel { for_s, .. } if !(1..=LOG_LEVEL_MAX_S).contains(for_s) => {
             Err(OrderError::OverLimit("a log level holds for 1 to 86400 seconds"))

@@ -244,7 +244,8 @@ fn aloud(command: &mut Command) -> Result<Totals, ToolError> {
 /// Commands one after the other, beside others and with less of the processors.
 struct Aside {
     log: PathBuf,
-    ended: JoinHandle<Result<Totals, ToolError>>,
+    /// Each command, and how it ended.
+    ended: JoinHandle<Result<Vec<(String, ExitStatus)>, ToolError>>,
 }
 
 impl Aside {
@@ -255,16 +256,16 @@ impl Aside {
         std::fs::create_dir_all(&dir).map_err(read)?;
         let out = File::create(&log).map_err(read)?;
         let run = move || {
-            let mut totals = Totals::default();
-            for command in commands {
+            let one = |command: Command| {
                 let mut nice = tools::niced(niceness, &command);
                 let text = tools::words(&nice);
                 let failed = |error| ToolError::Start(text.clone(), error);
                 let (stdout, stderr) = (out.try_clone().map_err(failed)?, out.try_clone().map_err(failed)?);
                 let status = nice.stdin(Stdio::null()).stdout(stdout).stderr(stderr).status();
-                totals.ended(&text, status.map_err(failed)?);
-            }
-            Ok(totals)
+                let status = status.map_err(failed)?;
+                Ok((text, status))
+            };
+            commands.into_iter().map(one).collect()
         };
         Ok(Self { log, ended: thread::spawn(run) })
     }
@@ -278,17 +279,16 @@ impl Aside {
         let mut totals = Totals::default();
         said.lines().for_each(|line| totals.add_line(line));
         totals.add_closing(said.lines().last().unwrap_or_default());
-        // What failed without a failed test.
-        totals.failed = totals.failed.max(ended.failed);
+        for (command, status) in ended {
+            totals.ended(&command, status);
+        }
         Ok(totals)
     }
 }
 
 /// Installs the checkers into an environment of their own, `checkers` in the target folder, where tests look for them.
 fn install_checkers(root: &Path) -> Result<(), ToolError> {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
-    let dir = target.join("checkers");
+    let dir = tools::target(root).join("checkers");
     let wanted = format!("{OF_API}\n{OF_DASHBOARD}\n");
     let done = dir.join("installed");
     if std::fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) {

@@ -123,16 +123,11 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
 
 /// The same cargo that runs this task.
 pub(crate) fn cargo(root: &Path) -> Command {
-    cargo_at(&PathBuf::from(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())), root)
+    unknowing(&PathBuf::from(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())), root)
 }
 
-/// A cargo that does not know that it was started by another: what `cargo run` tells this task about itself would
-/// otherwise be news to ring's build script, and ring and all that needs it would be compiled again.
-pub(crate) fn cargo_at(program: &Path, root: &Path) -> Command {
-    unknowing(program, root)
-}
-
-/// A program that does not know that cargo started this task.
+/// A program that does not know that cargo started this task: what `cargo run` tells it about itself would otherwise be news
+/// to ring's build script, and ring and all that needs it would be compiled again.
 pub(crate) fn unknowing(program: &Path, root: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root);
@@ -163,7 +158,7 @@ pub(crate) fn niced(niceness: u8, command: &Command) -> Command {
 
 /// Where builds go.
 pub(crate) fn target(root: &Path) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+    root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 /// What builds, tests and the demo all build with, so that each finds the others' work done.

@@ -156,7 +156,7 @@ pub(super) fn release(root: &Path, triple: Triple) -> Result<Binaries, DistError
     if by_rustup {
         cargo = tools::cargo(root);
     } else {
-        cargo = tools::cargo_at(Path::new("/usr/bin/cargo"), root);
+        cargo = tools::unknowing(Path::new("/usr/bin/cargo"), root);
         cargo.env("RUSTC", "/usr/bin/rustc").env_remove("RUSTUP_TOOLCHAIN");
     }
     let variable = triple.name().replace('-', "_");

@@ -117,7 +117,7 @@ pub(super) fn foreign(root: &Path, arch: Arch) -> Result<Built, VmError> {
     if tools::toolchain_has(cross.triple) {
         cargo = tools::cargo(root);
     } else {
-        cargo = tools::cargo_at(Path::new("/usr/bin/cargo"), root);
+        cargo = tools::unknowing(Path::new("/usr/bin/cargo"), root);
         cargo.env("RUSTC", "/usr/bin/rustc").env_remove("RUSTUP_TOOLCHAIN");
     }
     let variable = cross.triple.replace('-', "_").to_uppercase();
