@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Now;
 use crate::config::Config;
-use crate::pipeline::Input;
+use crate::pipeline::{Input, Known};
 use crate::processes::Identity;
 use crate::vitals;
 
@@ -83,6 +83,8 @@ pub enum Entry {
     },
     /// A program's baseline was used no longer.
     Forget(ProgramId),
+    /// What was known when recording began.
+    Known(Known),
 }
 
 /// Borrowed twin of [`Entry`], in the same order.
@@ -94,6 +96,7 @@ enum Writing<'a> {
     Step { now: Now, input: &'a Input, answers: &'a [Identity] },
     End { entries: u64, full: bool },
     Forget(&'a ProgramId),
+    Known(&'a Known),
 }
 
 /// Why a capture was not written or read.
@@ -176,6 +179,10 @@ impl Writer {
             schema: SCHEMA_ID,
         };
         self.add(&Writing::Begin { origin, config, opened_ns, degraded })
+    }
+
+    pub(crate) fn known(&mut self, known: &Known) -> Result<(), CaptureError> {
+        self.add(&Writing::Known(known))
     }
 
     pub(crate) fn degraded(&mut self, layers: &[String]) -> Result<(), CaptureError> {

@@ -10,6 +10,7 @@
 pub mod backoff;
 pub mod baselines;
 pub mod capture;
+pub mod captures;
 pub mod cli;
 pub mod clock;
 pub mod config;

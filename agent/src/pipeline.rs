@@ -10,6 +10,7 @@
 mod close;
 mod counters;
 mod follow;
+mod known;
 mod lives;
 mod memory;
 mod promise;
@@ -45,6 +46,7 @@ use crate::whitelist::{Allowance, Whitelist};
 pub use counters::Counters;
 pub use follow::Follow;
 use follow::how;
+pub use known::Known;
 pub use memory::Memory;
 use promise::Promise;
 pub use promise::PromiseState;

@@ -62,7 +62,7 @@ pub fn record(
     // Not before the kernel part: a try that it refuses leaves no file that is in the way of the next one.
     let writer = Writer::create(file, max)?;
     let mut watch = Watch::new(config, probe);
-    watch.record(config, writer)?;
+    watch.record(writer)?;
     baselines.iter().for_each(|verified| watch.activate(verified));
     let end_ns = clock::boot_ns().saturating_add(clock::nanoseconds(time));
     let window_ns = clock::nanoseconds(config.window);
@@ -89,8 +89,9 @@ pub fn record(
     }
     match watch.stop_recording() {
         Some(Ok(bytes)) => recorded.bytes = Some(bytes),
+        Some(Err(error @ CaptureError::Full(_))) => log::warn!("it ended before its time: {}", chain(&error)),
         Some(Err(error)) => return Err(error.into()),
-        None => log::warn!("{} ended before its time", chain(&CaptureError::Full(file.to_owned()))),
+        None => {}
     }
     Ok(recorded)
 }

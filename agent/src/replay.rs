@@ -71,6 +71,7 @@ pub fn replay_from<R: Read>(
                 begun.set_degraded(degraded);
                 (pipeline, summary.origin) = (Some(begun), Some(origin));
             }
+            (Entry::Known(known), Some(pipeline)) => pipeline.know(known),
             (Entry::Degraded(layers), Some(pipeline)) => pipeline.set_degraded(layers),
             (Entry::Switch { program, generation, table }, Some(pipeline)) => {
                 let wanted = baselines.iter().find(|verified| {

@@ -5,6 +5,7 @@ mod containment;
 mod orders;
 mod outgoing;
 mod quarantine;
+mod recording;
 mod run;
 mod state;
 
@@ -22,6 +23,7 @@ use smol::future::FutureExt as _;
 use smol::{Async, Timer};
 
 use crate::baselines::{BaselineError, Baselines};
+use crate::captures::Captures;
 use crate::clock;
 use crate::config::{Action, Config, OutboxEngine, Source};
 use crate::confine::{self, Confinement};
@@ -47,6 +49,7 @@ use crate::vitals;
 use crate::watch::Watch;
 use crate::whitelist::Whitelist;
 use orders::Orders;
+use recording::Recording;
 
 /// How often what a restart would forget is written down, beside the end.
 const REMEMBER_EVERY_NS: u64 = 600_000_000_000;
@@ -138,6 +141,8 @@ struct Service {
     shedding: Shedding,
     containment: Containment,
     quarantine: Quarantine,
+    captures: Captures,
+    recording: Option<Recording>,
     /// What may be done to programs: the agent gave up the rest at its start.
     prepared: BTreeSet<Action>,
     /// Wall clock minus the clock of intervals, milliseconds.
@@ -167,6 +172,8 @@ struct OwnCounters {
     contained: u64,
     not_contained: u64,
     released: u64,
+    captures_sent: u64,
+    captures_dropped: u64,
 }
 
 /// Runs the agent until SIGINT or SIGTERM; SIGHUP reads the source of its configuration again.
@@ -266,6 +273,8 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         shedding: Shedding::new(vitals::cpu_ms(), clock::boot_ns()),
         containment: Containment::open(&config.state, cgroup_root()),
         quarantine: Quarantine::open(&config.state, clock::now()),
+        captures: Captures::of(&config.state),
+        recording: None,
         prepared,
         clock_offset: run::clock_offset(),
         refused: VecDeque::new(),
@@ -485,6 +494,7 @@ impl Service {
             }
             News::TakeBack(program, generation) => self.taken_back(&program, generation),
             News::Order(signed) => self.ordered(&signed),
+            News::Delivered { order, wanted } => self.delivered(order, wanted),
             News::Located(addresses) => self.located(addresses),
             News::Quarantine { for_s, by, answer } => {
                 let done = match for_s {

@@ -4,6 +4,7 @@
 //! clean session, at most [`WINDOW`] numbered messages of each outbox are on their way ([`Lanes`]), and after each connection
 //! sending starts again at the oldest message. A message leaves the outbox only when the fleet says it is stored.
 
+mod deliver;
 mod fetch;
 mod lanes;
 mod renewal;
@@ -26,11 +27,13 @@ use rumqttc::{
 };
 
 use crate::backoff::jittered;
+use crate::captures::Capture;
 use crate::clock;
 use crate::confine;
 use crate::contain::Contained;
 use crate::enroll::{EnrollError, Identity};
 use crate::outbox::Outbox;
+use deliver::{Deliver, Delivered};
 use fetch::{Fetch, Fetched};
 use renewal::Credentials;
 
@@ -68,6 +71,13 @@ pub enum News {
     TakeBack(ProgramId, u64),
     /// Something is to be done, if it is signed.
     Order(SignedOrder),
+    /// A capture is of no more use here: the fleet has it, or does not want it.
+    Delivered {
+        /// The order that it was recorded for.
+        order: u64,
+        /// The fleet has all of it.
+        wanted: bool,
+    },
     /// The fleet is at these addresses now.
     Located(BTreeSet<SocketAddr>),
     /// Somebody on the device wants it quarantined for so many seconds, or no longer.
@@ -92,6 +102,7 @@ pub struct Counters {
     requests_dropped: AtomicU64,
     rejected: AtomicU64,
     fetches_failed: AtomicU64,
+    deliveries_failed: AtomicU64,
     renewed: AtomicU64,
     renewals_failed: AtomicU64,
 }
@@ -99,7 +110,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 10] {
+    pub fn list(&self) -> [(&'static str, u64); 11] {
         [
             ("uplink_connected", self.connected.load(Relaxed)),
             ("uplink_failed", self.failed.load(Relaxed)),
@@ -109,6 +120,7 @@ impl Counters {
             ("uplink_requests_dropped", self.requests_dropped.load(Relaxed)),
             ("uplink_messages_rejected", self.rejected.load(Relaxed)),
             ("uplink_fetches_failed", self.fetches_failed.load(Relaxed)),
+            ("uplink_deliveries_failed", self.deliveries_failed.load(Relaxed)),
             ("uplink_renewed", self.renewed.load(Relaxed)),
             ("uplink_renewals_failed", self.renewals_failed.load(Relaxed)),
         ]
@@ -147,6 +159,7 @@ struct Sending {
     client: Option<Client>,
     lanes: Lanes,
     fetch: Fetch,
+    deliver: Deliver,
 }
 
 impl Uplink {
@@ -195,6 +208,13 @@ impl Uplink {
     pub fn fetch(&self, offer: Offer) {
         let mut sending = self.0.sending();
         sending.fetch.add(offer);
+        self.0.ask(&mut sending);
+    }
+
+    /// Sends a capture; that it is there comes as [`News::Delivered`].
+    pub fn deliver(&self, capture: Capture) {
+        let mut sending = self.0.sending();
+        sending.deliver.add(capture);
         self.0.ask(&mut sending);
     }
 
@@ -313,6 +333,7 @@ impl Shared {
                     sending.lanes.restart();
                     self.pump(&mut sending);
                     sending.fetch.restart();
+                    sending.deliver.restart();
                     self.ask(&mut sending);
                     drop(sending);
                     self.tell(News::Online(true));
@@ -321,9 +342,8 @@ impl Shared {
                 Event::Incoming(_) => {
                     let mut sending = self.sending();
                     self.pump(&mut sending);
-                    if sending.fetch.is_stalled(clock::boot_ns()) {
-                        self.ask(&mut sending);
-                    }
+                    // What is not overdue is not asked for again.
+                    self.ask(&mut sending);
                     let still = sending.lanes.still_ns(clock::boot_ns());
                     drop(sending);
                     if still > STALL_NS {
@@ -366,6 +386,17 @@ impl Shared {
                     self.tell(News::Bundle(offer, bytes));
                 }
             }
+            Ok(Downlink::Kept { order, next }) => {
+                let mut sending = self.sending();
+                let delivered = sending.deliver.kept(order, next);
+                self.ask(&mut sending);
+                drop(sending);
+                match delivered {
+                    Delivered::Nothing => {}
+                    Delivered::All(order) => self.tell(News::Delivered { order, wanted: true }),
+                    Delivered::Unwanted(order) => self.tell(News::Delivered { order, wanted: false }),
+                }
+            }
             Err(error) => {
                 self.counters.rejected.fetch_add(1, Relaxed);
                 log::warn!("a message of the fleet cannot be used: {error}; is the agent too old?");
@@ -402,13 +433,23 @@ impl Shared {
         [self.outboxes[0].as_ref(), self.outboxes[1].as_ref()]
     }
 
-    /// Asks for the next part of the bundle that is being fetched, if there is one.
+    /// Asks for the next part of the bundle that is being fetched, and sends the next part of a capture, if there are any.
     fn ask(&self, sending: &mut Sending) {
         if sending.client.is_none() {
             return;
         }
         if let Some(request) = sending.fetch.next(clock::boot_ns()) {
             self.request(sending, &request);
+        }
+        match sending.deliver.next(clock::boot_ns()) {
+            Ok(Some(part)) => {
+                self.request(sending, &part);
+            }
+            Ok(None) => {}
+            Err((order, error)) => {
+                self.counters.deliveries_failed.fetch_add(1, Relaxed);
+                log::error!("the capture for order {order} is not sent: {error}");
+            }
         }
     }
 

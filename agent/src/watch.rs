@@ -39,7 +39,17 @@ pub struct Watch {
     dropped_before: u64,
     shed: Shed,
     counters: Counters,
-    tap: Option<Writer>,
+    tap: Tap,
+}
+
+/// Whether what goes in is written down.
+enum Tap {
+    Off,
+    /// From the next window on.
+    Waits(Writer),
+    On(Writer),
+    /// It ended by itself.
+    Ended(CaptureError),
 }
 
 impl Watch {
@@ -54,7 +64,7 @@ impl Watch {
             dropped_before: 0,
             shed: Shed::Nothing,
             counters: Counters::default(),
-            tap: None,
+            tap: Tap::Off,
         };
         watch.note_drops();
         watch
@@ -64,11 +74,20 @@ impl Watch {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn record(&mut self, config: &Config, mut tap: Writer) -> Result<(), CaptureError> {
-        tap.begin(config, self.probe.epoch().1, self.pipeline.degraded())?;
+    pub fn record(&mut self, mut tap: Writer) -> Result<(), CaptureError> {
+        tap.begin(self.pipeline.config(), self.probe.epoch().1, self.pipeline.degraded())?;
+        tap.known(&self.pipeline.known())?;
+        for (program, generation, table) in self.pipeline.in_use() {
+            tap.switch(program, generation, table)?;
+        }
         self.pipeline.lookup().tap(true);
-        self.tap = Some(tap);
+        self.tap = Tap::On(tap);
         Ok(())
+    }
+
+    /// Writes down everything that is judged from the next window on.
+    pub fn record_next(&mut self, tap: Writer) {
+        self.tap = Tap::Waits(tap);
     }
 
     /// The kernel's side.
@@ -170,6 +189,11 @@ impl Watch {
         let later = self.take_events(closed_ns, out);
         self.note_drops();
         self.step(Input::Close { closed_ns, syscalls }, out);
+        if let Tap::Waits(tap) = std::mem::replace(&mut self.tap, Tap::Off)
+            && let Err(error) = self.record(tap)
+        {
+            self.tap = Tap::Ended(error);
+        }
         self.feed(later, out);
     }
 
@@ -217,18 +241,23 @@ impl Watch {
         }
     }
 
-    /// Ends the recording; `None` when it had ended by itself or never began.
+    /// Ends the recording and gives the file's size; `None` when there is none.
     ///
     /// # Errors
-    /// When its end cannot be written.
+    /// When its end cannot be written, or why it ended by itself.
     pub fn stop_recording(&mut self) -> Option<Result<u64, CaptureError>> {
-        self.tap.take().map(Writer::finish)
+        self.pipeline.lookup().tap(false);
+        match std::mem::replace(&mut self.tap, Tap::Off) {
+            Tap::Off => None,
+            Tap::Waits(tap) | Tap::On(tap) => Some(tap.finish()),
+            Tap::Ended(error) => Some(Err(error)),
+        }
     }
 
-    /// Something is written down.
+    /// Something is written down, or will be.
     #[must_use]
     pub fn is_recording(&self) -> bool {
-        self.tap.is_some()
+        matches!(self.tap, Tap::Waits(_) | Tap::On(_))
     }
 
     /// Tells the pipeline which layers did not see everything in this window.
@@ -259,7 +288,7 @@ impl Watch {
     fn step(&mut self, input: Input, out: &mut Vec<Output>) {
         let now = clock::now();
         let from = out.len();
-        let copy = self.tap.is_some().then(|| input.clone());
+        let copy = matches!(self.tap, Tap::On(_)).then(|| input.clone());
         self.pipeline.step(now, input, out);
         if let Some(input) = copy {
             let answers = self.pipeline.lookup().answers();
@@ -269,10 +298,9 @@ impl Watch {
     }
 
     fn write(&mut self, entry: impl FnOnce(&mut Writer) -> Result<(), CaptureError>) {
-        let Some(tap) = &mut self.tap else { return };
+        let Tap::On(tap) = &mut self.tap else { return };
         if let Err(error) = entry(tap) {
-            log::error!("recording ended: {}", chain(&error));
-            self.tap = None;
+            self.tap = Tap::Ended(error);
             self.pipeline.lookup().tap(false);
         }
     }

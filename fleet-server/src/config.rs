@@ -28,6 +28,8 @@ pub struct Config {
     pub alerts_max: u32,
     /// Events kept; more drops the oldest.
     pub events_max: u32,
+    /// Captures of devices that are kept, each of 8 MiB at most; more drops the oldest.
+    pub captures_max: u32,
     /// A device whose last heartbeat is older is silent, in seconds.
     pub silent_after_s: u32,
     /// Devices connected at once.
@@ -73,6 +75,7 @@ impl Default for Config {
             programs_max: 512,
             alerts_max: 1_000_000,
             events_max: 100_000,
+            captures_max: 64,
             silent_after_s: 180,
             mqtt_connections_max: 2048,
             web_connections_max: 256,
@@ -124,6 +127,7 @@ impl Config {
         reader.number("programs_max", 1, 10_000, &mut config.programs_max);
         reader.number("alerts_max", 100, 100_000_000, &mut config.alerts_max);
         reader.number("events_max", 100, 10_000_000, &mut config.events_max);
+        reader.number("captures_max", 1, 10_000, &mut config.captures_max);
         reader.number("silent_after_s", 3, 604_800, &mut config.silent_after_s);
         reader.number("mqtt_connections_max", 1, 1_000_000, &mut config.mqtt_connections_max);
         reader.number("web_connections_max", 1, 100_000, &mut config.web_connections_max);

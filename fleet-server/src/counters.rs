@@ -72,6 +72,8 @@ counters! {
     AlertsDropped = "alerts_dropped",
     /// Events dropped from the table to make room.
     EventsDropped = "events_dropped",
+    /// Captures dropped, oldest first, to make room or because of their age.
+    CapturesDropped = "captures_dropped",
     /// Training windows dropped, oldest first, to make room.
     WindowsDropped = "windows_dropped",
     /// Training windows of a program over the per-device limit.

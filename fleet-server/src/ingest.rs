@@ -35,6 +35,19 @@ pub struct Taken {
     pub heard: Option<StoredEvent>,
     /// What a device that is there is still to do.
     pub orders: Vec<Order>,
+    /// How far a capture is.
+    pub kept: Option<Kept>,
+}
+
+/// How far a capture is.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// The order that it was recorded for.
+    pub order: u64,
+    /// Its first byte that is not stored; `None` when nobody wants it.
+    pub next: Option<u32>,
+    /// All of it is stored.
+    pub is_whole: bool,
 }
 
 /// Stores a message; the device may be answered when this is committed. A request for a part of a bundle stores nothing.
@@ -76,6 +89,11 @@ pub fn take(
             store::put_report(c, device, report, now_ms)?;
             nothing
         }
+        Message::Part(part) => {
+            let next = store::put_part(c, counters, device, part, now_ms, intake.limits.captures)?;
+            let kept = Kept { order: part.order, next, is_whole: next == Some(part.size) };
+            Taken { kept: Some(kept), ..nothing }
+        }
         Message::Chunk { .. } => nothing,
     })
 }
@@ -116,7 +134,11 @@ fn log_of(device: &DeviceId, message: &Message) {
         Message::Rejected(Rejected { topic, reason, raw, .. }) => {
             log::warn!("device {device} sent {} bytes on {topic} that were rejected: {reason}", raw.len());
         }
-        Message::Frame(_) | Message::Heartbeat { .. } | Message::Gone { .. } | Message::Chunk { .. } => {}
+        Message::Frame(_)
+        | Message::Heartbeat { .. }
+        | Message::Gone { .. }
+        | Message::Part(_)
+        | Message::Chunk { .. } => {}
     }
 }
 
@@ -129,7 +151,14 @@ pub async fn stored(
     device: &DeviceId,
     stored: Stored,
 ) -> Result<Option<(u64, u64)>, StoreError> {
-    let Taken { ack, frame, heard, orders } = stored.pending.done().await?;
+    let Taken { ack, frame, heard, orders, kept } = stored.pending.done().await?;
+    if let Some(Kept { order, next, is_whole }) = kept {
+        shared.hub.send(device, &Downlink::Kept { order, next });
+        if !is_whole {
+            return Ok(None);
+        }
+        log::info!("device {device} sent what it recorded for order {order}");
+    }
     for message in orders.iter().filter_map(|order| signed(shared, device, order)) {
         shared.hub.send(device, &message);
     }
@@ -138,7 +167,7 @@ pub async fn stored(
     }
     match frame {
         Some(outcome) => tell_frame(shared, device, outcome).await?,
-        // A heartbeat or a report; numbers that are gone are nothing to see.
+        // A heartbeat, a report, or a whole capture; numbers that are gone are nothing to see.
         None if ack.is_none() => shared.hub.tell(Event::Device(device.clone())),
         None => {}
     }
@@ -277,6 +306,7 @@ fn intake(shared: &Shared) -> Intake {
         programs: config.programs_max,
         alerts: config.alerts_max,
         events: config.events_max,
+        captures: config.captures_max,
     };
     let Standing { rules, channels } = shared.standing();
     Intake { limits, rules, channels }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Keyring, SigningKey};
 use crate::wire::{
-    self, CONFIGURATION_MAX, Errand, LOG_LEVEL_MAX_S, Order, QUARANTINE_MAX_S, SignedOrder, WireError,
+    self, CAPTURE_MAX, CAPTURE_MIN, CONFIGURATION_MAX, Errand, LOG_LEVEL_MAX_S, Order, QUARANTINE_MAX_S,
+    RECORD_MAX_S, SignedOrder, WireError,
 };
 
 const CONTEXT: &[u8] = b"behaveguard-order-v1\0";
@@ -110,12 +111,19 @@ pub fn check(errand: &Errand) -> Result<(), OrderError> {
         Errand::Quarantine { for_s } if !(1..=QUARANTINE_MAX_S).contains(for_s) => {
             Err(OrderError::OverLimit("a quarantine holds for 1 to 2592000 seconds"))
         }
+        Errand::Record { for_s, .. } if !(1..=RECORD_MAX_S).contains(for_s) => {
+            Err(OrderError::OverLimit("a recording takes 1 to 3600 seconds"))
+        }
+        Errand::Record { bytes_max, .. } if !(CAPTURE_MIN..=CAPTURE_MAX).contains(bytes_max) => {
+            Err(OrderError::OverLimit("a capture has 65536 to 8388608 bytes"))
+        }
         Errand::Doctor
         | Errand::LogLevel { .. }
         | Errand::Relearn { .. }
         | Errand::Configure { .. }
         | Errand::Quarantine { .. }
-        | Errand::EndQuarantine => Ok(()),
+        | Errand::EndQuarantine
+        | Errand::Record { .. } => Ok(()),
     }
 }
 
@@ -162,6 +170,9 @@ mod tests {
             Errand::Configure { version: 1, text: "#".repeat(CONFIGURATION_MAX + 1) },
             Errand::Quarantine { for_s: 0 },
             Errand::Quarantine { for_s: QUARANTINE_MAX_S + 1 },
+            Errand::Record { for_s: RECORD_MAX_S + 1, bytes_max: CAPTURE_MAX },
+            Errand::Record { for_s: 60, bytes_max: CAPTURE_MAX + 1 },
+            Errand::Record { for_s: 60, bytes_max: CAPTURE_MIN - 1 },
         ];
         for errand in bad {
             let order = Order { id: 1, errand };

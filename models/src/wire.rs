@@ -16,7 +16,7 @@ use crate::program::ProgramId;
 /// The largest message either side accepts, in bytes.
 pub const MESSAGE_MAX: usize = 64 * 1024;
 
-/// The largest part of a bundle sent in one [`Downlink::Chunk`], in bytes.
+/// The largest part of a bundle sent in one [`Downlink::Chunk`], and of a capture in one [`Request::Part`], in bytes.
 pub const CHUNK_MAX: usize = 16 * 1024;
 
 /// The longest [`Answer::text`], in bytes.
@@ -30,6 +30,15 @@ pub const LOG_LEVEL_MAX_S: u32 = 86_400;
 
 /// The longest time for which a device is quarantined, in seconds.
 pub const QUARANTINE_MAX_S: u32 = 30 * 86_400;
+
+/// The longest recording that a fleet asks for, in seconds.
+pub const RECORD_MAX_S: u32 = 3600;
+
+/// The largest capture that a device sends, in bytes.
+pub const CAPTURE_MAX: u32 = 8 << 20;
+
+/// The smallest size that a capture may be given, in bytes: what is known at its beginning must fit.
+pub const CAPTURE_MIN: u32 = 64 << 10;
 
 /// The topic `bg/v1/<device>/<leaf>`.
 #[must_use]
@@ -138,6 +147,8 @@ pub enum EventKind {
     Quarantined,
     /// It reaches everything again.
     QuarantineEnded,
+    /// A recording that the fleet wanted has ended.
+    Recorded,
 }
 
 impl EventKind {
@@ -159,6 +170,7 @@ impl EventKind {
             Self::ClockSet => "clock_set",
             Self::Quarantined => "quarantined",
             Self::QuarantineEnded => "quarantine_ended",
+            Self::Recorded => "recorded",
         }
     }
 }
@@ -266,6 +278,17 @@ pub enum Request {
         /// The last of them.
         to: u64,
     },
+    /// Part of a capture, in order; answered with [`Downlink::Kept`] and repeated until then.
+    Part {
+        /// The order that it was recorded for.
+        order: u64,
+        /// Of the whole file, bytes; at most [`CAPTURE_MAX`].
+        size: u32,
+        /// First byte.
+        offset: u32,
+        /// At most [`CHUNK_MAX`] bytes.
+        data: Vec<u8>,
+    },
 }
 
 /// What became of an offered bundle on the device.
@@ -366,6 +389,13 @@ pub enum Downlink {
     },
     /// Something that people ask of this device; answered with [`Uplink::Answer`] and repeated until then.
     Order(SignedOrder),
+    /// Answer to [`Request::Part`].
+    Kept {
+        /// The order that the capture was recorded for.
+        order: u64,
+        /// The first byte that is not stored durably; the size of the file when all of it is. `None` when nobody wants it.
+        next: Option<u32>,
+    },
 }
 
 /// An order and the fleet's word for it, so that a broker in between can hold it back but not make one.
@@ -417,6 +447,13 @@ pub enum Errand {
     },
     /// To reach everything again.
     EndQuarantine,
+    /// To write down everything that it judges, and to send that.
+    Record {
+        /// For how long, at most [`RECORD_MAX_S`]; up to the end of a window.
+        for_s: u32,
+        /// The file's largest size, at most [`CAPTURE_MAX`]; when it has that, the recording ends.
+        bytes_max: u32,
+    },
 }
 
 /// How much is logged.

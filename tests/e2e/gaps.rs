@@ -31,7 +31,7 @@ fn what_an_overfull_outbox_still_has_comes_at_once_and_what_it_dropped_is_counte
     drop(outbox);
     assert!(waiting < put * 2 / 3, "{waiting}: it was not overfull");
     agent.run().unwrap();
-    wait_for("all that was kept", Duration::from_secs(60), || {
+    wait_for("all that was kept", Duration::from_secs(240), || {
         agent.check()?;
         Ok((fleet.counter("frames_stored")? >= waiting).then_some(()))
     })

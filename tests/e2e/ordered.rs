@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use agent::pipeline::Output;
+use agent::replay::replay;
 use models::bundle::SigningKey;
 use models::orders;
 use models::wire::{Answer, Downlink, Errand, Order, Uplink, UplinkFrame, decode};
@@ -95,6 +97,96 @@ fn an_agent_carries_orders_out_once_also_those_that_were_given_while_it_was_away
     assert_eq!((counter(&status, "orders_rejected"), counter(&status, "orders_refused")), (0, 0));
     let log = agent.log();
     assert_eq!(log.matches(&format!("order {id} of the fleet")).count(), 1, "{log}");
+    agent.stop().unwrap();
+}
+
+/// Waits until all of a capture is here; its size.
+fn captured(fleet: &Fleet, agent: &Agent, path: &str) -> u64 {
+    let whole = wait_for("the capture", Duration::from_secs(90), || {
+        let capture = &fleet.get(path)?["capture"];
+        Ok((capture["size"].is_u64() && capture["stored"] == capture["size"])
+            .then(|| capture["size"].as_u64().unwrap()))
+    });
+    whole.unwrap_or_else(|error| panic!("{error}\n{}", agent.log()))
+}
+
+#[test]
+fn what_an_agent_recorded_is_replayed_elsewhere_also_when_it_was_killed_meanwhile() {
+    needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
+    let _gateway = Gateway::start(&dir.path().join("gateway")).unwrap();
+    let watched = Gateway::executable(&dir.path().join("gateway"));
+    let mut agent = Agent::enroll(&dir.path().join("gw"), &watched, &fleet, "gw").unwrap();
+    agent.run().unwrap();
+    wait_for("the gateway", Duration::from_secs(60), || {
+        Ok((program_state(&agent) == "LEARNING").then_some(()))
+    })
+    .unwrap();
+    let taken = |path: &str, size: u64| {
+        let (status, bytes) = fleet.file(&format!("{path}/capture")).unwrap();
+        assert_eq!((status, bytes.len() as u64), (200, size));
+        let file = dir.path().join("taken.bgc");
+        std::fs::write(&file, bytes).unwrap();
+        file
+    };
+
+    let asked = |for_s: u32| json!({ "kind": "record", "for_s": for_s, "bytes_max": 8 << 20 });
+    let id = order(&fleet, "gw", &asked(5));
+    let row = answered(&fleet, &agent, "gw", id);
+    assert_eq!((&row["state"], &row["capture"]), (&json!("done"), &Value::Null), "{row}");
+    let second = answered(&fleet, &agent, "gw", order(&fleet, "gw", &asked(5)));
+    assert_eq!(second["answer"], format!("order {id} is being recorded: ask again when it has ended"));
+    assert_eq!(second["state"], "refused");
+    let path = format!("devices/gw/orders/{id}");
+    let file = taken(&path, captured(&fleet, &agent, &path));
+    // Who was there before the recording began is known in it.
+    let mut windows = 0;
+    let summary = replay(&file, &[], &mut |output| match output {
+        Output::Train(of) if of.program.exe.as_str() == watched.to_str().unwrap() => {
+            windows += of.windows.len();
+        }
+        _ => {}
+    });
+    let summary = summary.unwrap();
+    assert!(windows >= 3 && summary.steps > 10 && !summary.full, "{windows} windows, {summary:?}");
+    let output = agent.command(&["replay", file.to_str().unwrap()]).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told = fleet.events("gw").unwrap();
+    let told: Vec<_> = told.iter().filter(|event| event["kind"] == "recorded").collect();
+    assert!(told.len() == 1 && told[0]["text"].as_str().unwrap().contains(" ended; "), "{told:?}");
+
+    // One that is cut short is sent as far as it came.
+    let id = order(&fleet, "gw", &asked(3600));
+    assert_eq!(answered(&fleet, &agent, "gw", id)["state"], "done");
+    let own = dir.path().join(format!("gw/state/captures/{id}"));
+    wait_for("something to send", Duration::from_secs(60), || {
+        Ok((std::fs::metadata(&own).is_ok_and(|file| file.len() > 16 << 10)).then_some(()))
+    })
+    .unwrap();
+    agent.kill().unwrap();
+    agent.run().unwrap();
+    let path = format!("devices/gw/orders/{id}");
+    let file = taken(&path, captured(&fleet, &agent, &path));
+    let mut outputs = 0;
+    let cut = replay(&file, &[], &mut |_| outputs += 1).unwrap_err();
+    assert!(cut.to_string().contains("is damaged after") && outputs > 0, "{cut}: {outputs} outputs");
+
+    // What the fleet has the device keeps no longer, and what is removed here is gone.
+    wait_for("an empty folder", Duration::from_secs(20), || {
+        let left = std::fs::read_dir(own.parent().unwrap()).unwrap().count();
+        Ok((left == 0).then_some(()))
+    })
+    .unwrap();
+    let capture = format!("{path}/capture");
+    let token = fleet.token().unwrap();
+    assert_eq!(fleet.send("DELETE", &capture, None, &token).unwrap().0, 204);
+    assert_eq!(fleet.file(&capture).unwrap().0, 404);
+    let audit = fleet.get("audit?limit=100").unwrap();
+    let acts: Vec<_> = audit["audit"].as_array().unwrap().iter().map(|entry| &entry["action"]).collect();
+    for act in ["capture.download", "capture.delete"] {
+        assert!(acts.contains(&&json!(act)), "{audit}");
+    }
     agent.stop().unwrap();
 }
 

@@ -163,6 +163,21 @@ impl Fleet {
     /// # Errors
     /// When it does not answer with JSON.
     pub fn ask(&self, path: &str, token: &str) -> Result<(u16, Value), Failed> {
+        let (status, body) = self.body(path, token)?;
+        let value =
+            serde_json::from_slice(&body).map_err(|error| Failed::new(format!("GET {path}"), error))?;
+        Ok((status, value))
+    }
+
+    /// `GET /api/v1/<path>` with the token; gives status and body as it is.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn file(&self, path: &str) -> Result<(u16, Vec<u8>), Failed> {
+        self.body(path, &self.token()?)
+    }
+
+    fn body(&self, path: &str, token: &str) -> Result<(u16, Vec<u8>), Failed> {
         let url = format!("{}/api/v1/{path}", self.url()?);
         let failed = |error: &dyn std::fmt::Display| Failed::new(format!("GET {url}"), error);
         let mut answer = self
@@ -172,8 +187,7 @@ impl Fleet {
             .call()
             .map_err(|error| failed(&error))?;
         let body = answer.body_mut().read_to_vec().map_err(|error| failed(&error))?;
-        let value = serde_json::from_slice(&body).map_err(|error| failed(&error))?;
-        Ok((answer.status().as_u16(), value))
+        Ok((answer.status().as_u16(), body))
     }
 
     /// Someone who asks again and again, on a connection that is kept.

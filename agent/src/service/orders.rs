@@ -39,7 +39,7 @@ impl Service {
             }
         };
         let done = match self.orders.done.add(order.id) {
-            Ok(()) => self.carry_out(order.errand),
+            Ok(()) => self.carry_out(order.id, order.errand),
             Err(error) => Err(format!("that it is carried out cannot be written down: {error}")),
         };
         let (done, mut text) = match done {
@@ -59,7 +59,7 @@ impl Service {
         self.answer(Answer { id: order.id, unix_ms, done, text });
     }
 
-    fn carry_out(&mut self, errand: Errand) -> Result<String, String> {
+    fn carry_out(&mut self, id: u64, errand: Errand) -> Result<String, String> {
         match errand {
             Errand::Doctor => self.described(),
             Errand::LogLevel { level, for_s } => self.log_from(level, for_s),
@@ -67,6 +67,7 @@ impl Service {
             Errand::Configure { version, text } => self.configured(Overlay { version, text }),
             Errand::Quarantine { for_s } => self.quarantine_for(for_s, "the fleet"),
             Errand::EndQuarantine => self.end_quarantine("ended by the fleet"),
+            Errand::Record { for_s, bytes_max } => self.record(id, for_s, bytes_max),
         }
     }
 

@@ -29,10 +29,12 @@ impl Service {
         // What was denied is denied again, before the first window ends.
         self.look_after_contained();
         self.resume_quarantine();
+        self.resume_captures();
     }
 
     /// Tells that the run ends because it was asked to, and gives the fleet a moment to hear it.
     pub(super) fn ends(&mut self) {
+        self.end_recording();
         self.event(EventKind::Stopped, None, None, "the agent was asked to stop".to_owned());
         let deadline_ns = clock::boot_ns() + clock::nanoseconds(LAST_WORD);
         while self.online && self.outgoing.disk().waiting() > 0 && clock::boot_ns() < deadline_ns {
@@ -42,6 +44,7 @@ impl Service {
 
     /// What is looked at when a window has ended.
     pub(super) fn window_ended(&mut self) {
+        self.look_after_recording();
         self.take_back();
         self.look_after_contained();
         self.keep_cpu_budget();

@@ -101,6 +101,8 @@ impl Service {
             ("contained", own.contained),
             ("not_contained", own.not_contained),
             ("contained_released", own.released),
+            ("captures_sent", own.captures_sent),
+            ("captures_dropped", own.captures_dropped),
             ("reloads_refused", own.reloads_refused),
             ("orders_done", own.orders_done),
             ("orders_refused", own.orders_refused),

@@ -6,7 +6,7 @@ use models::wire::{
     UplinkFrame,
 };
 
-use crate::store::Rejected;
+use crate::store::{CapturePart, Rejected};
 
 /// The counter by which an agent tells how often it connected.
 const LINKS: &str = "uplink_connected";
@@ -43,6 +43,8 @@ pub enum Message {
         /// At most [`CHUNK_MAX`].
         len: u32,
     },
+    /// Part of what it recorded.
+    Part(CapturePart),
     /// It is only kept; if it begins like a frame it is acknowledged.
     Rejected(Rejected),
 }
@@ -64,7 +66,7 @@ impl Message {
             Self::Frame(frame) => frame.epoch,
             Self::Gone { epoch, .. } => *epoch,
             Self::Rejected(rejected) => rejected.number.map_or(0, |(epoch, _)| epoch),
-            Self::Report(_) | Self::Heartbeat { .. } | Self::Chunk { .. } => 0,
+            Self::Report(_) | Self::Heartbeat { .. } | Self::Chunk { .. } | Self::Part(_) => 0,
         }
     }
 }
@@ -73,6 +75,12 @@ fn read_request(raw: &[u8]) -> Result<Message, String> {
     match wire::decode::<Request>(raw).map_err(|error| error.to_string())? {
         Request::Chunk { sha256, offset, len } => {
             Ok(Message::Chunk { sha256, offset, len: len.min(CHUNK_MAX as u32) })
+        }
+        Request::Part { data, .. } if data.len() > CHUNK_MAX => {
+            Err(format!("a part of {} bytes is over the limit of {CHUNK_MAX}", data.len()))
+        }
+        Request::Part { order, size, offset, data } => {
+            Ok(Message::Part(CapturePart { order, size, offset, data }))
         }
         Request::Bundle(report) => Ok(Message::Report(report)),
         Request::Heartbeat(heartbeat) => {

@@ -39,6 +39,8 @@ pub struct Limits {
     pub alerts: u32,
     /// Events of all devices.
     pub events: u32,
+    /// Captures of all devices.
+    pub captures: u32,
 }
 
 /// What a new message is judged by.

@@ -9,6 +9,7 @@ mod alerts;
 mod audit;
 mod baselines;
 mod bundles;
+mod captures;
 mod channels;
 mod database;
 mod devices;
@@ -54,6 +55,7 @@ pub use baselines::{
 pub use bundles::{
     StoredWindows, has_windows, newest_offers, put_bundle, put_report, training_candidates, windows_of,
 };
+pub use captures::{CapturePart, CaptureRow, capture, drop_capture, put_part};
 pub use channels::{
     CHANNELS_MAX, Channel, ChannelConfig, Channels, Format, MailConfig, Notice, add_channel, channel,
     channels, delivered, due, failed, load_channels, remove_channel,

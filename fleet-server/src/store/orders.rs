@@ -6,6 +6,7 @@
 use models::program::ProgramId;
 use models::wire::{Answer, Errand, Order};
 
+use super::captures::{CaptureRow, remove_capture};
 use super::sql::{Connection, OptionalExtension as _, Row, params};
 use super::{StoreError, int, uint};
 use crate::names::{DeviceId, GroupId};
@@ -36,6 +37,8 @@ pub struct OrderRow {
     pub expires_ms: Option<u64>,
     /// What the device said.
     pub answer: Option<Answered>,
+    /// What it recorded.
+    pub capture: Option<CaptureRow>,
 }
 
 /// What a device said to an order.
@@ -85,7 +88,8 @@ pub enum NotRelearned {
 }
 
 const ORDER: &str =
-    "SELECT id, device, body, by, created_ms, expires_ms, answered_ms, done, answer FROM orders";
+    "SELECT o.id, device, body, by, created_ms, expires_ms, answered_ms, done, answer, c.size, c.stored
+     FROM orders o LEFT JOIN captures c ON c.id = o.id";
 
 /// Adds an order; `None` when too many wait for the device.
 ///
@@ -124,18 +128,22 @@ fn insert(
         | Errand::LogLevel { .. }
         | Errand::Relearn { .. }
         | Errand::Quarantine { .. }
-        | Errand::EndQuarantine => None,
+        | Errand::EndQuarantine
+        | Errand::Record { .. } => None,
     };
     let mut insert = c.prepare_cached(
         "INSERT INTO orders(device, body, version, by, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
     )?;
     let values = params![device, body, version, by, int(now_ms), expires_ms.map(int)];
     let id: i64 = insert.query_row(values, |row| row.get(0))?;
-    c.prepare_cached(
-        "DELETE FROM orders WHERE device = ?1 AND (answered_ms IS NOT NULL OR expires_ms <= ?2)
-         AND id <= (SELECT id FROM orders WHERE device = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?3)",
-    )?
-    .execute(params![device, int(now_ms), KEPT_MAX])?;
+    let old = "device = ?1 AND (answered_ms IS NOT NULL OR expires_ms <= ?2)
+         AND id <= (SELECT id FROM orders WHERE device = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?3)";
+    let values = params![device, int(now_ms), KEPT_MAX];
+    let recorded = format!("SELECT id FROM captures WHERE id IN (SELECT id FROM orders WHERE {old})");
+    let mut recorded = c.prepare_cached(&recorded)?;
+    let recorded: Vec<i64> = recorded.query_map(values, |row| row.get(0))?.collect::<Result<_, _>>()?;
+    recorded.into_iter().try_for_each(|id| remove_capture(c, uint(id)))?;
+    c.prepare_cached(&format!("DELETE FROM orders WHERE {old}"))?.execute(values)?;
     Ok(uint(id))
 }
 
@@ -184,7 +192,7 @@ pub fn orders(
     before: Option<u64>,
     limit: u32,
 ) -> Result<Vec<OrderRow>, StoreError> {
-    let sql = format!("{ORDER} WHERE device = ? AND id < ? ORDER BY id DESC LIMIT ?");
+    let sql = format!("{ORDER} WHERE device = ? AND o.id < ? ORDER BY o.id DESC LIMIT ?");
     rows(c, &sql, params![device.as_str(), before.map_or(i64::MAX, int), limit])
 }
 
@@ -193,7 +201,7 @@ pub fn orders(
 /// # Errors
 /// When the database fails or holds damaged rows.
 pub fn order(c: &Connection, device: &DeviceId, id: u64) -> Result<Option<OrderRow>, StoreError> {
-    let sql = format!("{ORDER} WHERE device = ? AND id = ?");
+    let sql = format!("{ORDER} WHERE device = ? AND o.id = ?");
     Ok(rows(c, &sql, params![device.as_str(), int(id)])?.pop())
 }
 
@@ -203,7 +211,7 @@ pub fn order(c: &Connection, device: &DeviceId, id: u64) -> Result<Option<OrderR
 /// When the database fails or holds damaged rows.
 pub fn orders_waiting(c: &Connection, device: &DeviceId, now_ms: u64) -> Result<Vec<Order>, StoreError> {
     let sql = format!(
-        "{ORDER} WHERE device = ? AND answered_ms IS NULL AND (expires_ms IS NULL OR expires_ms > ?) ORDER BY id"
+        "{ORDER} WHERE device = ? AND answered_ms IS NULL AND (expires_ms IS NULL OR expires_ms > ?) ORDER BY o.id"
     );
     let rows = rows(c, &sql, params![device.as_str(), int(now_ms)])?;
     Ok(rows.into_iter().map(|row| Order { id: row.id, errand: row.errand }).collect())
@@ -379,6 +387,12 @@ fn row_of(row: &Row<'_>) -> Result<OrderRow, StoreError> {
         created_ms: uint(row.get(4)?),
         expires_ms: row.get::<Option<i64>>(5)?.map(uint),
         answer,
+        capture: match (row.get::<Option<i64>>(9)?, row.get::<Option<i64>>(10)?) {
+            (Some(size), Some(stored)) => {
+                Some(CaptureRow { size: uint(size) as u32, stored: uint(stored) as u32 })
+            }
+            _ => None,
+        },
     })
 }
 

@@ -1,6 +1,7 @@
 //! Dropping what is older than it is to be kept, some at a time.
 
 use super::alerts::drop_oldest;
+use super::captures::drop_older_captures;
 use super::sql::Connection;
 use super::{StoreError, int};
 use crate::counters::{Counter, Counters};
@@ -8,11 +9,12 @@ use crate::counters::{Counter, Counters};
 /// Rows of each table that go at once, so that nobody waits long.
 const AT_ONCE: i64 = 1000;
 
-/// Drops alerts, events and entries of the audit log from before this time, the oldest first; whether there may be more.
+/// Drops alerts, events, captures and entries of the audit log from before this time, the oldest first; whether there may be more.
 ///
 /// # Errors
 /// When the database fails.
 pub fn drop_older(c: &Connection, counters: &Counters, before_ms: u64) -> Result<bool, StoreError> {
+    drop_older_captures(c, counters, before_ms)?;
     let mut more = false;
     for (table, time) in [("alerts", "received_ms"), ("events", "received_ms"), ("audit", "unix_ms")] {
         // Numbers are given in the order of time: the last of the oldest that is old enough.

@@ -22,7 +22,7 @@ const ROWS: u32 = 500;
 const PART_MAX: u32 = 1 << 30;
 
 /// What is moved. Of the words of alerts each database makes an index of its own.
-const TABLES: [Table; 30] = [
+const TABLES: [Table; 32] = [
     by_key("devices", "id"),
     by_key("heartbeats", "device"),
     by_key("acks", "device, epoch"),
@@ -53,6 +53,8 @@ const TABLES: [Table; 30] = [
     by_key("pins", "device, key"),
     by_id("orders"),
     by_id("group_configs"),
+    by_key("captures", "id"),
+    by_key("capture_parts", "capture, at"),
 ];
 
 struct Table {

@@ -5,6 +5,7 @@ mod admin_views;
 mod alerts;
 mod answers;
 mod baselines;
+mod captures;
 mod channels;
 mod devices;
 mod enrolment;
@@ -142,6 +143,7 @@ impl Parts {
             .routes(routes!(devices::release))
             .routes(routes!(orders::create))
             .routes(routes!(orders::cancel))
+            .routes(routes!(captures::download, captures::remove))
             .routes(routes!(baselines::train));
         let admin = OpenApiRouter::default()
             .routes(routes!(devices::change))

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::views::ProgramView;
 use crate::configuration::KeyChange;
-use crate::store::{ConfigurationRow, OrderRow, Spread};
+use crate::store::{CaptureRow, ConfigurationRow, OrderRow, Spread};
 
 /// From which level on a device logs.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
@@ -55,6 +55,7 @@ pub(super) enum ErrandView<'a> {
     Configure { version: u64 },
     Quarantine { for_s: u32 },
     EndQuarantine,
+    Record { for_s: u32, bytes_max: u32 },
 }
 
 impl<'a> From<&'a Errand> for ErrandView<'a> {
@@ -66,6 +67,7 @@ impl<'a> From<&'a Errand> for ErrandView<'a> {
             Errand::Configure { version, .. } => Self::Configure { version: *version },
             Errand::Quarantine { for_s } => Self::Quarantine { for_s: *for_s },
             Errand::EndQuarantine => Self::EndQuarantine,
+            Errand::Record { for_s, bytes_max } => Self::Record { for_s: *for_s, bytes_max: *bytes_max },
         }
     }
 }
@@ -98,6 +100,18 @@ pub(super) struct OrderView<'a> {
     answered_unix_ms: Option<u64>,
     /// What the device found, what came of it, or why it refused.
     answer: Option<&'a str>,
+    /// How much came of what it recorded; null when nothing came yet.
+    capture: Option<CaptureView>,
+}
+
+/// What a device recorded.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Capture)]
+pub(super) struct CaptureView {
+    /// Of the whole file, bytes.
+    size: u32,
+    /// Of them here; it can be taken when all are.
+    stored: u32,
 }
 
 impl<'a> OrderView<'a> {
@@ -118,6 +132,7 @@ impl<'a> OrderView<'a> {
             expires_unix_ms: row.expires_ms,
             answered_unix_ms: row.answer.as_ref().map(|answer| answer.received_ms),
             answer: row.answer.as_ref().map(|answer| &*answer.text),
+            capture: row.capture.map(|CaptureRow { size, stored }| CaptureView { size, stored }),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What people ask of devices, and the configurations of groups.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use models::wire::{Errand, LOG_LEVEL_MAX_S, QUARANTINE_MAX_S};
+use models::wire::{CAPTURE_MAX, CAPTURE_MIN, Errand, LOG_LEVEL_MAX_S, QUARANTINE_MAX_S, RECORD_MAX_S};
 use serde::Deserialize;
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
@@ -33,6 +34,9 @@ const EXPIRES_S: u64 = 86_400;
 /// The longest time for which it may be.
 const EXPIRES_MAX_S: u64 = 30 * 86_400;
 
+/// The largest size of a capture when nobody says, in bytes.
+const CAPTURE_BYTES: u32 = 4 << 20;
+
 /// What a device is to do.
 #[derive(Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -54,6 +58,14 @@ pub(super) enum ErrandRequest {
     },
     /// To reach everything again.
     EndQuarantine {},
+    /// To write down everything that it judges, and to send that.
+    Record {
+        #[schema(minimum = 1, maximum = 3600)]
+        for_s: u32,
+        /// The file's largest size: 4 MiB by default.
+        #[schema(minimum = 65_536, maximum = 8_388_608)]
+        bytes_max: Option<u32>,
+    },
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -124,15 +136,22 @@ pub(super) async fn create(
     let id = match body.order {
         ErrandRequest::Doctor {} => put(&shared, &actor, owner, "doctor", Errand::Doctor, expires_ms).await?,
         ErrandRequest::Quarantine { for_s } => {
-            within(for_s, QUARANTINE_MAX_S)?;
+            within("for_s", for_s, 1..=QUARANTINE_MAX_S)?;
             let told = format!("quarantine for {for_s} s");
             put(&shared, &actor, owner, &told, Errand::Quarantine { for_s }, expires_ms).await?
         }
         ErrandRequest::EndQuarantine {} => {
             put(&shared, &actor, owner, "end_quarantine", Errand::EndQuarantine, expires_ms).await?
         }
+        ErrandRequest::Record { for_s, bytes_max } => {
+            within("for_s", for_s, 1..=RECORD_MAX_S)?;
+            let bytes_max = bytes_max.unwrap_or(CAPTURE_BYTES);
+            within("bytes_max", bytes_max, CAPTURE_MIN..=CAPTURE_MAX)?;
+            let told = format!("record for {for_s} s");
+            put(&shared, &actor, owner, &told, Errand::Record { for_s, bytes_max }, expires_ms).await?
+        }
         ErrandRequest::LogLevel { level, for_s } => {
-            within(for_s, LOG_LEVEL_MAX_S)?;
+            within("for_s", for_s, 1..=LOG_LEVEL_MAX_S)?;
             let errand = Errand::LogLevel { level: level.into(), for_s };
             put(&shared, &actor, owner, "log_level", errand, expires_ms).await?
         }
@@ -153,11 +172,11 @@ pub(super) async fn create(
     Ok((StatusCode::ACCEPTED, Json(json!(OrderView::new(&row, now_ms)))).into_response())
 }
 
-fn within(for_s: u32, max: u32) -> Result<(), ApiError> {
-    if (1..=max).contains(&for_s) {
+fn within(name: &str, value: u32, range: RangeInclusive<u32>) -> Result<(), ApiError> {
+    if range.contains(&value) {
         return Ok(());
     }
-    Err(ApiError::bad_request(format!("`for_s` is from 1 to {max}")))
+    Err(ApiError::bad_request(format!("`{name}` is from {} to {}", range.start(), range.end())))
 }
 
 async fn put(

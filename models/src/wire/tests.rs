@@ -82,6 +82,15 @@ fn the_bytes_of_a_take_back_never_change() {
 }
 
 #[test]
+fn the_bytes_of_a_part_and_its_answer_never_change() {
+    let part = Request::Part { order: 128, size: 300, offset: 1, data: vec![7, 8] };
+    assert_eq!(encode(&part).unwrap(), b"\x04\x80\x01\xac\x02\x01\x02\x07\x08");
+    let kept = |next| encode(&Downlink::Kept { order: 128, next }).unwrap();
+    assert_eq!(kept(Some(300)), b"\x06\x80\x01\x01\xac\x02");
+    assert_eq!(kept(None), b"\x06\x80\x01\x00");
+}
+
+#[test]
 fn topics_name_one_device_and_one_leaf() {
     assert_eq!(parse_topic(&topic("gw-1", Leaf::Up)), Some(("gw-1", Leaf::Up)));
     for bad in ["bg/v1//up", "bg/v1/a/b/up", "bg/v1/a/nothing", "bg/v2/a/up", "bg/v1/a"] {
@@ -99,6 +108,9 @@ fn the_bytes_of_an_order_and_its_answer_never_change() {
         b"\x80\x01\x02\x0agw.service\x0b/usr/bin/gw\x00"
     );
     assert_eq!(order(Errand::Configure { version: 2, text: "a=1".into() }), b"\x80\x01\x03\x02\x03a=1");
+    assert_eq!(order(Errand::Quarantine { for_s: 300 }), b"\x80\x01\x04\xac\x02");
+    assert_eq!(order(Errand::EndQuarantine), b"\x80\x01\x05");
+    assert_eq!(order(Errand::Record { for_s: 300, bytes_max: 65_536 }), b"\x80\x01\x06\xac\x02\x80\x80\x04");
     let signed = SignedOrder { order: vec![1, 2], signature: vec![3] };
     assert_eq!(encode(&Downlink::Order(signed)).unwrap(), b"\x05\x02\x01\x02\x01\x03");
     let answer = Answer { id: 128, unix_ms: 1, done: true, text: "t".into() };

@@ -64,7 +64,7 @@ impl Eye {
             std::fs::create_dir_all(folder).map_err(|error| Failed::new(folder.display(), error))?;
             let writer =
                 Writer::create(&folder.join("live.bgc"), CAPTURE_MAX).map_err(|error| failed(&error))?;
-            watch.record(&config, writer).map_err(|error| failed(&error))?;
+            watch.record(writer).map_err(|error| failed(&error))?;
         }
         let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8())
             .ok_or_else(|| Failed("no signing key".into()))?;

@@ -5,9 +5,9 @@ use std::sync::LazyLock;
 use agent::capture::{Entry, Origin};
 use agent::clock::Now;
 use agent::config::{self, Config};
-use agent::pipeline::Input;
+use agent::pipeline::{Input, Pipeline};
 use agent::probe::{self, DecodeError};
-use agent::processes::{Found, Identity};
+use agent::processes::{Found, Identity, Lookup, Started};
 use fleet_server::enrolment::Token;
 use fleet_server::mqtt::codec;
 use models::bundle::{self, Keyring, Manifest, SigningKey, Verified};
@@ -137,6 +137,15 @@ pub(crate) fn capture_end(entries: u64) -> Vec<u8> {
     capture_entry(&bytes(&Entry::End { entries, full: false }))
 }
 
+/// Every process is this one.
+struct Everyone(Found);
+
+impl Lookup for Everyone {
+    fn identity(&mut self, _: u32, _: Option<&Started>) -> Identity {
+        Identity::Program(self.0.clone())
+    }
+}
+
 pub(crate) fn captures() -> Vec<Vec<u8>> {
     let event = |kind| Event { boot_ns: 9, tgid: 5, tid: 5, uid: 0, comm: clipped("gw"), kind };
     let now = Now { boot_ns: 30_000_000_000, unix_ms: 1_800_000_000_000 };
@@ -145,6 +154,8 @@ pub(crate) fn captures() -> Vec<Vec<u8>> {
     let mut window = SyscallWindow::empty(5, 1);
     window.calls[3] = 60;
     window.learned = vec![(7, 2), (9, 1)];
+    let mut pipeline = Pipeline::new(Config::default(), Everyone(found.clone()), 7);
+    pipeline.step(now, Input::Event(event(open.clone())), &mut Vec::new());
     let step = |input| Entry::Step { now, input, answers: vec![Identity::Program(found.clone())] };
     let entries = [
         step(Input::Event(event(open))),
@@ -153,6 +164,7 @@ pub(crate) fn captures() -> Vec<Vec<u8>> {
         Entry::Degraded(vec!["dns".into()]),
         Entry::Switch { program: program(), generation: 3, table: Some(1) },
         Entry::Forget(program()),
+        Entry::Known(pipeline.known()),
         Entry::End { entries: 1, full: false },
     ];
     entries.iter().map(bytes).collect()
@@ -201,6 +213,7 @@ pub(crate) fn uplink() -> Vec<Vec<u8>> {
         Request::Bundle(BundleReport { program: program(), generation: 4, refused: Some("old".into()) }),
         Request::Heartbeat(heartbeat),
         Request::Gone { epoch: 7, from: 1, to: 300 },
+        Request::Part { order: 9, size: 4, offset: 1, data: vec![7, 8, 9] },
     ];
     frames.chain(requests.iter().map(bytes)).collect()
 }
@@ -216,10 +229,12 @@ pub(crate) fn downlink() -> Vec<Vec<u8>> {
         Downlink::Chunk { sha256: [1; 32], offset: 7, data: vec![1, 2, 3] },
         Downlink::Release { containment: 9 },
         Downlink::TakeBack { program: program(), generation: 3 },
+        Downlink::Kept { order: 9, next: Some(4) },
         order(Errand::Doctor),
         order(Errand::LogLevel { level: LogLevel::Debug, for_s: 60 }),
         order(Errand::Quarantine { for_s: 60 }),
         order(Errand::EndQuarantine),
+        order(Errand::Record { for_s: 60, bytes_max: 1 << 20 }),
         order(Errand::Relearn { program: program() }),
         order(Errand::Configure { version: 3, text: "window = \"9s\"".into() }),
     ];

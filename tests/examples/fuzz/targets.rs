@@ -123,6 +123,10 @@ fn uplink(bytes: &[u8]) -> u64 {
             assert!(len as usize <= wire::CHUNK_MAX);
             class("chunk")
         }
+        Message::Part(part) => {
+            assert!(part.data.len() <= wire::CHUNK_MAX);
+            class(("part", part.data.is_empty()))
+        }
         Message::Heartbeat { links, .. } => class(("heartbeat", links > 0)),
         Message::Report(report) => class(("report", report.refused.is_some())),
     };

@@ -361,7 +361,8 @@ impl Device {
             Downlink::Offer(_)
             | Downlink::Chunk { .. }
             | Downlink::Release { .. }
-            | Downlink::TakeBack { .. } => {}
+            | Downlink::TakeBack { .. }
+            | Downlink::Kept { .. } => {}
         }
         Ok(())
     }

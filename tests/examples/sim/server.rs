@@ -69,7 +69,8 @@ impl Server {
         let connection = store::open_alone(&self.dir).expect("the database opens");
         let rules = Arc::new(store::load_rules(&connection).expect("rules"));
         let channels = Arc::new(store::load_channels(&connection).expect("channels"));
-        let limits = Limits { windows: 1000, programs: 64, alerts: 1_000_000, events: 1_000_000 };
+        let limits =
+            Limits { windows: 1000, programs: 64, alerts: 1_000_000, events: 1_000_000, captures: 64 };
         self.intake = Some(Intake { limits, rules, channels });
         self.connection = Some(connection);
     }

@@ -156,8 +156,16 @@ ALTER TABLE programs ADD COLUMN floor BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE devices ADD COLUMN tags TEXT NOT NULL DEFAULT ' ';
 ";
 
+/// What devices recorded for an order, and how much of it is here.
+const V9: &str = "
+CREATE TABLE captures(id BIGINT PRIMARY KEY, size BIGINT NOT NULL, stored BIGINT NOT NULL);
+CREATE TABLE capture_parts(
+    capture BIGINT NOT NULL, at BIGINT NOT NULL, body BYTEA NOT NULL, PRIMARY KEY(capture, at)
+);
+";
+
 /// The steps from each version to the next, the first from nothing.
-const STEPS: [&str; 2] = [V7, V8];
+const STEPS: [&str; 3] = [V7, V8, V9];
 
 /// The version that the first step brings.
 const FIRST: u32 = VERSION + 1 - STEPS.len() as u32;

@@ -193,8 +193,16 @@ ALTER TABLE programs ADD COLUMN floor INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE devices ADD COLUMN tags TEXT NOT NULL DEFAULT ' ';
 ";
 
+/// What devices recorded for an order, and how much of it is here.
+const V9: &str = "
+CREATE TABLE captures(id INTEGER PRIMARY KEY, size INTEGER NOT NULL, stored INTEGER NOT NULL);
+CREATE TABLE capture_parts(
+    capture INTEGER NOT NULL, at INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY(capture, at)
+);
+";
+
 /// The steps from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7, V8];
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7, V8, V9];
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(c: &Connection, place: &str) -> Result<(), StoreError> {

@@ -85,8 +85,9 @@ export async function devicePage(id) {
     title: id, node,
     take(name, data) {
       if ((name === "event" || name === "alert") && data.device === id) soon();
-      // An answer comes as news of the device, and so does each heartbeat.
-      if (name === "device" && data.id === id && orders.some((order) => order.state === "waiting")) soon();
+      // An answer comes as news of the device, and so do a whole capture and each heartbeat.
+      const awaited = ({ state, order, capture }) => state === "waiting" || (order.kind === "record" && state === "done" && !(capture && capture.stored === capture.size));
+      if (name === "device" && data.id === id && orders.some(awaited)) soon();
     },
   };
 }

@@ -1,6 +1,6 @@
 // What devices are asked to do, and the configuration of a group.
 
-import { ask, may } from "/dashboard/server.js";
+import { ask, file, may } from "/dashboard/server.js";
 import { again, button, choice, el, field, say, table, time } from "/dashboard/dom.js";
 
 const LEVELS = [["debug", "debug"], ["trace", "trace"], ["info", "info"], ["warn", "warn"], ["error", "error"]];
@@ -14,6 +14,7 @@ export function ordersSection(device, orders, programs) {
   };
   const level = choice(LEVELS, "debug"), minutes = el("input", { type: "number", min: 1, max: 1440, value: 10 });
   const program = choice(programs.map((one) => [one.program.key, one.program.text]), programs[0]?.program.key);
+  const seconds = el("input", { type: "number", min: 1, max: 3600, value: 120 });
   const hours = el("input", { type: "number", min: 1, max: 720, value: 24 });
   const asks = may("analyst") && el("div", {},
     el("p", { class: "filters" }, button("Ask how it is", () => give({ kind: "doctor" }))),
@@ -23,6 +24,7 @@ export function ordersSection(device, orders, programs) {
       if (!confirm("Cut " + device + " off from everything but its fleet for " + hours.value + " h? What it forwards for others goes on.")) return;
       await give({ kind: "quarantine", for_s: Number(hours.value) * 3600 });
     }), button("End the quarantine", () => give({ kind: "end_quarantine" }))),
+    el("p", { class: "filters" }, field("Seconds", seconds), button("Record what it judges", () => give({ kind: "record", for_s: Number(seconds.value) }))),
     programs.length > 0 && el("p", { class: "filters" }, field("Program", program), button("Learn it anew", async () => {
       if (!confirm("Forget what " + device + " learned of this program? Until it is learned again, only decisive events alarm.")) return;
       await give({ kind: "relearn", program_key: program.value });
@@ -42,7 +44,25 @@ function orderItem(device, order) {
     el("p", { class: "summary" }, what(order.order) + ": " + order.state + " ", time(order.answered_unix_ms || order.created_unix_ms)),
     el("p", { class: "quiet" }, "by " + (order.by || "nobody") + (order.state === "waiting" && order.expires_unix_ms ? ", until " : ""),
       order.state === "waiting" && order.expires_unix_ms ? time(order.expires_unix_ms) : null),
-    lines.length > 1 ? el("details", {}, el("summary", {}, lines[0]), el("pre", { tabindex: 0 }, order.answer)) : el("p", {}, lines[0]), cancel || null);
+    lines.length > 1 ? el("details", {}, el("summary", {}, lines[0]), el("pre", { tabindex: 0 }, order.answer)) : el("p", {}, lines[0]), captured(device, order), cancel || null);
+}
+
+// What a device recorded for an order: how far it is, or the file.
+function captured(device, { id, capture }) {
+  if (!capture) return null;
+  const kib = (bytes) => Math.ceil(bytes / 1024) + " KiB";
+  if (capture.stored < capture.size) return el("p", { class: "quiet" }, kib(capture.stored) + " of " + kib(capture.size) + " are here.");
+  const path = "/devices/" + device + "/orders/" + id + "/capture";
+  return may("analyst") ? el("p", { class: "filters" }, button("Take the capture (" + kib(capture.size) + ")", async () => {
+    const url = URL.createObjectURL(await file(path));
+    el("a", { href: url, download: device + "-" + id + ".bgc" }).click();
+    URL.revokeObjectURL(url);
+  }),
+    button("Remove it", async () => {
+      await ask(path, { method: "DELETE" });
+      say("the capture is removed");
+      again();
+    })) : el("p", { class: "quiet" }, "A capture of " + kib(capture.size) + " is here.");
 }
 
 function what(order) {
@@ -51,6 +71,7 @@ function what(order) {
   if (order.kind === "quarantine") return "reach its fleet only for " + order.for_s + " s";
   if (order.kind === "end_quarantine") return "reach everything again";
   if (order.kind === "configure") return order.version ? "use configuration " + order.version : "use no configuration of the fleet";
+  if (order.kind === "record") return "record for " + order.for_s + " s";
   return "how it is";
 }
 

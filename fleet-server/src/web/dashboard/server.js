@@ -4,8 +4,17 @@ export const session = { token: sessionStorage.getItem("token") || "", me: null 
 
 export class Refused extends Error {}
 
-// JSON of an answer; null when it has no body. `sent` makes it a POST unless another method is given.
-export async function ask(path, { method, sent, signal } = {}) {
+// JSON of an answer; null when it has no body.
+export async function ask(path, options) {
+  const answer = await answered(path, options);
+  return answer.status === 204 ? null : answer.json();
+}
+
+// A file.
+export const file = async (path) => (await answered(path)).blob();
+
+// `sent` makes it a POST unless another method is given.
+async function answered(path, { method, sent, signal } = {}) {
   const headers = { Authorization: "Bearer " + session.token };
   if (sent !== undefined) headers["Content-Type"] = "application/json";
   const body = sent === undefined ? undefined : JSON.stringify(sent);
@@ -15,7 +24,7 @@ export async function ask(path, { method, sent, signal } = {}) {
     const problem = await answer.json().catch(() => ({}));
     throw new Error((problem.detail || "the server answered " + answer.status) + (problem.hint ? ": " + problem.hint : ""));
   }
-  return answer.status === 204 ? null : answer.json();
+  return answer;
 }
 
 export const may = (role) => ["viewer", "analyst", "admin"].indexOf(session.me?.role) >= ["viewer", "analyst", "admin"].indexOf(role);

@@ -1,0 +1,89 @@
+//! What a pipeline knows in the middle of its work, so that a recording of it can begin there.
+//!
+//! Left out is what a window has of what came before it: windows that are open, the vectors before them, and how often
+//! an alert was told lately.
+
+use std::collections::VecDeque;
+
+use models::event::Volume;
+use models::program::ProgramId;
+use serde::{Deserialize, Serialize};
+
+use super::{Baseline, Memory, Pipeline, Process};
+use crate::processes::Lookup;
+
+/// All of it; bounded by the tables that it comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Known {
+    /// Beside baselines and processes.
+    memory: Memory,
+    processes: Vec<Present>,
+}
+
+/// A process that is there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Present {
+    tgid: u32,
+    /// `None` when it is not followed.
+    program: Option<ProgramId>,
+    run: u64,
+    comm: String,
+    uid: u32,
+    unit: String,
+    forked_by: Option<u32>,
+    born_ns: u64,
+    exited_ns: Option<u64>,
+    volume: Option<Volume>,
+}
+
+impl<L: Lookup> Pipeline<L> {
+    /// What it knows beside its baselines.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        let present = |(tgid, process): (&u32, &Process)| Present {
+            tgid: *tgid,
+            program: process.key.as_ref().and_then(|key| Some(self.programs.get(key)?.id.clone())),
+            run: process.run,
+            comm: process.comm.clone(),
+            uid: process.uid,
+            unit: process.unit.clone(),
+            forked_by: process.forked_by,
+            born_ns: process.born_ns,
+            exited_ns: process.exited_ns,
+            volume: process.volume,
+        };
+        Known { memory: self.memory(), processes: self.processes.iter().map(present).collect() }
+    }
+
+    /// Goes on with what another knew; before any baseline is used.
+    pub fn know(&mut self, known: Known) {
+        self.remember(known.memory);
+        for present in known.processes.into_iter().take(self.config.processes_max as usize) {
+            let key = present.program.and_then(|id| {
+                let key = id.key();
+                self.admit_program(&key, &id).then_some(key)
+            });
+            let process = Process {
+                key,
+                run: present.run,
+                comm: present.comm,
+                uid: present.uid,
+                unit: present.unit,
+                forked_by: present.forked_by,
+                born_ns: present.born_ns,
+                exited_ns: present.exited_ns,
+                window: None,
+                history: VecDeque::new(),
+                alarmed: false,
+                volume: present.volume,
+            };
+            self.processes.insert(present.tgid, process);
+        }
+    }
+
+    /// Baselines that are used: program, generation, and the kernel's number of the table.
+    pub fn in_use(&self) -> impl Iterator<Item = (&ProgramId, u64, Option<u16>)> {
+        let baselines = self.programs.values().filter_map(|program| program.baseline.as_ref());
+        baselines.map(|Baseline { manifest, table, .. }| (&manifest.program, manifest.generation, *table))
+    }
+}
