@@ -90,6 +90,17 @@ impl Watch {
         self.tap = Tap::Waits(tap);
     }
 
+    /// Begins what waits for this window.
+    fn begin_recording(&mut self) {
+        self.tap = match std::mem::replace(&mut self.tap, Tap::Off) {
+            Tap::Waits(tap) => match self.record(tap) {
+                Ok(()) => return,
+                Err(error) => Tap::Ended(error),
+            },
+            as_before => as_before,
+        };
+    }
+
     /// The kernel's side.
     #[must_use]
     pub fn probe(&self) -> &Probe {
@@ -189,11 +200,7 @@ impl Watch {
         let later = self.take_events(closed_ns, out);
         self.note_drops();
         self.step(Input::Close { closed_ns, syscalls }, out);
-        if let Tap::Waits(tap) = std::mem::replace(&mut self.tap, Tap::Off)
-            && let Err(error) = self.record(tap)
-        {
-            self.tap = Tap::Ended(error);
-        }
+        self.begin_recording();
         self.feed(later, out);
     }
 
