@@ -46,7 +46,7 @@ use crate::whitelist::{Allowance, Whitelist};
 pub use counters::Counters;
 pub use follow::Follow;
 use follow::how;
-pub use known::Known;
+pub use known::{Known, Running};
 pub use memory::Memory;
 use promise::Promise;
 pub use promise::PromiseState;

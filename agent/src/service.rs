@@ -2,6 +2,7 @@
 
 mod bundles;
 mod containment;
+mod listing;
 mod orders;
 mod outgoing;
 mod quarantine;

@@ -292,7 +292,10 @@ pub(crate) mod tests {
     #[test]
     fn the_same_windows_and_time_give_the_same_bundle() {
         let key = SigningKey::from_pkcs8(&SigningKey::generate_pkcs8()).unwrap();
-        let make = || make(&program(), &windows(60), 1, 1_000_000, &key, &mut |_| {}).unwrap();
+        let make = || {
+            make(&program(), &windows(models::train::WINDOWS_MIN as u64), 1, 1_000_000, &key, &mut |_| {})
+                .unwrap()
+        };
         assert!(make() == make());
     }
 

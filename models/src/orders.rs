@@ -123,7 +123,8 @@ pub fn check(errand: &Errand) -> Result<(), OrderError> {
         | Errand::Configure { .. }
         | Errand::Quarantine { .. }
         | Errand::EndQuarantine
-        | Errand::Record { .. } => Ok(()),
+        | Errand::Record { .. }
+        | Errand::Processes => Ok(()),
     }
 }
 

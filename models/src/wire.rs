@@ -454,6 +454,8 @@ pub enum Errand {
         /// The file's largest size, at most [`CAPTURE_MAX`]; when it has that, the recording ends.
         bytes_max: u32,
     },
+    /// To tell what runs, and how it was judged last: JSON, the highest scores first.
+    Processes,
 }
 
 /// How much is logged.

@@ -1,8 +1,9 @@
 //! The dashboard in a real browser: signs in, shows what is there, and shows what comes without being asked again.
 
 use std::path::Path;
+use std::time::Duration;
 
-use models::wire::{self, DeviceEvent, Downlink, EventKind, Uplink, UplinkFrame};
+use models::wire::{self, Answer, DeviceEvent, Downlink, EventKind, Request, Uplink, UplinkFrame};
 use rumqttc::Packet;
 use tests::browser::Browser;
 use tests::fleet::Fleet;
@@ -120,6 +121,7 @@ pub(crate) fn check_accessibility(browser: &Browser, pages: &[(&str, &str)]) {
 fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
     let dir = tempfile::tempdir().unwrap();
     let fleet = Fleet::start(&dir.path().join("fleet"), 60).unwrap();
+    let mut devices = Vec::new();
     for (name, seqs) in [("gw-a", 1..=6), ("gw-b", 1..=2)] {
         let (identity, tls) = enroll(dir.path(), &fleet, name);
         let device = Device::connect(&identity, tls);
@@ -136,6 +138,7 @@ fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
             device.publish_as(name, &frame);
         }
         device.acknowledged(*seqs.end()).unwrap();
+        devices.push(device);
     }
     let analyst = fleet.command(&["user", "add", "anna", "--role", "analyst"]).unwrap();
     let browser = Browser::start(&dir.path().join("browser"), 1280, 1000).unwrap();
@@ -192,7 +195,26 @@ fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
     browser
         .wait("document.querySelector('#orders').innerText.includes('log from debug on for 600 s: waiting')")
         .unwrap();
+    press("Record what it judges");
+    browser
+        .wait("document.querySelector('#orders').innerText.includes('record for 120 s: waiting')")
+        .unwrap();
+    let order = fleet.get("devices/gw-a/orders").unwrap()["orders"][0]["id"].as_u64().unwrap();
+    let answer = Answer { id: order, unix_ms: 1_800_000_000_000, done: true, text: "records".into() };
+    devices[0].publish_as("gw-a", &UplinkFrame { epoch: 1, seq: 7, body: Uplink::Answer(answer) });
+    browser.wait("document.querySelector('#orders').innerText.includes('record for 120 s: done')").unwrap();
+    for offset in [0, 2000] {
+        devices[0].ask(&Request::Part { order, size: 4000, offset, data: vec![7; 2000] });
+    }
+    browser.wait("document.querySelector('#orders').innerText.includes('Take the capture (4 KiB)')").unwrap();
     keep_picture(&browser, "device");
+    press("Take the capture (4 KiB)");
+    tests::wait_for("the download", Duration::from_secs(20), || {
+        Ok(fleet.get("audit")?.to_string().contains("capture.download").then_some(()))
+    })
+    .unwrap();
+    press("Remove it");
+    browser.wait("!document.querySelector('#orders').innerText.includes('Take the capture')").unwrap();
     go(&browser, "#/groups/default", "Group default", "document.body.innerText.includes('2 devices')");
     assert_eq!(browser.eval("document.querySelector('textarea') === null").unwrap(), true, "for admins only");
     go(&browser, "#/baselines", "Baselines", "document.body.innerText.includes('No program is learned yet')");

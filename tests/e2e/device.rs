@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use agent::enroll::Identity;
 use models::policy::Severity;
 use models::program::ProgramId;
-use models::wire::{self, Alert, Downlink, Leaf, Reason, Uplink, UplinkFrame};
+use models::wire::{self, Alert, Downlink, Leaf, Reason, Request, Uplink, UplinkFrame};
 use rumqttc::{Client, ConnectionError, Event, MqttOptions, Packet, QoS, TlsConfiguration, Transport};
 use rustls::ClientConfig;
 use tests::agent::Agent;
@@ -89,6 +89,12 @@ impl Device {
     pub(crate) fn publish_as(&self, owner: &str, frame: &UplinkFrame) {
         let bytes = wire::encode(frame).unwrap();
         self.client.publish(wire::topic(owner, Leaf::Up), QoS::AtLeastOnce, false, bytes).unwrap();
+    }
+
+    /// Publishes a request of its own.
+    pub(crate) fn ask(&self, request: &Request) {
+        let bytes = wire::encode(request).unwrap();
+        self.client.publish(wire::topic(&self.name, Leaf::Req), QoS::AtLeastOnce, false, bytes).unwrap();
     }
 
     /// Waits until everything up to `seq` is acknowledged end to end.

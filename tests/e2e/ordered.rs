@@ -63,6 +63,13 @@ fn an_agent_carries_orders_out_once_also_those_that_were_given_while_it_was_away
     }
     assert_eq!((&row["state"], &row["by"]), (&json!("done"), &json!("owner")));
 
+    // What it follows, and how that was judged last.
+    let row = answered(&fleet, &agent, "gw", order(&fleet, "gw", &json!({ "kind": "processes" })));
+    let told: Value = serde_json::from_str(row["answer"].as_str().unwrap()).unwrap();
+    let one = &told["processes"][0];
+    assert_eq!((&one["program"]["exe"], &one["state"]), (&json!(watched), &json!("ACTIVE")), "{told}");
+    assert!(one["judged"]["score"].is_number() && told["left_out"] == 0, "{told}");
+
     // The level holds for its time, and no longer.
     assert!(!agent.log().contains("DEBUG"));
     let asked = json!({ "kind": "log_level", "level": "debug", "for_s": 2 });

@@ -1,6 +1,6 @@
-//! What a pipeline knows in the middle of its work, so that a recording of it can begin there.
+//! What a pipeline knows in the middle of its work, for people, and so that a recording of it can begin there.
 //!
-//! Left out is what a window has of what came before it: windows that are open, the vectors before them, and how often
+//! Left out of a recording is what a window has of what came before it: windows that are open, the vectors before them, and how often
 //! an alert was told lately.
 
 use std::collections::VecDeque;
@@ -34,6 +34,21 @@ struct Present {
     born_ns: u64,
     exited_ns: Option<u64>,
     volume: Option<Volume>,
+}
+
+/// A process that is followed.
+#[derive(Clone, Copy, Debug)]
+pub struct Running<'a> {
+    /// Process id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: &'a str,
+    /// User id when it was seen last.
+    pub uid: u32,
+    /// Which program it is.
+    pub program: &'a ProgramId,
+    /// `LEARNING`, `ACTIVE` or `STALE`.
+    pub state: &'static str,
 }
 
 impl<L: Lookup> Pipeline<L> {
@@ -79,6 +94,15 @@ impl<L: Lookup> Pipeline<L> {
             };
             self.processes.insert(present.tgid, process);
         }
+    }
+
+    /// Processes that are followed, at `unix_s`.
+    pub fn running(&self, unix_s: u64) -> impl Iterator<Item = Running<'_>> {
+        self.processes.iter().filter_map(move |(pid, process)| {
+            let program = self.programs.get(process.key.as_ref()?)?;
+            let state = super::state(program, unix_s);
+            Some(Running { pid: *pid, comm: &process.comm, uid: process.uid, program: &program.id, state })
+        })
     }
 
     /// Baselines that are used: program, generation, and the kernel's number of the table.

@@ -62,6 +62,7 @@ impl Service {
     fn carry_out(&mut self, id: u64, errand: Errand) -> Result<String, String> {
         match errand {
             Errand::Doctor => self.described(),
+            Errand::Processes => Ok(self.listed()),
             Errand::LogLevel { level, for_s } => self.log_from(level, for_s),
             Errand::Relearn { program } => self.relearn(&program),
             Errand::Configure { version, text } => self.configured(Overlay { version, text }),

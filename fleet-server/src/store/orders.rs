@@ -129,7 +129,8 @@ fn insert(
         | Errand::Relearn { .. }
         | Errand::Quarantine { .. }
         | Errand::EndQuarantine
-        | Errand::Record { .. } => None,
+        | Errand::Record { .. }
+        | Errand::Processes => None,
     };
     let mut insert = c.prepare_cached(
         "INSERT INTO orders(device, body, version, by, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",

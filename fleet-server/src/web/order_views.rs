@@ -56,6 +56,7 @@ pub(super) enum ErrandView<'a> {
     Quarantine { for_s: u32 },
     EndQuarantine,
     Record { for_s: u32, bytes_max: u32 },
+    Processes,
 }
 
 impl<'a> From<&'a Errand> for ErrandView<'a> {
@@ -68,6 +69,7 @@ impl<'a> From<&'a Errand> for ErrandView<'a> {
             Errand::Quarantine { for_s } => Self::Quarantine { for_s: *for_s },
             Errand::EndQuarantine => Self::EndQuarantine,
             Errand::Record { for_s, bytes_max } => Self::Record { for_s: *for_s, bytes_max: *bytes_max },
+            Errand::Processes => Self::Processes,
         }
     }
 }

@@ -49,6 +49,8 @@ pub(super) enum ErrandRequest {
         #[schema(minimum = 1, maximum = 86_400)]
         for_s: u32,
     },
+    /// To tell what runs, and how it was judged last; the answer is JSON.
+    Processes {},
     /// To forget what it learned of a program.
     Relearn { program_key: String },
     /// To reach its fleet only, for a time; a device whose file does not allow it refuses.
@@ -135,6 +137,9 @@ pub(super) async fn create(
     };
     let id = match body.order {
         ErrandRequest::Doctor {} => put(&shared, &actor, owner, "doctor", Errand::Doctor, expires_ms).await?,
+        ErrandRequest::Processes {} => {
+            put(&shared, &actor, owner, "processes", Errand::Processes, expires_ms).await?
+        }
         ErrandRequest::Quarantine { for_s } => {
             within("for_s", for_s, 1..=QUARANTINE_MAX_S)?;
             let told = format!("quarantine for {for_s} s");

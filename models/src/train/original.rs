@@ -25,6 +25,7 @@ const STEPS: [usize; 2] = [1500, 300];
 const ERRORS_MAX: usize = 2000;
 
 /// The fitted original.
+#[derive(Clone)]
 pub struct Original {
     low: Vec<f32>,
     range: Vec<f32>,
@@ -122,6 +123,8 @@ fn logistic(z: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
     fn run(windows: usize, share: f32) -> Vec<Vector> {
@@ -135,9 +138,15 @@ mod tests {
             .collect()
     }
 
+    /// One for all tests: it takes longer than each of them.
+    fn fitted() -> Original {
+        static FITTED: LazyLock<Original> = LazyLock::new(|| Original::fit(&[run(60, 0.4)], 1).unwrap());
+        FITTED.clone()
+    }
+
     #[test]
     fn the_lstm_has_no_vote_until_twenty_windows_exist() {
-        let mut original = Original::fit(&[run(60, 0.4)], 1).unwrap();
+        let mut original = fitted();
         let scores = |original: &mut Original, windows| original.scores(&run(windows, 0.4));
         original.random = Random::new(7);
         let few = scores(&mut original, LENGTH - 1);
@@ -150,7 +159,7 @@ mod tests {
 
     #[test]
     fn from_the_twentieth_window_both_vote() {
-        let mut original = Original::fit(&[run(60, 0.4)], 1).unwrap();
+        let mut original = fitted();
         original.random = Random::new(7);
         let both = original.scores(&run(30, 0.4));
         original.lstm = None;
@@ -162,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_left_the_learned_range_is_clipped_and_lost() {
-        let original = Original::fit(&[run(40, 0.4)], 1).unwrap();
+        let original = fitted();
         let (low, range) = (original.low[7], original.range[7]);
         assert_eq!(clip(0.0, low, range), 0.0);
         assert_eq!(clip(0.3, low, range), clip(0.9, low, range), "a call never learned saturates at once");

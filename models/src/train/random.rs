@@ -3,6 +3,7 @@
 use ndarray::Array2;
 
 /// A reproducible source.
+#[derive(Clone)]
 pub(super) struct Random(fastrand::Rng);
 
 impl Random {

@@ -234,6 +234,7 @@ pub(crate) fn downlink() -> Vec<Vec<u8>> {
         order(Errand::LogLevel { level: LogLevel::Debug, for_s: 60 }),
         order(Errand::Quarantine { for_s: 60 }),
         order(Errand::EndQuarantine),
+        order(Errand::Processes),
         order(Errand::Record { for_s: 60, bytes_max: 1 << 20 }),
         order(Errand::Relearn { program: program() }),
         order(Errand::Configure { version: 3, text: "window = \"9s\"".into() }),

@@ -17,7 +17,7 @@ export function ordersSection(device, orders, programs) {
   const seconds = el("input", { type: "number", min: 1, max: 3600, value: 120 });
   const hours = el("input", { type: "number", min: 1, max: 720, value: 24 });
   const asks = may("analyst") && el("div", {},
-    el("p", { class: "filters" }, button("Ask how it is", () => give({ kind: "doctor" }))),
+    el("p", { class: "filters" }, button("Ask how it is", () => give({ kind: "doctor" })), button("Ask what runs", () => give({ kind: "processes" }))),
     el("p", { class: "filters" }, field("Log from", level), field("Minutes", minutes),
       button("Log more", () => give({ kind: "log_level", level: level.value, for_s: Number(minutes.value) * 60 }))),
     el("p", { class: "filters" }, field("Hours", hours), button("Quarantine it", async () => {
@@ -44,7 +44,18 @@ function orderItem(device, order) {
     el("p", { class: "summary" }, what(order.order) + ": " + order.state + " ", time(order.answered_unix_ms || order.created_unix_ms)),
     el("p", { class: "quiet" }, "by " + (order.by || "nobody") + (order.state === "waiting" && order.expires_unix_ms ? ", until " : ""),
       order.state === "waiting" && order.expires_unix_ms ? time(order.expires_unix_ms) : null),
-    lines.length > 1 ? el("details", {}, el("summary", {}, lines[0]), el("pre", { tabindex: 0 }, order.answer)) : el("p", {}, lines[0]), captured(device, order), cancel || null);
+    order.order.kind === "processes" && order.state === "done" ? running(order.answer) : lines.length > 1 ? el("details", {}, el("summary", {}, lines[0]), el("pre", { tabindex: 0 }, order.answer)) : el("p", {}, lines[0]), captured(device, order), cancel || null);
+}
+
+// What runs on a device, as it answered.
+function running(answer) {
+  let told;
+  try { told = JSON.parse(answer); } catch { return el("p", {}, answer); }
+  const rows = told.processes.map(({ pid, comm, uid, program, state, judged }) =>
+    [pid, comm, program.exe + (program.script ? " " + program.script : "") + " (" + program.unit + ")", uid, state,
+      judged ? judged.score.toFixed(0) + " " + judged.severity : el("em", {}, "not judged"), judged ? judged.summary : ""]);
+  return el("details", {}, el("summary", {}, told.processes.length + " processes" + (told.left_out ? ", " + told.left_out + " more" : "")),
+    table(["Process", "Name", "Program", "User", "State", "Score", "Last verdict"], rows, "None is followed."));
 }
 
 // What a device recorded for an order: how far it is, or the file.
@@ -71,6 +82,7 @@ function what(order) {
   if (order.kind === "quarantine") return "reach its fleet only for " + order.for_s + " s";
   if (order.kind === "end_quarantine") return "reach everything again";
   if (order.kind === "configure") return order.version ? "use configuration " + order.version : "use no configuration of the fleet";
+  if (order.kind === "processes") return "what runs";
   if (order.kind === "record") return "record for " + order.for_s + " s";
   return "how it is";
 }
