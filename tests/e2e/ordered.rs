@@ -63,12 +63,16 @@ fn an_agent_carries_orders_out_once_also_those_that_were_given_while_it_was_away
     }
     assert_eq!((&row["state"], &row["by"]), (&json!("done"), &json!("owner")));
 
-    // What it follows, and how that was judged last.
-    let row = answered(&fleet, &agent, "gw", order(&fleet, "gw", &json!({ "kind": "processes" })));
-    let told: Value = serde_json::from_str(row["answer"].as_str().unwrap()).unwrap();
+    // What it follows, and how that was judged last, once a window has ended.
+    let told = wait_for("a verdict", Duration::from_secs(60), || {
+        let row = answered(&fleet, &agent, "gw", order(&fleet, "gw", &json!({ "kind": "processes" })));
+        let told: Value = serde_json::from_str(row["answer"].as_str().unwrap()).unwrap();
+        Ok((told["processes"][0]["judged"]["score"].is_number()).then_some(told))
+    });
+    let told = told.unwrap();
     let one = &told["processes"][0];
     assert_eq!((&one["program"]["exe"], &one["state"]), (&json!(watched), &json!("ACTIVE")), "{told}");
-    assert!(one["judged"]["score"].is_number() && told["left_out"] == 0, "{told}");
+    assert_eq!(told["left_out"], 0);
 
     // The level holds for its time, and no longer.
     assert!(!agent.log().contains("DEBUG"));

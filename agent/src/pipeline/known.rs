@@ -73,7 +73,8 @@ impl<L: Lookup> Pipeline<L> {
     /// Goes on with what another knew; before any baseline is used.
     pub fn know(&mut self, known: Known) {
         self.remember(known.memory);
-        for present in known.processes.into_iter().take(self.config.processes_max as usize) {
+        let room = (self.config.processes_max as usize).saturating_sub(self.processes.len());
+        for present in known.processes.into_iter().take(room) {
             let key = present.program.and_then(|id| {
                 let key = id.key();
                 self.admit_program(&key, &id).then_some(key)

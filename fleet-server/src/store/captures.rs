@@ -7,6 +7,9 @@ use super::{StoreError, int, uint};
 use crate::counters::{Counter, Counters};
 use crate::names::DeviceId;
 
+/// Parts that are smaller are not stored, unless they are the last: a device must not make millions of rows.
+const PART_MIN: usize = 1024;
+
 /// How much of a capture is here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaptureRow {
@@ -65,7 +68,8 @@ pub fn put_part(
             0
         }
     };
-    if part.offset != stored || part.data.is_empty() {
+    let is_crumb = part.data.len() < PART_MIN && end < u64::from(part.size);
+    if part.offset != stored || part.data.is_empty() || is_crumb {
         return Ok(Some(stored));
     }
     let values = params![int(part.order), part.offset, part.data];
@@ -178,17 +182,18 @@ mod tests {
             joined(&c);
             let id = ordered(&c, &Errand::Record { for_s: 60, bytes_max: MIB });
             let whole = || capture(&c, &device("a"), id).unwrap();
-            assert_eq!(put(&c, "a", id, 50, (0, 20)), Some(20));
-            assert_eq!(put(&c, "a", id, 50, (0, 20)), Some(20), "it came twice");
-            assert_eq!(put(&c, "a", id, 50, (40, 10)), Some(20), "one between is missing");
+            assert_eq!(put(&c, "a", id, 5000, (0, 2000)), Some(2000));
+            assert_eq!(put(&c, "a", id, 5000, (0, 2000)), Some(2000), "it came twice");
+            assert_eq!(put(&c, "a", id, 5000, (4000, 1000)), Some(2000), "one between is missing");
+            assert_eq!(put(&c, "a", id, 5000, (2000, 1000)), Some(2000), "it is too small");
             assert!(whole().is_none());
             assert_eq!(
                 order(&c, &device("a"), id).unwrap().unwrap().capture,
-                Some(CaptureRow { size: 50, stored: 20 })
+                Some(CaptureRow { size: 5000, stored: 2000 })
             );
-            assert_eq!(put(&c, "a", id, 50, (20, 20)), Some(40));
-            assert_eq!(put(&c, "a", id, 50, (40, 10)), Some(50));
-            assert_eq!(whole().unwrap(), (0..50).collect::<Vec<u8>>());
+            assert_eq!(put(&c, "a", id, 5000, (2000, 2000)), Some(4000));
+            assert_eq!(put(&c, "a", id, 5000, (4000, 1000)), Some(5000));
+            assert_eq!(whole().unwrap(), (0..5000).map(|n| n as u8).collect::<Vec<u8>>());
             assert!(capture(&c, &device("b"), id).unwrap().is_none(), "it is of another device");
             // Another file under the same order is taken anew.
             assert_eq!(put(&c, "a", id, 30, (0, 30)), Some(30));
