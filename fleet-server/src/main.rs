@@ -16,6 +16,11 @@ use fleet_server::{server, trainer};
 use models::chain::chain;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
+/// In the static build; see the note in Cargo.toml.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit code for a command line that cannot be understood, from sysexits(3).
 const USAGE: u8 = 64;
 
