@@ -7,10 +7,8 @@ use std::io;
 
 use models::wire::{CHUNK_MAX, Request};
 
+use super::fetch::STALL_NS;
 use crate::captures::Capture;
-
-/// Without an answer for this long the part is sent again.
-const STALL_NS: u64 = 15_000_000_000;
 
 /// What an answer led to.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,12 +42,11 @@ impl Deliver {
         if self.sent_ns.is_some() && !self.is_stalled(now_ns) {
             return Ok(None);
         }
-        let Some(Capture { order, size, .. }) = self.waiting.front().cloned() else { return Ok(None) };
-        let part = self.waiting.front().map(|capture| capture.part(self.stored, CHUNK_MAX));
-        match part.transpose() {
-            Ok(part) => {
+        let Some(first) = self.waiting.front() else { return Ok(None) };
+        let (order, size) = (first.order, first.size);
+        match first.part(self.stored, CHUNK_MAX) {
+            Ok(data) => {
                 self.sent_ns = Some(now_ns);
-                let data = part.unwrap_or_default();
                 Ok(Some(Request::Part { order, size, offset: self.stored, data }))
             }
             Err(error) => {

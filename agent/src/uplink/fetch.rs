@@ -9,8 +9,8 @@ use models::wire::{CHUNK_MAX, Offer, Request};
 /// Offers that wait; one more drops the oldest, which the fleet offers again at the next connection.
 const OFFERS_MAX: usize = 256;
 
-/// Without an answer for this long the chunk is asked for again.
-const STALL_NS: u64 = 15_000_000_000;
+/// Without an answer for this long a chunk is asked for, or a part of a capture sent, again.
+pub(super) const STALL_NS: u64 = 15_000_000_000;
 
 /// What a chunk led to.
 #[derive(Debug)]
