@@ -1,6 +1,9 @@
 //! `cargo xtask test`: formatting, lints and every test of the workspace, closed by one line of totals.
 
+mod lints;
+
 use std::{
+    fmt,
     fs::File,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
@@ -57,7 +60,7 @@ impl Totals {
         }
     }
 
-    fn add_check(&mut self, name: &str, outcome: Result<(), ToolError>) {
+    fn add_check(&mut self, name: &str, outcome: Result<(), impl fmt::Display>) {
         match outcome {
             Ok(()) => {
                 println!("check {name} ... ok");
@@ -173,13 +176,16 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
     told("installed");
     let mut totals = Totals::default();
     if filter.is_none() {
-        checks(root, &mut totals);
-        told("checked");
+        lints::install(root, &mut totals);
+        totals.add_check("formatting", tools::run(tools::cargo(root).args(["fmt", "--all", "--check"])));
     }
     // The end-to-end tests start the binaries, which cargo does not build for tests of other packages. With all targets, so that
     // dependencies have the features that tests want and are not compiled twice.
     let build = ["build", "--workspace", "--all-targets", "--locked"];
-    tools::run(tools::cargo(root).args(build).args(FEATURES))?;
+    let warnings = lints::build(tools::cargo(root).args(build).args(FEATURES))?;
+    if filter.is_none() {
+        totals.add_check("lints", warnings);
+    }
     told("built");
     if filter.is_some() {
         let filter: Vec<_> = filter.iter().flat_map(|filter| ["--", filter]).collect();
@@ -304,22 +310,6 @@ fn install_checkers(root: &Path) -> Result<(), ToolError> {
     tools::run(pip().arg(OF_API))?;
     tools::run(pip().args(["--no-deps", OF_DASHBOARD, "--target"]).arg(dir.join("axe")))?;
     std::fs::write(&done, wanted).map_err(|error| ToolError::Read(done, error))
-}
-
-fn checks(root: &Path, totals: &mut Totals) {
-    let cargo = || tools::cargo(root);
-    for (component, file) in [("rustfmt", "cargo-fmt"), ("clippy", "cargo-clippy")] {
-        if tools::find(file).is_none() && tools::find("rustup").is_some() {
-            println!("installing the toolchain's {component}");
-            totals.add_check(
-                component,
-                tools::run(Command::new("rustup").current_dir(root).args(["component", "add", component])),
-            );
-        }
-    }
-    totals.add_check("formatting", tools::run(cargo().args(["fmt", "--all", "--check"])));
-    let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--quiet"];
-    totals.add_check("lints", tools::run(cargo().args(clippy).args(FEATURES).args(["--", "-Dwarnings"])));
 }
 
 #[cfg(test)]

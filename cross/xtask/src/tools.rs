@@ -121,8 +121,18 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
-/// The same cargo that runs this task.
+/// The same cargo that runs this task, for what runs here. Clippy compiles our own crates where it is installed: the lints
+/// then come with the build, instead of reading everything a second time.
 pub(crate) fn cargo(root: &Path) -> Command {
+    let mut cargo = plain_cargo(root);
+    if let Some(clippy) = toolchain_program("clippy-driver") {
+        cargo.env("RUSTC_WORKSPACE_WRAPPER", clippy);
+    }
+    cargo
+}
+
+/// The same cargo that runs this task, for what is shipped or runs elsewhere.
+pub(crate) fn plain_cargo(root: &Path) -> Command {
     unknowing(&PathBuf::from(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())), root)
 }
 
@@ -166,9 +176,16 @@ pub(crate) const FEATURES: [&str; 2] = ["--features", "agent/sled,models/infer,m
 
 /// Whether the toolchain in use can build for `triple`, as rustup's can where the target was added.
 pub(crate) fn toolchain_has(triple: &str) -> bool {
-    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
-    sysroot.is_ok_and(|output| {
-        let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        Path::new(&sysroot).join("lib/rustlib").join(triple).join("lib").exists()
-    })
+    sysroot().is_some_and(|sysroot| sysroot.join("lib/rustlib").join(triple).join("lib").exists())
+}
+
+/// A program of the toolchain in use, if it is there. Rustup puts every name into `PATH`, also of what is not installed.
+pub(crate) fn toolchain_program(name: &str) -> Option<PathBuf> {
+    sysroot().map(|sysroot| sysroot.join("bin").join(name)).filter(|file| file.exists())
+}
+
+/// Where the toolchain in use is.
+fn sysroot() -> Option<PathBuf> {
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output().ok()?;
+    Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }

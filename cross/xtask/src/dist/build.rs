@@ -143,62 +143,82 @@ const STD_AARCH64: &[Need] = &[Need {
     why: "Rust's standard library for aarch64",
 }];
 
-/// Builds agent and fleet server.
+/// Builds agent and fleet server. Each by itself: one must be small, the other fast, and so must what they are linked with.
 pub(super) fn release(root: &Path, triple: Triple) -> Result<Binaries, DistError> {
     println!("building {}", triple.name());
     let by_rustup = tools::toolchain_has(triple.name());
     install(triple, by_rustup)?;
-    let target = tools::target(root).join("dist-build");
-    let mut cargo;
-    let mut flags = remapped(root, &target);
-    // A panic aborts, so nothing ever unwinds: an eighth of the binary.
-    flags.push("-Cforce-unwind-tables=no".to_owned());
-    if by_rustup {
-        cargo = tools::cargo(root);
-    } else {
-        cargo = tools::unknowing(Path::new("/usr/bin/cargo"), root);
-        cargo.env("RUSTC", "/usr/bin/rustc").env_remove("RUSTUP_TOOLCHAIN");
-    }
-    let variable = triple.name().replace('-', "_");
-    let gcc = format!("{}-linux-gnu-gcc", triple.machine());
-    if triple.musl {
-        let wrapper = format!("{}-linux-musl-gcc", triple.machine());
-        cargo.env("REALGCC", &gcc).env(format!("CC_{variable}"), &wrapper);
-        cargo.env(format!("AR_{variable}"), format!("{}-linux-gnu-ar", triple.machine()));
-        flags.push("-Ctarget-feature=+crt-static".to_owned());
-        if !by_rustup {
-            // What rustup's target brings along comes from Debian: the start files and libc from musl, unwinding from LLVM.
-            cargo
-                .env("RUSTC_BOOTSTRAP", "1")
-                .args(["-Zbuild-std=std,panic_abort", "-Zbuild-std-features=optimize_for_size"]);
-            cargo.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), &wrapper);
-            let unwinder = unwinder(&target, triple)?;
-            flags.extend(
-                ["-Clink-self-contained=no", "-Crelocation-model=static", "-Clink-arg=-lgcc"]
-                    .map(str::to_owned),
-            );
-            flags.push(format!("-L{}", unwinder.display()));
+    let agent =
+        Part { package: "agent", binary: "behaveguard", profile: "release", std: "optimize_for_size" };
+    let fleet = Part { package: "fleet-server", binary: "behaveguard-fleet", profile: "server", std: "" };
+    Ok(Binaries {
+        agent: agent.build(root, triple, by_rustup)?,
+        fleet: fleet.build(root, triple, by_rustup)?,
+    })
+}
+
+/// One binary and how it is built.
+struct Part {
+    package: &'static str,
+    binary: &'static str,
+    /// In the workspace's `Cargo.toml`.
+    profile: &'static str,
+    /// Features of the standard library, where it is built here.
+    std: &'static str,
+}
+
+impl Part {
+    fn build(&self, root: &Path, triple: Triple, by_rustup: bool) -> Result<PathBuf, DistError> {
+        let target = tools::target(root).join("dist-build");
+        let mut cargo;
+        let mut flags = remapped(root, &target);
+        // A panic aborts, so nothing ever unwinds: an eighth of the binary.
+        flags.push("-Cforce-unwind-tables=no".to_owned());
+        if by_rustup {
+            cargo = tools::plain_cargo(root);
+        } else {
+            cargo = tools::unknowing(Path::new("/usr/bin/cargo"), root);
+            cargo.env("RUSTC", "/usr/bin/rustc").env_remove("RUSTUP_TOOLCHAIN");
         }
-    } else if !triple.is_native() {
-        cargo.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), &gcc);
+        cargo.env_remove("RUSTC_WORKSPACE_WRAPPER");
+        let variable = triple.name().replace('-', "_");
+        let gcc = format!("{}-linux-gnu-gcc", triple.machine());
+        if triple.musl {
+            let wrapper = format!("{}-linux-musl-gcc", triple.machine());
+            cargo.env("REALGCC", &gcc).env(format!("CC_{variable}"), &wrapper);
+            cargo.env(format!("AR_{variable}"), format!("{}-linux-gnu-ar", triple.machine()));
+            flags.push("-Ctarget-feature=+crt-static".to_owned());
+            if !by_rustup {
+                // What rustup's target brings along comes from Debian: the start files and libc from musl, unwinding from LLVM.
+                cargo.env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=std,panic_abort");
+                cargo.arg(format!("-Zbuild-std-features={}", self.std));
+                cargo.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), &wrapper);
+                let unwinder = unwinder(&target, triple)?;
+                flags.extend(
+                    ["-Clink-self-contained=no", "-Crelocation-model=static", "-Clink-arg=-lgcc"]
+                        .map(str::to_owned),
+                );
+                flags.push(format!("-L{}", unwinder.display()));
+            }
+        } else if !triple.is_native() {
+            cargo.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), &gcc);
+        }
+        let home = cargo_home();
+        let c_flags = format!(
+            "-ffile-prefix-map={}=/cargo -ffile-prefix-map={}=/behaveguard",
+            home.display(),
+            root.display()
+        );
+        cargo
+            .env(format!("CARGO_TARGET_{}_RUSTFLAGS", variable.to_uppercase()), flags.join(" "))
+            .env(format!("CFLAGS_{variable}"), c_flags)
+            .env_remove("RUSTFLAGS")
+            .args(["build", "--profile", self.profile, "--locked", "--target", triple.name(), "--target-dir"])
+            .arg(&target)
+            .args(["--package", self.package, "--bin", self.binary]);
+        tools::run(&mut cargo)?;
+        Ok(target.join(triple.name()).join(self.profile).join(self.binary))
     }
-    let home = cargo_home();
-    let c_flags = format!(
-        "-ffile-prefix-map={}=/cargo -ffile-prefix-map={}=/behaveguard",
-        home.display(),
-        root.display()
-    );
-    cargo
-        .env(format!("CARGO_TARGET_{}_RUSTFLAGS", variable.to_uppercase()), flags.join(" "))
-        .env(format!("CFLAGS_{variable}"), c_flags)
-        .env_remove("RUSTFLAGS")
-        .args(["build", "--release", "--locked", "--target", triple.name(), "--target-dir"])
-        .arg(&target)
-        .args(["--package", "agent", "--package", "fleet-server"])
-        .args(["--bin", "behaveguard", "--bin", "behaveguard-fleet"]);
-    tools::run(&mut cargo)?;
-    let folder = target.join(triple.name()).join("release");
-    Ok(Binaries { agent: folder.join("behaveguard"), fleet: folder.join("behaveguard-fleet") })
 }
 
 /// The same names of files in every binary, wherever it was built.

@@ -13,7 +13,7 @@ use crate::tools;
 
 /// Writes it for a target.
 pub(super) fn write(release: &Release<'_>, triple: Triple) -> Result<PathBuf, DistError> {
-    let mut cargo = tools::cargo(release.root);
+    let mut cargo = tools::plain_cargo(release.root);
     cargo.args(["metadata", "--locked", "--format-version", "1", "--filter-platform", triple.name()]);
     let text = tools::output(&mut cargo)?;
     let metadata: Value =

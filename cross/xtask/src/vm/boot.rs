@@ -13,7 +13,7 @@ use super::{VmError, console::Console, kernels::Arch};
 use crate::tools::{self, Need, ToolError};
 
 /// What a machine with its whole system in memory may take.
-const LIMIT: Duration = Duration::from_secs(1200);
+const LIMIT: Duration = Duration::from_secs(2400);
 
 /// The emulator of each processor.
 pub(super) fn needs(arch: Arch) -> &'static [Need] {

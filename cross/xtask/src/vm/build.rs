@@ -115,7 +115,7 @@ pub(super) fn foreign(root: &Path, arch: Arch) -> Result<Built, VmError> {
     let (cross, _) = cross(arch);
     let mut cargo;
     if tools::toolchain_has(cross.triple) {
-        cargo = tools::cargo(root);
+        cargo = tools::plain_cargo(root);
     } else {
         cargo = tools::unknowing(Path::new("/usr/bin/cargo"), root);
         cargo.env("RUSTC", "/usr/bin/rustc").env_remove("RUSTUP_TOOLCHAIN");

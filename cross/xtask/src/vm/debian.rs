@@ -25,7 +25,7 @@ const INCLUDED: &str =
     "systemd,systemd-sysv,udev,procps,python3-minimal,netcat-openbsd,initramfs-tools,linux-image-cloud-";
 
 /// Emulated, and it starts a whole Debian.
-const LIMIT: Duration = Duration::from_secs(1500);
+const LIMIT: Duration = Duration::from_secs(3000);
 
 /// Runs the script once the machine is up, and switches it off.
 const UNIT: &str = "[Unit]
