@@ -58,7 +58,7 @@ impl Device {
 
     /// The first packet that `wanted` picks, or why the connection ended.
     pub(crate) fn next<T>(&self, wanted: impl Fn(Packet) -> Option<T>) -> Result<T, String> {
-        let until = SystemTime::now() + Duration::from_secs(20);
+        let until = SystemTime::now() + Duration::from_secs(60);
         loop {
             let left = until.duration_since(SystemTime::now()).unwrap_or_default();
             match self.events.recv_timeout(left) {
@@ -69,7 +69,7 @@ impl Device {
                 }
                 Ok(Ok(Event::Outgoing(_))) => {}
                 Ok(Err(error)) => return Err(error.to_string()),
-                Err(RecvTimeoutError::Timeout) => panic!("nothing came within 20 s"),
+                Err(RecvTimeoutError::Timeout) => panic!("nothing came in time"),
                 Err(RecvTimeoutError::Disconnected) => return Err("the connection has ended".into()),
             }
         }

@@ -61,7 +61,7 @@ impl Hook {
     }
 
     fn next(&self) -> (Vec<String>, Value) {
-        self.posts.recv_timeout(Duration::from_secs(20)).expect("a post")
+        self.posts.recv_timeout(Duration::from_secs(60)).expect("a post")
     }
 
     fn nothing(&self) -> bool {
@@ -218,7 +218,7 @@ fn a_log_server_is_told_over_tls_in_the_form_it_reads() {
     tell(&device, 1, "opened /etc/shadow");
     let mut forms: Vec<String> = Vec::new();
     for _ in 0..3 {
-        let text = said.recv_timeout(Duration::from_secs(20)).expect("a message");
+        let text = said.recv_timeout(Duration::from_secs(60)).expect("a message");
         let (length, message) = text.split_once(' ').unwrap();
         assert_eq!(length.parse::<usize>().unwrap(), message.len(), "RFC 6587: the length comes first");
         assert!(

@@ -67,7 +67,7 @@ fn a_program_learned_on_the_gateway_is_judged_by_that_and_an_attack_is_told() {
     assert_eq!(program["state"], "ACTIVE", "{program}");
     is_confined(&agent);
     let syslog = UdpSocket::bind("127.0.0.1:0").unwrap();
-    syslog.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    syslog.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     read_again(&agent, &config, &syslog);
 
     std::thread::sleep(Duration::from_secs(3));

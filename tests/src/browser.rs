@@ -106,7 +106,7 @@ impl Browser {
     /// Waits until an expression is true.
     ///
     /// # Errors
-    /// When it is not within 20 s.
+    /// When it is not within 20 s, on a quiet machine.
     pub fn wait(&self, expression: &str) -> Result<(), Failed> {
         wait_for(expression, Duration::from_secs(20), || Ok((self.eval(expression)? == true).then_some(())))
     }

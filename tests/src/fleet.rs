@@ -341,7 +341,7 @@ impl Fleet {
             .tls_config(tls)
             .http_status_as_error(false)
             .proxy(None)
-            .timeout_global(Some(Duration::from_secs(5)));
+            .timeout_global(Some(Duration::from_secs(15)));
         Ok(config.build().new_agent())
     }
 }

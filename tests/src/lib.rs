@@ -46,7 +46,10 @@ pub fn free_port() -> Result<u16, Failed> {
     Err(Failed("no port of a hundred is free".into()))
 }
 
-/// Asks again and again until the answer is there.
+/// How much longer than on a quiet machine a test waits before it says that something does not happen.
+pub const PATIENCE: u32 = 3;
+
+/// Asks again and again until the answer is there, [`PATIENCE`] times as long as it takes on a quiet machine.
 ///
 /// # Errors
 /// When it is not there in time, or an answer is an error.
@@ -56,6 +59,7 @@ pub fn wait_for<T>(
     mut ask: impl FnMut() -> Result<Option<T>, Failed>,
 ) -> Result<T, Failed> {
     let started = SystemTime::now();
+    let within = within * PATIENCE;
     loop {
         if let Some(answer) = ask()? {
             return Ok(answer);

@@ -73,14 +73,16 @@ fn a_capture_that_begins_in_the_middle_knows_who_is_there() {
     shell.wait().expect("waited for");
     let mut again = Vec::new();
     let summary = replay(&path, &[], &mut |output| again.push(output)).expect("readable");
-    again.retain(|output| matches!(output, Output::Alert(_) | Output::Train(_)));
     // It may be a link, to busybox for instance.
     let exe = std::fs::canonicalize("/bin/sh").expect("it exists").display().to_string();
     let of_shell = |output: &Output| match output {
         Output::Train(windows) => windows.program.exe == exe && windows.program.script.is_none(),
         _ => false,
     };
-    assert!(live.iter().filter(|output| of_shell(output)).count() >= 2, "{live:?}");
+    // Others on this machine may do anything, and be let go from a full ring.
+    live.retain(of_shell);
+    again.retain(of_shell);
+    assert!(live.len() >= 2, "{live:?}");
     assert_eq!(again, live);
     assert!(summary.steps > 20 && summary.missing.is_empty(), "{summary:?}");
 }

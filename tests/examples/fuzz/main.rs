@@ -29,6 +29,8 @@ use targets::{TARGETS, Target};
 const GROWTH_MAX: u64 = 512 << 20;
 /// No input may take longer, of a processor's time.
 const SLOW: Duration = Duration::from_secs(2);
+/// How often a run tells how far it is.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Inputs kept of one target; one more takes the place of any.
 const KEPT_MAX: usize = 4096;
 
@@ -117,6 +119,7 @@ fn run(target: &Target, arguments: &Arguments, seed: u64) -> Found {
     let begun = Instant::now();
     let time = arguments.time.unwrap_or(Duration::from_secs(10));
     let is_counted = arguments.executions < u64::MAX && arguments.time.is_none();
+    let mut told = Duration::ZERO;
     let mut input = Vec::new();
     while found.executions < arguments.executions && (is_counted || begun.elapsed() < time) {
         input.clone_from(&kept[random.usize(..kept.len())]);
@@ -129,6 +132,10 @@ fn run(target: &Target, arguments: &Arguments, seed: u64) -> Found {
                 let at = random.usize(seeds..KEPT_MAX);
                 kept[at].clone_from(&input);
             }
+        }
+        if begun.elapsed().saturating_sub(told) > TOLD_EVERY {
+            told = begun.elapsed();
+            println!("{}: {} inputs so far, {} crashes", target.name, found.executions, found.crashes);
         }
         if found.executions.is_multiple_of(4096) && resident().saturating_sub(before) > GROWTH_MAX {
             println!("{}: the readers hold more than {} MiB", target.name, GROWTH_MAX >> 20);

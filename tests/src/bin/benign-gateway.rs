@@ -61,7 +61,8 @@ fn work(folder: &Path, collector: SocketAddr, random: u32) -> io::Result<()> {
         writeln!(stream, "load {sum}")?;
     }
     if random.is_multiple_of(11) {
-        fs::read("/etc/hosts")?;
+        // Not every machine has one.
+        let _ = fs::read("/etc/hosts");
     }
     Ok(())
 }
