@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
+use data_encoding::BASE64URL_NOPAD;
 use models::bundle::{Keyring, PublicKey};
 use models::pem;
 use rcgen::{CertificateParams, DnType, KeyPair};
@@ -262,8 +262,7 @@ impl Identity {
     pub fn keyring(&self) -> Option<Keyring> {
         let mut keys = Keyring::default();
         for hex in &self.bundle_keys {
-            let bytes = HEXLOWER.decode(hex.as_bytes()).ok()?;
-            keys.0.push(PublicKey(bytes.try_into().ok()?)).ok()?;
+            keys.0.push(PublicKey::parse(hex)?).ok()?;
         }
         (!keys.0.is_empty()).then_some(keys)
     }

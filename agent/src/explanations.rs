@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 /// Alerts whose explanation is kept; one more and the oldest goes.
 pub const ALERTS_MAX: usize = 256;
+/// Verdicts of a process whose scores are kept, half an hour of windows; one more and the oldest goes.
+pub const SCORES_MAX: usize = 60;
 /// Processes whose last verdict is kept; with one more, the one judged longest ago goes.
 pub const PROCESSES_MAX: usize = 256;
 /// Bytes of a hash that name an alert.
@@ -66,9 +68,26 @@ pub struct BaselineFacts {
 #[derive(Debug, Default)]
 pub struct Explanations {
     alerts: VecDeque<Explained>,
-    processes: BTreeMap<u32, Explained>,
+    processes: BTreeMap<u32, Lately>,
     alerts_forgotten: u64,
     processes_forgotten: u64,
+}
+
+/// How a process was judged.
+#[derive(Debug)]
+struct Lately {
+    last: Explained,
+    /// With that of `last`, oldest first.
+    scores: VecDeque<Score>,
+}
+
+/// When a process was judged, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Score {
+    /// Wall clock, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// 0 to 100.
+    pub score: f32,
 }
 
 /// Names an alert by its content, so that agent and fleet give it the same name.
@@ -114,13 +133,28 @@ impl Explanations {
             self.alerts.push_back(explained.clone());
         }
         if self.processes.len() >= PROCESSES_MAX && !self.processes.contains_key(&explained.pid) {
-            let oldest = self.processes.values().min_by_key(|known| known.boot_ns).map(|known| known.pid);
+            let oldest = self.processes.values().map(|known| &known.last);
+            let oldest = oldest.min_by_key(|last| last.boot_ns).map(|last| last.pid);
             if let Some(oldest) = oldest {
                 self.processes.remove(&oldest);
                 self.processes_forgotten += 1;
             }
         }
-        self.processes.insert(explained.pid, explained);
+        let score = Score { unix_ms: explained.unix_ms, score: explained.score };
+        match self.processes.get_mut(&explained.pid) {
+            // Another program is another process, or will not be judged as this one was.
+            Some(known) if known.last.program == explained.program => {
+                if known.scores.len() >= SCORES_MAX {
+                    known.scores.pop_front();
+                }
+                known.scores.push_back(score);
+                known.last = explained;
+            }
+            _ => {
+                let scores = VecDeque::from([score]);
+                self.processes.insert(explained.pid, Lately { last: explained, scores });
+            }
+        }
     }
 
     /// Of an alert, by its id.
@@ -132,7 +166,12 @@ impl Explanations {
     /// A process's last verdict.
     #[must_use]
     pub fn process(&self, pid: u32) -> Option<&Explained> {
-        self.processes.get(&pid)
+        self.processes.get(&pid).map(|known| &known.last)
+    }
+
+    /// The scores of a process's last [`SCORES_MAX`] verdicts, oldest first.
+    pub fn scores(&self, pid: u32) -> impl Iterator<Item = Score> {
+        self.processes.get(&pid).into_iter().flat_map(|known| known.scores.iter().copied())
     }
 
     /// Explanations of alerts and of processes that made room for others.
@@ -179,7 +218,22 @@ mod tests {
         assert!(kept.alert("id1").is_none() && kept.process(1).is_none());
         assert!(kept.alert("id2").is_some() && kept.process(n).is_some());
         kept.keep(explained(n, None));
+        assert_eq!(kept.scores(n).count(), 2);
         assert_eq!(kept.process(n).unwrap().alert, None, "the last verdict counts");
         assert!(kept.alert(&format!("id{n}")).is_some(), "a quiet verdict pushes no alert out");
+    }
+
+    #[test]
+    fn the_last_scores_of_a_process_are_kept_and_those_of_another_program_are_not() {
+        let mut kept = Explanations::default();
+        for unix_ms in 0..70 {
+            kept.keep(Explained { unix_ms, score: 1.0, ..explained(7, None) });
+        }
+        let times: Vec<u64> = kept.scores(7).map(|score| score.unix_ms).collect();
+        assert_eq!((times.len(), times[0], times[59]), (SCORES_MAX, 10, 69));
+        let program = ProgramId { unit: "-".into(), exe: "/other".into(), script: None };
+        kept.keep(Explained { program, unix_ms: 80, ..explained(7, None) });
+        assert_eq!(kept.scores(7).map(|score| score.unix_ms).collect::<Vec<_>>(), [80]);
+        assert_eq!(kept.scores(8).count(), 0);
     }
 }

@@ -34,7 +34,7 @@ use models::program::{NO_UNIT, ProgramId};
 use models::sequence::GramTable;
 use models::verdict::{Verdict, judge};
 use models::window::Window;
-use models::wire::{Alert, ProgramState, TrainingWindow, TrainingWindows};
+use models::wire::{AlarmedWindow, Alert, ProgramState, TrainingWindow, TrainingWindows};
 
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,8 @@ pub enum Output {
     Alert(Box<Alert>),
     /// Normal windows of a program that is being learned.
     Train(TrainingWindows),
+    /// A window that there were alerts in, after them.
+    Alarmed(Box<AlarmedWindow>),
     /// What the kernel shall do with the order of a process's calls.
     Follow(Follow),
     /// The process has left.
@@ -157,6 +159,7 @@ impl Program {
     }
 }
 
+#[derive(Default)]
 struct Process {
     /// Its program; `None` when it is not followed.
     key: Option<String>,
@@ -175,6 +178,8 @@ struct Process {
     history: VecDeque<Vec<(u16, f32)>>,
     /// Something in its open window was worth an alert, so it is not learned from.
     alarmed: bool,
+    /// The alerts that were sent about its open window.
+    told: Vec<u64>,
     /// What it had read and written by the end of its last window; `None` when it began before it was watched.
     volume: Option<Volume>,
 }
@@ -450,6 +455,7 @@ impl<L: Lookup> Pipeline<L> {
         if let Some(verdict) = self.by_traits(now, process, &window, None) {
             self.tell(now, tgid, verdict, out);
         }
+        self.keep_alarmed(now, tgid, None, &window, out);
         let alarmed = self.processes.get(&tgid).is_some_and(|process| process.alarmed);
         let program = key.and_then(|key| self.programs.get_mut(&key));
         if let Some(program) = program.filter(|program| program.learns() && !alarmed) {

@@ -330,7 +330,7 @@ impl Watch {
                 noted(probe.unfollow(*tgid));
                 true
             }
-            Output::Alert(_) | Output::Train(_) => false,
+            Output::Alert(_) | Output::Train(_) | Output::Alarmed(_) => false,
         })
         .for_each(drop);
     }

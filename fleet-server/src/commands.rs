@@ -14,6 +14,7 @@ use fleet_server::enrolment::{Issued, Wanted};
 use fleet_server::names::{DeviceId, UserName};
 use fleet_server::pki::Pki;
 use fleet_server::server::Addresses;
+use fleet_server::signer::Signer;
 use fleet_server::store::Connection;
 use fleet_server::store::{self, AuditRow, Change, Changed};
 use fleet_server::{clock, enrolment, files, secret, server};
@@ -25,9 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(100);
 
 /// Makes what a server needs, without starting it.
-pub(crate) fn init(state: &Path, config: &Config) -> Done {
+pub(crate) fn init(state: &Path) -> Done {
     files::make_state_dir(state).map_err(|error| format!("{}: {error}", state.display()))?;
-    let pki = Pki::open(state, &config.certificate_names(), clock::unix_s())?;
+    let pki = Pki::open(state, &Config::default().certificate_names(), clock::unix_s())?;
+    Signer::open(state, None)?;
     store::open_alone(state)?;
     let folder = state.display();
     println!("certificate authority, signing key, API token and database are in {folder}");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use models::train::WINDOWS_MIN;
@@ -50,6 +51,8 @@ pub struct Config {
     pub external: Option<External>,
     /// The address of the PostgreSQL server that has the data instead of a file.
     pub postgres: Option<String>,
+    /// The file of the key that signs baselines and orders, when it is not in the state folder.
+    pub signing_key: Option<PathBuf>,
 }
 
 /// A broker of others.
@@ -86,6 +89,7 @@ impl Default for Config {
             retain_days: None,
             external: None,
             postgres: None,
+            signing_key: None,
         }
     }
 }
@@ -142,6 +146,7 @@ impl Config {
         }
         config.external = reader.broker();
         config.postgres = reader.store();
+        config.signing_key = reader.path("signing_key");
         for key in reader.table.keys() {
             reader.problems.push(Problem { key: key.clone(), text: "not a known key".into() });
         }
@@ -206,6 +211,16 @@ impl Reader {
             Value::String(text) if is_host(&text) => Some(text),
             _ => {
                 self.problem(key, "must be a host name or an address in quotes");
+                None
+            }
+        }
+    }
+
+    fn path(&mut self, key: &str) -> Option<PathBuf> {
+        match self.table.remove(key)? {
+            Value::String(text) if text.starts_with('/') => Some(text.into()),
+            _ => {
+                self.problem(key, "must be an absolute path in quotes, e.g. \"/media/key/fleet.key\"");
                 None
             }
         }

@@ -70,6 +70,8 @@ counters! {
     RejectedDropped = "rejected_dropped",
     /// Alerts dropped from the table to make room.
     AlertsDropped = "alerts_dropped",
+    /// Windows that there were alerts in, dropped to make room, or because no such alert is there.
+    AlarmedDropped = "alarmed_dropped",
     /// Events dropped from the table to make room.
     EventsDropped = "events_dropped",
     /// Captures dropped, oldest first, to make room or because of their age.

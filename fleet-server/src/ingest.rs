@@ -237,10 +237,12 @@ pub async fn waiting(shared: &Shared, device: &DeviceId) -> Result<Vec<Downlink>
     Ok(all)
 }
 
-/// An order as it is sent; `None` when it cannot be, which is told.
+/// An order as it is sent; `None` when it cannot be, which is told. While the signing key is away it waits.
 #[must_use]
 pub fn signed(shared: &Shared, device: &DeviceId, order: &Order) -> Option<Downlink> {
-    match orders::sign(device.as_str(), order, shared.pki.signing()) {
+    // It says so itself when it is away.
+    let signed = shared.signer.with(|key| orders::sign(device.as_str(), order, key)).ok()?;
+    match signed {
         Ok(signed) => Some(Downlink::Order(signed)),
         Err(error) => {
             log::error!("order {} for device {device} is not sent: {}", order.id, chain(&error));

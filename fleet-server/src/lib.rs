@@ -30,6 +30,7 @@ mod retention;
 pub mod rollouts;
 pub mod secret;
 pub mod server;
+pub mod signer;
 mod silence;
 pub mod store;
 pub mod trainer;

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         Command::Run { state, config, mqtt, web, learn_windows } => {
             configure(config, mqtt, web, learn_windows).and_then(|config| run(&state, config))
         }
-        Command::Init { state } => commands::init(&state, &Config::default()),
+        Command::Init { state } => commands::init(&state),
         Command::Broker { state, name, port, out } => commands::broker(&state, &name, port, &out),
         Command::Store(command) => data::run(command),
         Command::Token(command) => commands::token(command),

@@ -1,6 +1,6 @@
-//! The fleet's own certificate authority, server certificate, bundle signing key and API token, kept in the state
-//! folder: `ca.pem`, `ca.key`, `server.pem`, `server.key`, `bundle.key` (PKCS#8) and `api.token`, mode 0600. What was
-//! read or written of a key is wiped from memory after use.
+//! The fleet's own certificate authority, server certificate and API token, kept in the state folder: `ca.pem`, `ca.key`,
+//! `server.pem`, `server.key` and `api.token`, mode 0600. What was read or written of a key is wiped from memory after use.
+//! The key that signs baselines and orders is none of TLS: [`crate::signer`].
 
 use std::fs;
 use std::io;
@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use models::bundle::SigningKey;
 use models::pem;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType,
@@ -38,7 +37,6 @@ pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
     server_der: CertificateDer<'static>,
     server_key: KeyPair,
-    signing: SigningKey,
     token_hash: [u8; 32],
 }
 
@@ -98,9 +96,6 @@ impl Pki {
         let ca_der = CertificateDer::from_pem_slice(ca_pem.as_bytes())
             .map_err(|_| PkiError::Damaged(dir.join("ca.pem")))?;
         let (server_der, server_key) = server_certificate(dir, names, &issuer, now_unix_s)?;
-        let signing_path = dir.join("bundle.key");
-        let pkcs8 = read_or_make(&signing_path, SigningKey::generate_pkcs8)?;
-        let signing = SigningKey::from_pkcs8(&pkcs8).ok_or(PkiError::Damaged(signing_path))?;
         let token_path = dir.join("api.token");
         let token = read_or_make(&token_path, || secret::random().into_bytes())?;
         let token = text(&token, &token_path)?;
@@ -108,19 +103,13 @@ impl Pki {
             return Err(PkiError::Damaged(token_path));
         }
         let token_hash = secret::hash(token.trim());
-        Ok(Self { ca_pem, ca_der, issuer, server_der, server_key, signing, token_hash })
+        Ok(Self { ca_pem, ca_der, issuer, server_der, server_key, token_hash })
     }
 
     /// The authority's certificate.
     #[must_use]
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
-    }
-
-    /// The key that signs bundles.
-    #[must_use]
-    pub fn signing(&self) -> &SigningKey {
-        &self.signing
     }
 
     /// Whether this is the hash of the token in the state folder; takes the same time wherever it differs.
@@ -401,7 +390,6 @@ mod tests {
         let first = Pki::open(dir.path(), &["localhost".into(), "::1".into()], NOW).unwrap();
         let second = Pki::open(dir.path(), &["other".into()], NOW).unwrap();
         assert_eq!(first.ca_pem, second.ca_pem);
-        assert_eq!(first.signing.public(), second.signing.public());
         let token = fs::read_to_string(dir.path().join("api.token")).unwrap();
         assert!(second.is_owner_token(&secret::hash(&token)) && !second.is_owner_token(&secret::hash("x")));
         for entry in fs::read_dir(dir.path()).unwrap() {

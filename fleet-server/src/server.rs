@@ -29,6 +29,7 @@ use crate::notify;
 use crate::pki::{Pki, PkiError};
 use crate::retention;
 use crate::rollouts;
+use crate::signer::{Signer, SignerError};
 use crate::silence;
 use crate::store::{self, Channels, Database, Rules, Store, StoreError, Threads};
 use crate::trainer::{self, Fit, Target, Trainer};
@@ -49,6 +50,8 @@ pub struct Shared {
     pub config: Config,
     /// Keys and certificates.
     pub pki: Pki,
+    /// The key that signs baselines and orders.
+    pub signer: Arc<Signer>,
     /// The database.
     pub store: Store,
     /// Who is connected.
@@ -141,6 +144,9 @@ pub enum ServerError {
     /// Keys and certificates.
     #[error("keys and certificates")]
     Pki(#[from] PkiError),
+    /// The key that signs baselines and orders.
+    #[error("the signing key")]
+    Signer(#[from] SignerError),
     /// The database.
     #[error("the store")]
     Store(#[from] StoreError),
@@ -169,6 +175,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     files::make_state_dir(dir).map_err(failed)?;
     let lock = lock(dir)?;
     let pki = Pki::open(dir, &config.certificate_names(), clock::unix_s())?;
+    let signer = Arc::new(Signer::open(dir, config.signing_key.as_deref())?);
     let counters = Arc::<Counters>::default();
     let (store, threads) = open_store(dir, &config, &counters)?;
     let web_listener = listen(config.web).await?;
@@ -176,7 +183,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let web_listener = web_listener.into_std().map_err(failed)?;
     let web_url = format!("https://{}", config.host_for(web));
     let web_tls = TlsAcceptor::from(Arc::new(pki.web_tls()?));
-    let (trainer, work) = Trainer::new(config.learn_windows, Arc::clone(&counters));
+    let (trainer, work) = Trainer::new(config.learn_windows, Arc::clone(&signer), Arc::clone(&counters));
     let (devices, mqtt) = Devices::open(&config, &pki).await?;
     let addresses = Addresses { mqtt, web, web_url };
     let hub = Hub::new(Arc::clone(&counters), devices.reach(&config, &counters));
@@ -188,6 +195,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let shared = Shared {
         config,
         pki,
+        signer,
         store,
         hub,
         counters,

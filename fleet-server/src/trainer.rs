@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use models::bundle::sha256;
 use models::novelty::Kind;
 use models::train::{self, TrainOptions, Trained};
-use models::wire::{Downlink, TrainingWindow};
+use models::wire::Downlink;
 use tokio::runtime::Handle;
 
 use crate::clock;
@@ -21,7 +21,10 @@ use crate::hub::Event;
 use crate::ingest;
 use crate::names::DeviceId;
 use crate::server::Shared;
-use crate::store::{self, BASELINES_MAX, GRAVE_LEARNED, NewBaseline, Noticed, Scope, StoreError};
+use crate::signer::{Signer, SignerError};
+use crate::store::{
+    self, BASELINES_MAX, GRAVE_LEARNED, NewBaseline, Noticed, Scope, StoreError, StoredWindows,
+};
 
 /// Trainings that may wait. One more is put off until that program's next windows arrive.
 const QUEUE_MAX: usize = 256;
@@ -38,7 +41,7 @@ pub trait Fit: Send + 'static {
     ///
     /// # Errors
     /// A sentence for people that says why the windows do not do.
-    fn fit(&mut self, samples: &[TrainingWindow], seed: u64, now_unix_s: u64) -> Result<Trained, String>;
+    fn fit(&mut self, stored: &StoredWindows, seed: u64, now_unix_s: u64) -> Result<Trained, String>;
 }
 
 /// Fits with `models::train`.
@@ -46,10 +49,11 @@ pub trait Fit: Send + 'static {
 pub struct Training;
 
 impl Fit for Training {
-    fn fit(&mut self, samples: &[TrainingWindow], seed: u64, now_unix_s: u64) -> Result<Trained, String> {
-        let options = TrainOptions { seed, now_unix_s, ..TrainOptions::default() };
+    fn fit(&mut self, stored: &StoredWindows, seed: u64, now_unix_s: u64) -> Result<Trained, String> {
+        let accepted = stored.accepted.clone();
+        let options = TrainOptions { seed, now_unix_s, accepted, ..TrainOptions::default() };
         let mut told = 0.0;
-        let trained = train::fit(samples, &options, &mut |progress| {
+        let trained = train::fit(&stored.windows, &options, &mut |progress| {
             if progress.share >= told + 0.25 {
                 told = progress.share;
                 log::info!("training: {:.0} % done, at the {}", progress.share * 100.0, progress.model);
@@ -71,6 +75,9 @@ pub enum TrainerError {
     /// The windows do not do.
     #[error("fitting: {0}")]
     Fit(String),
+    /// It could not be signed.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
     /// The bundle could not be offered.
     #[error("the bundle of {0} bytes is over the limit for devices")]
     TooLarge(usize),
@@ -123,11 +130,11 @@ struct Asked {
 }
 
 /// A way to ask for trainings.
-#[derive(Debug)]
 pub struct Trainer {
     queue: SyncSender<Asked>,
     states: Arc<Mutex<HashMap<Key, State>>>,
     learn_windows: u64,
+    signer: Arc<Signer>,
     counters: Arc<Counters>,
 }
 
@@ -138,14 +145,14 @@ pub(crate) struct Work {
 }
 
 impl Trainer {
-    pub(crate) fn new(learn_windows: u32, counters: Arc<Counters>) -> (Self, Work) {
+    pub(crate) fn new(learn_windows: u32, signer: Arc<Signer>, counters: Arc<Counters>) -> (Self, Work) {
         let (queue, jobs) = sync_channel(QUEUE_MAX);
         let states = Arc::<Mutex<HashMap<Key, State>>>::default();
         let work = Work { jobs, states: Arc::clone(&states) };
-        (Self { queue, states, learn_windows: u64::from(learn_windows), counters }, work)
+        (Self { queue, states, learn_windows: u64::from(learn_windows), signer, counters }, work)
     }
 
-    /// Trains the program's first bundle when it has enough windows.
+    /// Trains the program's first bundle when it has enough windows. While the signing key is away, its next windows ask again.
     pub fn consider(&self, target: &Target, key: &str, total: u64, generation: u64) {
         if generation > 0 || total < self.learn_windows {
             return;
@@ -155,7 +162,9 @@ impl Trainer {
         {
             return;
         }
-        self.request(target, key, AUTOMATIC);
+        if self.signer.check().is_ok() {
+            self.request(target, key, AUTOMATIC);
+        }
     }
 
     /// Trains now, also when there is a bundle already; `false` when the queue is full.
@@ -247,15 +256,22 @@ fn train_one(
         .block_on(shared.store.search(read))
         .map_err(|error| (0, error.into()))?
         .ok_or((0, TrainerError::Unknown))?;
+    // Before an hour's work is done for nothing.
+    shared.signer.check().map_err(|error| (0, error.into()))?;
     let total = stored.total;
     let now_unix_s = clock::unix_s();
     let generation = stored.generation + 1;
     // Same program, same generation, same windows: the same bundle.
     let mut seed = [0; 8];
     seed.copy_from_slice(&sha256(format!("{target} {key} {generation}").as_bytes())[..8]);
-    log::info!("training {} of {target} with {} windows", stored.program, stored.windows.len());
+    log::info!(
+        "training {} of {target} with {} windows and {} of false alarms",
+        stored.program,
+        stored.windows.len(),
+        stored.accepted.len()
+    );
     let fitted = fit
-        .fit(&stored.windows, u64::from_le_bytes(seed), now_unix_s)
+        .fit(&stored, u64::from_le_bytes(seed), now_unix_s)
         .map_err(|reason| (total, TrainerError::Fit(reason)))?;
     let grave = grave_acts(&fitted.traits);
     if let Some(text) = &grave {
@@ -263,7 +279,8 @@ fn train_one(
     }
     // A device's clock may be a little behind.
     let valid = now_unix_s.saturating_sub(60)..now_unix_s + u64::from(shared.config.bundle_days) * 86_400;
-    let bytes = fitted.seal(stored.program.clone(), generation, valid, shared.pki.signing());
+    let sealed = shared.signer.with(|key| fitted.seal(stored.program.clone(), generation, valid, key));
+    let bytes = sealed.map_err(|error| (0, error.into()))?;
     if bytes.len() > models::bundle::BUNDLE_MAX {
         return Err((total, TrainerError::TooLarge(bytes.len())));
     }

@@ -7,6 +7,7 @@
 
 use core::ops::Range;
 
+use data_encoding::HEXLOWER;
 use ring::{digest, signature};
 use serde::{Deserialize, Serialize};
 
@@ -165,6 +166,12 @@ pub enum BundleError {
 pub struct PublicKey(pub [u8; 32]);
 
 impl PublicKey {
+    /// Reads one from 64 lower-case hexadecimal digits; `None` when it is anything else.
+    #[must_use]
+    pub fn parse(hex: &str) -> Option<Self> {
+        HEXLOWER.decode(hex.as_bytes()).ok()?.try_into().ok().map(Self)
+    }
+
     /// The first 8 bytes of the key's SHA-256.
     #[must_use]
     pub fn id(&self) -> [u8; 8] {

@@ -124,7 +124,8 @@ pub fn check(errand: &Errand) -> Result<(), OrderError> {
         | Errand::Quarantine { .. }
         | Errand::EndQuarantine
         | Errand::Record { .. }
-        | Errand::Processes => Ok(()),
+        | Errand::Processes
+        | Errand::Process { .. } => Ok(()),
     }
 }
 

@@ -37,6 +37,9 @@ pub const RECORD_MAX_S: u32 = 3600;
 /// The largest capture that a device sends, in bytes.
 pub const CAPTURE_MAX: u32 = 8 << 20;
 
+/// Alerts that an [`AlarmedWindow`] names at most: the first ones.
+pub const ALARMED_ALERTS_MAX: usize = 16;
+
 /// The smallest size that a capture may be given, in bytes: what is known at its beginning must fit.
 pub const CAPTURE_MIN: u32 = 64 << 10;
 
@@ -99,6 +102,8 @@ pub enum Uplink {
     Event(DeviceEvent),
     /// What became of an order.
     Answer(Answer),
+    /// A window that alarmed, in case that it was a false alarm: then the next baseline is to know it.
+    Alarmed(AlarmedWindow),
 }
 
 /// What happened to a device's agent, or was done by it: evidence of tampering, and the audit of its own acts.
@@ -235,6 +240,18 @@ pub struct TrainingWindows {
     pub program: ProgramId,
     /// In time order, all of one process run unless `run` says otherwise.
     pub windows: Vec<TrainingWindow>,
+}
+
+/// A window in which there were alerts; sent at its end, so after them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AlarmedWindow {
+    /// Whose window.
+    pub program: ProgramId,
+    /// [`Alert::unix_ms`] of each, ascending; at most [`ALARMED_ALERTS_MAX`].
+    pub alerts: Vec<u64>,
+    /// As for training. Without values when it was too short to be compared with whole windows; without the order of
+    /// calls, which is gathered of what is learned only.
+    pub window: TrainingWindow,
 }
 
 /// One normal window.
@@ -456,6 +473,11 @@ pub enum Errand {
     },
     /// To tell what runs, and how it was judged last: JSON, the highest scores first.
     Processes,
+    /// To tell how one process was judged lately: JSON, its last scores, and the last verdict taken apart.
+    Process {
+        /// Process id.
+        pid: u32,
+    },
 }
 
 /// How much is logged.

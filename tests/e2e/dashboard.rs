@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use models::wire::{self, Answer, DeviceEvent, Downlink, EventKind, Request, Uplink, UplinkFrame};
 use rumqttc::Packet;
+use serde_json::json;
 use tests::browser::Browser;
 use tests::fleet::Fleet;
 use tests::process::checker;
@@ -195,13 +196,29 @@ fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
     browser
         .wait("document.querySelector('#orders').innerText.includes('log from debug on for 600 s: waiting')")
         .unwrap();
+    browser.eval("document.getElementById('pid').value = 7").unwrap();
+    press("Ask about it");
+    browser
+        .wait("document.querySelector('#orders').innerText.includes('how process 7 was judged: waiting')")
+        .unwrap();
+    let order = fleet.get("devices/gw-a/orders").unwrap()["orders"][0]["id"].as_u64().unwrap();
+    let last = json!({ "summary": "opened a file", "explanation": { "detectors": [
+        { "name": "vae", "z": 4.25, "weight": 0.5, "share": 2.125 }], "evidence": [{ "text": "never <b>before</b>" }] } });
+    let text = json!({ "pid": 7, "comm": "pump", "uid": 0, "state": "ACTIVE", "last": last,
+        "program": { "unit": "pump.service", "exe": "/usr/bin/pump", "script": null },
+        "scores": [{ "unix_ms": 1_800_000_000_000_u64, "score": 3.5 }, { "unix_ms": 1_800_000_030_000_u64, "score": 72.0 }] });
+    let answer = Answer { id: order, unix_ms: 1_800_000_000_000, done: true, text: text.to_string() };
+    devices[0].publish_as("gw-a", &UplinkFrame { epoch: 1, seq: 7, body: Uplink::Answer(answer) });
+    browser
+        .wait("document.querySelectorAll('.lately circle').length === 2 && document.querySelector('.lately').innerText.includes('never <b>before</b>')")
+        .unwrap();
     press("Record what it judges");
     browser
         .wait("document.querySelector('#orders').innerText.includes('record for 120 s: waiting')")
         .unwrap();
     let order = fleet.get("devices/gw-a/orders").unwrap()["orders"][0]["id"].as_u64().unwrap();
     let answer = Answer { id: order, unix_ms: 1_800_000_000_000, done: true, text: "records".into() };
-    devices[0].publish_as("gw-a", &UplinkFrame { epoch: 1, seq: 7, body: Uplink::Answer(answer) });
+    devices[0].publish_as("gw-a", &UplinkFrame { epoch: 1, seq: 8, body: Uplink::Answer(answer) });
     browser.wait("document.querySelector('#orders').innerText.includes('record for 120 s: done')").unwrap();
     for offset in [0, 2000] {
         devices[0].ask(&Request::Part { order, size: 4000, offset, data: vec![7; 2000] });
@@ -234,6 +251,18 @@ fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
     go(&browser, "#/settings", "Settings", "document.body.innerText.includes('alert.work')");
     press("Make one");
     browser.wait("document.querySelector('.secret code')?.textContent.length > 100").unwrap();
+    let put = |field: &str, text: &str| {
+        let input = format!("document.getElementById({field:?}).value = {text:?}");
+        browser.eval(&input).unwrap();
+    };
+    put("channel-name", "pager");
+    put("channel-url", "https://127.0.0.1:9/alerts");
+    press("Add the channel");
+    browser.wait("document.querySelector('#channels .secret code')?.textContent.length > 20").unwrap();
+    press("Show it in the list");
+    browser.wait("document.querySelector('#channels tbody')?.innerText.includes('HIGH and above')").unwrap();
+    press("Test");
+    browser.wait("document.getElementById('said').textContent.includes('pager did not take it')").unwrap();
     keep_picture(&browser, "settings");
 
     go(&browser, "#/groups/default", "Group default", "document.querySelector('textarea')");

@@ -30,8 +30,10 @@ mod quarantined;
 mod rolled;
 mod shed;
 mod story;
+mod taught;
 mod trained;
 mod twins;
+mod unsigned;
 mod wiped;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -28,7 +28,7 @@ use models::chain::chain;
 use models::wire::{Alert, MESSAGE_MAX, Uplink, UplinkFrame, decode, encode};
 
 use super::recent::Recent;
-use super::{Kept, Outbox, OutboxError, random, rank};
+use super::{Kept, Outbox, OutboxError, is_to_be_learned, random, rank};
 use crate::files;
 
 /// Length, checksum and number.
@@ -296,7 +296,7 @@ impl Outbox for LogOutbox {
         let frame = UplinkFrame { epoch: self.epoch, seq: log.next, body };
         let message = encode(&frame)?;
         let needed = (message.len() + HEAD) as u64;
-        if matches!(frame.body, Uplink::Windows(_)) && log.bytes + needed > self.bytes_max / 2 {
+        if is_to_be_learned(&frame.body) && log.bytes + needed > self.bytes_max / 2 {
             return Ok(Kept::Refused);
         }
         let seq = log.next;

@@ -99,11 +99,16 @@ pub trait Outbox: Send + Sync {
     fn recent(&self) -> Result<Vec<Alert>, OutboxError>;
 }
 
+/// Half of an outbox is for what is not: a fleet can be without a window, and not without an alert.
+fn is_to_be_learned(body: &Uplink) -> bool {
+    matches!(body, Uplink::Windows(_) | Uplink::Alarmed(_))
+}
+
 /// What matters less makes room first: training windows, then alerts by severity. What happened to the agent, or
 /// was done by it, is as good as a HIGH alert: who tampers with it must not get rid of the evidence by many small alerts.
 fn rank(body: &Uplink) -> u8 {
     match body {
-        Uplink::Windows(_) => 0,
+        Uplink::Windows(_) | Uplink::Alarmed(_) => 0,
         Uplink::Alert(alert) => 1 + alert.severity as u8,
         Uplink::Event(_) | Uplink::Answer(_) => 1 + models::policy::Severity::High as u8,
     }

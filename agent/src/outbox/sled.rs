@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use models::wire::{Alert, Uplink, UplinkFrame, decode, encode};
 
-use super::{Kept, Outbox, OutboxError, RECENT_MAX, random, rank};
+use super::{Kept, Outbox, OutboxError, RECENT_MAX, is_to_be_learned, random, rank};
 
 /// An outbox in sled.
 pub struct SledOutbox {
@@ -117,7 +117,7 @@ impl Outbox for SledOutbox {
         let bytes = encode(&frame)?;
         let needed = bytes.len() as u64;
         let mut taken: u64 = numbers.waiting.iter().map(|(_, bytes, _)| bytes).sum();
-        if matches!(frame.body, Uplink::Windows(_)) && taken + needed > self.bytes_max / 2 {
+        if is_to_be_learned(&frame.body) && taken + needed > self.bytes_max / 2 {
             return Ok(Kept::Refused);
         }
         let mut dropped = 0;

@@ -72,6 +72,7 @@ impl<L: Lookup> Pipeline<L> {
         let Some(mut window) = process.window.take() else { return };
         // Without a single call there is nothing to compare; decisive events were judged when they came.
         if window.syscalls.total() == 0 {
+            self.keep_alarmed(now, tgid, None, &window, out);
             return;
         }
         // Learned or judged, at once or later: the window of a process that left ends with it.
@@ -103,6 +104,7 @@ impl<L: Lookup> Pipeline<L> {
             if let Some(verdict) = stranger {
                 self.tell(now, tgid, verdict, out);
             }
+            self.keep_alarmed(now, tgid, Some(&vector), &window, out);
             let Some(process) = self.processes.get_mut(&tgid) else { return };
             if std::mem::take(&mut process.alarmed) {
                 self.counters.windows_alarmed += 1;
@@ -150,6 +152,7 @@ impl<L: Lookup> Pipeline<L> {
         }
         let normal = self.config.policy.severity(verdict.score) == Severity::Low;
         self.tell(now, tgid, verdict, out);
+        self.keep_alarmed(now, tgid, Some(&vector), &window, out);
         if normal && self.programs.get(&key).is_some_and(Program::learns) {
             self.learn_from(now, key, run, &vector, &mut window);
         }

@@ -3,8 +3,6 @@
 //! Left out of a recording is what a window has of what came before it: windows that are open, the vectors before them, and how often
 //! an alert was told lately.
 
-use std::collections::VecDeque;
-
 use models::event::Volume;
 use models::program::ProgramId;
 use serde::{Deserialize, Serialize};
@@ -88,10 +86,8 @@ impl<L: Lookup> Pipeline<L> {
                 forked_by: present.forked_by,
                 born_ns: present.born_ns,
                 exited_ns: present.exited_ns,
-                window: None,
-                history: VecDeque::new(),
-                alarmed: false,
                 volume: present.volume,
+                ..Process::default()
             };
             self.processes.insert(present.tgid, process);
         }

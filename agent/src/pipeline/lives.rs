@@ -1,6 +1,6 @@
 //! Processes come, become other programs, and go: who is followed, as what, and from when.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use models::event::{Event, Volume};
 use models::program::{NO_UNIT, ProgramId};
@@ -53,11 +53,8 @@ impl<L: Lookup> Pipeline<L> {
             unit,
             forked_by: Some(event.tgid),
             born_ns: event.boot_ns,
-            exited_ns: None,
-            window: None,
-            history: VecDeque::new(),
-            alarmed: false,
             volume: Some(Volume::default()),
+            ..Process::default()
         };
         self.processes.insert(child, process);
     }
@@ -161,21 +158,8 @@ impl<L: Lookup> Pipeline<L> {
         let followed = key.is_some();
         let program = key.as_ref().and_then(|key| self.programs.get(key));
         out.extend(program.map(|program| Output::Follow(how(program, tgid))));
-        let history = VecDeque::new();
-        let process = Process {
-            key,
-            run,
-            comm,
-            uid,
-            unit,
-            forked_by: None,
-            born_ns: born.map_or(0, |(born_ns, _)| *born_ns),
-            exited_ns: None,
-            window: None,
-            history,
-            alarmed: false,
-            volume,
-        };
+        let born_ns = born.map_or(0, |(born_ns, _)| *born_ns);
+        let process = Process { key, run, comm, uid, unit, born_ns, volume, ..Process::default() };
         self.processes.insert(tgid, process);
         followed
     }

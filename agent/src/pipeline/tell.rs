@@ -7,7 +7,7 @@ use models::calibration::score_of;
 use models::novelty::{Kind, trait_id};
 use models::policy::{Decision, Severity};
 use models::verdict::Verdict;
-use models::wire::Alert;
+use models::wire::{ALARMED_ALERTS_MAX, Alert};
 
 use super::{Output, Pipeline, generation, state};
 use crate::clock::Now;
@@ -94,6 +94,11 @@ impl<L: Lookup> Pipeline<L> {
                     degraded: self.degraded.clone(),
                 };
                 explained.alert = Some(alert_id(&alert));
+                if let Some(process) = self.processes.get_mut(&tgid)
+                    && process.told.len() < ALARMED_ALERTS_MAX
+                {
+                    process.told.push(alert.unix_ms);
+                }
                 out.push(Output::Alert(Box::new(alert)));
             }
         }

@@ -1,5 +1,6 @@
 mod bench;
 mod secrets;
+mod taught;
 mod whitelisted;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use models::features::{self, Vector};
 use models::sequence::WINDOW_GRAMS_MAX;
 use models::window::Window;
-use models::wire::TrainingWindow;
+use models::wire::{AlarmedWindow, TrainingWindow};
 
-use super::Pipeline;
+use super::{Output, Pipeline};
 use crate::clock::Now;
 use crate::processes::Lookup;
 
@@ -22,6 +22,32 @@ const VALUE_BYTES: usize = 13;
 const WINDOW_BYTES: usize = 40;
 
 impl<L: Lookup> Pipeline<L> {
+    /// Gives away a window that there were alerts in: if people find that they were false alarms, the next baseline is to know
+    /// it. Only by what was done in it when there is no `vector`, or something was not seen.
+    pub(super) fn keep_alarmed(
+        &mut self,
+        now: Now,
+        tgid: u32,
+        vector: Option<&Vector>,
+        window: &Window,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(process) = self.processes.get_mut(&tgid) else { return };
+        let alerts = std::mem::take(&mut process.told);
+        let program = process.key.as_ref().and_then(|key| self.programs.get(key));
+        let Some(program) = program.filter(|_| !alerts.is_empty()) else { return };
+        let vector = vector.filter(|_| self.degraded.is_empty()).map(features::to_sparse).unwrap_or_default();
+        let traits: BTreeSet<u64> = window.traits().into_iter().collect();
+        let window = TrainingWindow {
+            unix_ms: now.unix_ms,
+            run: process.run,
+            vector,
+            traits: traits.into_iter().collect(),
+            grams: Vec::new(),
+        };
+        out.push(Output::Alarmed(Box::new(AlarmedWindow { program: program.id.clone(), alerts, window })));
+    }
+
     /// Keeps a window to be learned from, unless something in it was not seen.
     pub(super) fn learn_from(
         &mut self,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Service;
 use crate::clock;
-use crate::explanations::Explanations;
+use crate::explanations::{Explained, Explanations, Score};
 use crate::pipeline::Running;
 
 /// One process.
@@ -56,6 +56,35 @@ impl Service {
         let explanations = explanations.lock().unwrap_or_else(PoisonError::into_inner);
         let rows = self.watch.pipeline().running(unix_ms / 1000).map(|one| Row::new(one, &explanations));
         json(unix_ms, rows.collect(), ANSWER_MAX)
+    }
+}
+
+/// One process, how it was judged lately and why last.
+#[derive(Debug, Serialize)]
+struct Closer<'a> {
+    unix_ms: u64,
+    #[serde(flatten)]
+    row: Row<'a>,
+    /// Oldest first.
+    scores: Vec<Score>,
+    /// As `behaveguard explain --json` tells it; `null` when no window was judged, or it is too long to be sent.
+    last: Option<&'a Explained>,
+}
+
+impl Service {
+    /// What is known of one process.
+    pub(super) fn judged_lately(&self, pid: u32) -> Result<String, String> {
+        let unix_ms = clock::now().unix_ms;
+        let explanations = self.watch.pipeline().explanations();
+        let explanations = explanations.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.watch.pipeline().running(unix_ms / 1000).find(|one| one.pid == pid);
+        let running = running.ok_or_else(|| format!("no process {pid} is watched here; ask what runs"))?;
+        let last = explanations.process(pid).filter(|last| last.program == *running.program);
+        let scores = last.map(|_| explanations.scores(pid).collect()).unwrap_or_default();
+        let closer = Closer { unix_ms, row: Row::new(running, &explanations), scores, last };
+        let text = |closer: &Closer<'_>| serde_json::to_string(closer).map_err(|error| error.to_string());
+        let whole = text(&closer)?;
+        if whole.len() <= ANSWER_MAX { Ok(whole) } else { text(&Closer { last: None, ..closer }) }
     }
 }
 

@@ -63,6 +63,7 @@ impl Service {
         match errand {
             Errand::Doctor => self.described(),
             Errand::Processes => Ok(self.listed()),
+            Errand::Process { pid } => self.judged_lately(pid),
             Errand::LogLevel { level, for_s } => self.log_from(level, for_s),
             Errand::Relearn { program } => self.relearn(&program),
             Errand::Configure { version, text } => self.configured(Overlay { version, text }),

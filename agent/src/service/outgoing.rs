@@ -23,8 +23,9 @@ impl Service {
                     }
                 }
                 Output::Train(windows) if self.member.is_some() => self.put(Body::Windows(windows)),
+                Output::Alarmed(window) if self.member.is_some() => self.put(Body::Alarmed(*window)),
                 // Nobody would train on them.
-                Output::Train(_) => {}
+                Output::Train(_) | Output::Alarmed(_) => {}
                 // Done already.
                 Output::Follow(_) | Output::Unfollow(_) => {}
             }

@@ -2,8 +2,8 @@
 
 use models::schema::FEATURES;
 use models::wire::{
-    self, ANSWER_MAX, Alert, BundleReport, CHUNK_MAX, Heartbeat, Leaf, Request, TrainingWindows, Uplink,
-    UplinkFrame,
+    self, ALARMED_ALERTS_MAX, ANSWER_MAX, Alert, BundleReport, CHUNK_MAX, Heartbeat, Leaf, Request,
+    TrainingWindow, Uplink, UplinkFrame,
 };
 
 use crate::store::{CapturePart, Rejected};
@@ -114,7 +114,11 @@ fn decode_frame(raw: &[u8]) -> Result<UplinkFrame, String> {
     }
     match &frame.body {
         Uplink::Alert(alert) => check_alert(alert)?,
-        Uplink::Windows(windows) => check_windows(windows)?,
+        Uplink::Windows(windows) => check_windows(&windows.windows)?,
+        Uplink::Alarmed(alarmed) if alarmed.alerts.len() > ALARMED_ALERTS_MAX => {
+            return Err(format!("{} alerts of a window are over the limit", alarmed.alerts.len()));
+        }
+        Uplink::Alarmed(alarmed) => check_windows(std::slice::from_ref(&alarmed.window))?,
         // Any text, any number.
         Uplink::Event(_) => {}
         Uplink::Answer(answer) if answer.text.len() > ANSWER_MAX => {
@@ -139,8 +143,8 @@ fn check_alert(alert: &Alert) -> Result<(), String> {
     Ok(())
 }
 
-fn check_windows(windows: &TrainingWindows) -> Result<(), String> {
-    for window in &windows.windows {
+fn check_windows(windows: &[TrainingWindow]) -> Result<(), String> {
+    for window in windows {
         let ascending = window.vector.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let inside = window.vector.last().is_none_or(|(index, _)| usize::from(*index) < FEATURES);
         if !ascending || !inside {
@@ -156,7 +160,7 @@ fn check_windows(windows: &TrainingWindows) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use models::program::ProgramId;
-    use models::wire::TrainingWindow;
+    use models::wire::TrainingWindows;
 
     use super::*;
 

@@ -5,6 +5,7 @@ use models::bundle::sha256;
 use models::program::ProgramId;
 use models::wire::{Offer, TrainingWindow};
 
+use super::alarmed::accepted;
 use super::audit::Change;
 use super::bundles::StoredWindows;
 use super::{StoreError, int, uint};
@@ -147,7 +148,12 @@ pub fn windows_of_many(
         devices += u64::from(windows.len() > before);
     }
     let generation = next_generation(c, key)? - 1;
-    Ok(Some((StoredWindows { program, generation, total, windows }, devices)))
+    let of_device = |(device, window): (String, TrainingWindow)| {
+        let run = run_of(&device, window.run);
+        TrainingWindow { run, ..window }
+    };
+    let accepted = accepted(c, key, None, scope.group())?.into_iter().map(of_device).collect();
+    Ok(Some((StoredWindows { program, generation, total, windows, accepted }, devices)))
 }
 
 /// Runs of different devices are different runs.

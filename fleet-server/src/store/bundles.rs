@@ -7,6 +7,7 @@ use models::bundle::sha256;
 use models::program::ProgramId;
 use models::wire::{BundleReport, Offer, TrainingWindow};
 
+use super::alarmed::accepted;
 use super::baselines::offer_row;
 use super::{StoreError, int, uint};
 use crate::names::DeviceId;
@@ -25,6 +26,8 @@ pub struct StoredWindows {
     pub total: u64,
     /// What is still there, in the order of arrival.
     pub windows: Vec<TrainingWindow>,
+    /// Windows of false alarms, oldest first.
+    pub accepted: Vec<TrainingWindow>,
 }
 
 /// Everything needed to train one program of one device; `None` when it is unknown.
@@ -49,7 +52,9 @@ pub fn windows_of(c: &Connection, device: &DeviceId, key: &str) -> Result<Option
     for row in rows {
         windows.push(postcard::from_bytes(&row?).map_err(StoreError::Damaged)?);
     }
-    Ok(Some(StoredWindows { program, generation: uint(generation), total: uint(total), windows }))
+    let accepted = accepted(c, key, Some(device), None)?.into_iter().map(|(_, window)| window).collect();
+    let (generation, total) = (uint(generation), uint(total));
+    Ok(Some(StoredWindows { program, generation, total, windows, accepted }))
 }
 
 /// Programs with enough windows and no bundle.

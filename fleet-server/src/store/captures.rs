@@ -147,7 +147,7 @@ pub(super) fn remove_capture(c: &Connection, order: u64) -> Result<(), StoreErro
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::on_both;
+    use super::super::testing::{join, on_both};
     use super::super::{order, put_order};
     use super::*;
 
@@ -155,14 +155,6 @@ mod tests {
 
     fn device(name: &str) -> DeviceId {
         DeviceId::parse(name).unwrap()
-    }
-
-    /// A database with two devices.
-    fn joined(c: &Connection) {
-        let insert = "INSERT INTO devices(id, certificate, enrolled_ms, grp) VALUES (?, ?, 1, 'default')";
-        for (n, name) in ["a", "b"].iter().enumerate() {
-            c.execute(insert, params![name, [n as u8]]).unwrap();
-        }
     }
 
     fn ordered(c: &Connection, errand: &Errand) -> u64 {
@@ -179,7 +171,7 @@ mod tests {
     fn a_capture_comes_in_parts_and_goes_on_where_it_was() {
         on_both(|empty| {
             let c = empty();
-            joined(&c);
+            join(&c, &["a", "b"]);
             let id = ordered(&c, &Errand::Record { for_s: 60, bytes_max: MIB });
             let whole = || capture(&c, &device("a"), id).unwrap();
             assert_eq!(put(&c, "a", id, 5000, (0, 2000)), Some(2000));
@@ -209,7 +201,7 @@ mod tests {
     fn what_nobody_asked_for_is_not_taken_and_the_oldest_makes_room() {
         on_both(|empty| {
             let c = empty();
-            joined(&c);
+            join(&c, &["a", "b"]);
             let record = Errand::Record { for_s: 60, bytes_max: MIB };
             let (doctor, first) = (ordered(&c, &Errand::Doctor), ordered(&c, &record));
             assert_eq!(put(&c, "a", doctor, 10, (0, 10)), None, "it was no order to record");

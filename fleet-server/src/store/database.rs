@@ -162,6 +162,8 @@ fn sqlite(path: &Path, purpose: Purpose) -> Result<Connection, Error> {
     if purpose == Purpose::Write {
         // All inner pages of the indexes stay in memory, and a checkpoint writes a page once that changed many times.
         connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+        // What undoes one job of many: read by this process only, and not after it.
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     } else {
         connection.pragma_update(None, "query_only", true)?;

@@ -122,6 +122,8 @@ fn insert(
 
 /// Notes which devices were last heard before `heard_before_ms` and were not known to be silent; gives the events.
 ///
+/// An agent that ended before its first heartbeat was heard too. A device of which nothing ever came is not silent.
+///
 /// # Errors
 /// When the database fails.
 pub fn put_silent(
@@ -132,16 +134,16 @@ pub fn put_silent(
     events_max: u32,
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let mut query = c.prepare_cached(
-        "SELECT id, heartbeat_ms FROM devices WHERE silent_ms = 0 AND heartbeat_ms > 0 AND heartbeat_ms < ?
-         AND seen_ms < ?1 LIMIT 1000",
+        "SELECT id, CASE WHEN heartbeat_ms > seen_ms THEN heartbeat_ms ELSE seen_ms END FROM devices
+         WHERE silent_ms = 0 AND seen_ms > 0 AND heartbeat_ms < ?1 AND seen_ms < ?1 LIMIT 1000",
     )?;
     let rows =
         query.query_map([int(heard_before_ms)], |row| Ok((row.get::<String>(0)?, uint(row.get(1)?))))?;
     let silent = rows.collect::<Result<Vec<_>, _>>()?;
     let mut events = Vec::new();
-    for (id, heartbeat_ms) in silent {
+    for (id, heard_ms) in silent {
         let Ok(device) = DeviceId::parse(&id) else { continue };
-        let minutes = now_ms.saturating_sub(heartbeat_ms) / 60_000;
+        let minutes = now_ms.saturating_sub(heard_ms) / 60_000;
         let text = format!("no heartbeat for {minutes} minutes: the agent, the device or its link is down");
         c.prepare_cached("UPDATE devices SET silent_ms = ? WHERE id = ?")?
             .execute(params![int(now_ms), id])?;
@@ -283,4 +285,39 @@ pub fn releases(c: &Connection, device: &DeviceId) -> Result<Vec<u32>, StoreErro
         c.prepare_cached("SELECT containment FROM releases WHERE device = ? ORDER BY containment")?;
     let rows = query.query_map([device.as_str()], |row| row.get(0))?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::devices::seen;
+    use super::super::put_heartbeat;
+    use super::super::testing::{join, on_both};
+    use super::*;
+
+    #[test]
+    fn whoever_was_heard_falls_silent_also_without_a_heartbeat() {
+        on_both(|empty| {
+            let c = empty();
+            let device = |name| DeviceId::parse(name).unwrap();
+            join(&c, &["never", "once", "beating"]);
+            seen(&c, &device("once"), 5000).unwrap();
+            put_heartbeat(&c, &device("beating"), b"", 5000).unwrap();
+            let look = |before_ms, now_ms| {
+                let silent = put_silent(&c, &Counters::default(), before_ms, now_ms, 100).unwrap();
+                let mut names: Vec<_> = silent.into_iter().map(|event| (event.device, event.text)).collect();
+                names.sort();
+                names
+            };
+            assert_eq!(look(5000, 10_000), []);
+            put_heartbeat(&c, &device("beating"), b"", 8000).unwrap();
+            let silent = look(6000, 65_000);
+            assert_eq!(silent.len(), 1, "{silent:?}");
+            assert!(
+                silent[0].0 == "once" && silent[0].1.starts_with("no heartbeat for 1 minutes"),
+                "{silent:?}"
+            );
+            let silent = look(9000, 68_000);
+            assert!(silent.len() == 1 && silent[0].0 == "beating", "{silent:?}");
+        });
+    }
 }

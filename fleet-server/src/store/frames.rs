@@ -10,6 +10,7 @@ use super::sql::{Connection, OptionalExtension as _, params};
 use models::program::ProgramId;
 use models::wire::{TrainingWindow, Uplink, UplinkFrame};
 
+use super::alarmed::put_alarmed;
 use super::alerts::{StoredAlert, put_alert};
 use super::channels::Channels;
 use super::events::{StoredEvent, put_event};
@@ -131,7 +132,8 @@ pub fn put_frame(
         Uplink::Windows(windows) if fresh => {
             outcome.windows = put_windows(c, counters, device, &windows.program, &windows.windows, limits)?;
         }
-        Uplink::Windows(_) => {}
+        Uplink::Alarmed(alarmed) if fresh => put_alarmed(c, counters, device, alarmed)?,
+        Uplink::Windows(_) | Uplink::Alarmed(_) => {}
     }
     counters.bump(if outcome.fresh { Counter::FramesStored } else { Counter::FramesDuplicate });
     Ok(outcome)

@@ -5,6 +5,7 @@
 //! Devices and the dashboard's short questions go to the reading thread; what may take long goes to the searching
 //! thread, where it is given up after [`SEARCH_MAX`], so that no question of a person holds up a device.
 
+mod alarmed;
 mod alerts;
 mod audit;
 mod baselines;
@@ -46,6 +47,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::counters::Counters;
 use database::Purpose;
 
+pub use alarmed::{Alarmed, alarmed};
 pub use alerts::{StoredAlert, WorkState, alert, newest_alert};
 pub use audit::{AuditRow, Change, audit, put_audit};
 pub use baselines::{

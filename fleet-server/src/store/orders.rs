@@ -130,7 +130,8 @@ fn insert(
         | Errand::Quarantine { .. }
         | Errand::EndQuarantine
         | Errand::Record { .. }
-        | Errand::Processes => None,
+        | Errand::Processes
+        | Errand::Process { .. } => None,
     };
     let mut insert = c.prepare_cached(
         "INSERT INTO orders(device, body, version, by, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",

@@ -2,11 +2,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use models::policy::Severity;
+use models::program::ProgramId;
+use models::wire::Alert;
 use tests::postgres::Postgres;
 
 use super::database::{Database, Purpose};
 use super::schema;
-use super::sql::Connection;
+use super::sql::{Connection, params};
+use super::{Channels, Intake, Limits, Rules};
 
 /// Runs a test on an empty database of each kind.
 pub(super) fn on_both(test: impl Fn(&dyn Fn() -> Connection)) {
@@ -27,6 +31,39 @@ fn server() -> Arc<Postgres> {
         *shared = Arc::downgrade(&server);
         server
     })
+}
+
+/// An alert about `/usr/bin/<program>`.
+pub(super) fn alert(program: &str) -> Alert {
+    Alert {
+        unix_ms: 5,
+        program: ProgramId { unit: "u".into(), exe: format!("/usr/bin/{program}"), script: None },
+        pid: 1,
+        comm: program.into(),
+        score: 93.0,
+        severity: Severity::Critical,
+        techniques: vec!["T1003".into()],
+        summary: "opened /etc/shadow".into(),
+        reasons: vec![],
+        generation: 1,
+        detectors: vec![],
+        suppressed_before: 0,
+        degraded: vec![],
+    }
+}
+
+/// Enrols devices, in the group `default`.
+pub(super) fn join(c: &Connection, names: &[&str]) {
+    let insert = "INSERT INTO devices(id, certificate, enrolled_ms, grp) VALUES (?, ?, 1, 'default')";
+    for (n, name) in names.iter().enumerate() {
+        c.execute(insert, params![name, [n as u8]]).unwrap();
+    }
+}
+
+/// Room for everything, no rules, no channels.
+pub(super) fn intake() -> Intake {
+    let limits = Limits { windows: 1000, programs: 100, alerts: 100_000, events: 1000, captures: 10 };
+    Intake { limits, rules: Arc::new(Rules::default()), channels: Arc::new(Channels::default()) }
 }
 
 fn made(connection: Connection) -> Connection {

@@ -22,12 +22,13 @@ const ROWS: u32 = 500;
 const PART_MAX: u32 = 1 << 30;
 
 /// What is moved. Of the words of alerts each database makes an index of its own.
-const TABLES: [Table; 32] = [
+const TABLES: [Table; 33] = [
     by_key("devices", "id"),
     by_key("heartbeats", "device"),
     by_key("acks", "device, epoch"),
     by_key("ahead", "device, epoch, seq"),
     by_id("alerts"),
+    by_id("alarmed"),
     by_id("comments"),
     by_key("evidence", "print, device"),
     by_id("incidents"),

@@ -2,6 +2,7 @@
 
 use super::sql::{Connection, params};
 
+use super::alarmed::judged;
 use super::alerts::WorkState;
 use super::audit::Change;
 use super::{StoreError, int, uint};
@@ -77,6 +78,7 @@ pub fn work(c: &Connection, ids: &[u64], work: &Work, who: &str, now_ms: u64) ->
         if let Some(state) = work.state {
             c.prepare_cached("UPDATE alerts SET state = ? WHERE id = ?")?
                 .execute(params![state.number(), int(*id)])?;
+            judged(c, int(*id))?;
         }
         if let Some(assignee) = &work.assignee {
             c.prepare_cached("UPDATE alerts SET assignee = ? WHERE id = ?")?

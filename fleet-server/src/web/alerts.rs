@@ -117,12 +117,13 @@ pub(super) async fn facets(State(shared): State<Arc<Shared>>, Asked(query): Aske
 pub(super) async fn one(State(shared): State<Arc<Shared>>, Id(id): Id) -> Answer {
     let found = shared.store.read(move |c| {
         let Some(alert) = store::alert(c, id)? else { return Ok(None) };
-        Ok(Some((store::rarity(c, &alert.alert)?, store::comments(c, id)?, alert)))
+        Ok(Some((store::rarity(c, &alert.alert)?, store::comments(c, id)?, store::alarmed(c, id)?, alert)))
     });
-    let (rarity, comments, alert) = found.await?.ok_or_else(|| ApiError::not_found("alert"))?;
+    let (rarity, comments, window, alert) = found.await?.ok_or_else(|| ApiError::not_found("alert"))?;
     Ok(Json(json!(AlertPage {
         alert: AlertView::from(&alert),
         rarity: rarity.into(),
+        window: window.into(),
         comments: comments.iter().map(CommentView::from).collect(),
     })))
 }

@@ -89,6 +89,9 @@ pub(super) async fn train(
     if !there.await? {
         return Err(ApiError::not_found("program with windows there"));
     }
+    if shared.signer.check().is_err() {
+        return Err(ApiError::busy("the signing key is away", "bring the file that `signing_key` names"));
+    }
     if !shared.trainer.request(&target, &body.program_key, &actor.who) {
         return Err(ApiError::busy("too many trainings wait", "try again when some trainings are done"));
     }

@@ -167,7 +167,7 @@ async fn enroll_checked(
         renew_after_unix_s: renew_after(shared, &signed),
         ca_pem: shared.pki.ca_pem(),
         mqtt: shared.addresses.mqtt.clone(),
-        bundle_keys: vec![hex(&shared.pki.signing().public().0)],
+        bundle_keys: vec![hex(&shared.signer.public().0)],
     })))
 }
 

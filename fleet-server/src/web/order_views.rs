@@ -57,6 +57,7 @@ pub(super) enum ErrandView<'a> {
     EndQuarantine,
     Record { for_s: u32, bytes_max: u32 },
     Processes,
+    Process { pid: u32 },
 }
 
 impl<'a> From<&'a Errand> for ErrandView<'a> {
@@ -70,6 +71,7 @@ impl<'a> From<&'a Errand> for ErrandView<'a> {
             Errand::EndQuarantine => Self::EndQuarantine,
             Errand::Record { for_s, bytes_max } => Self::Record { for_s: *for_s, bytes_max: *bytes_max },
             Errand::Processes => Self::Processes,
+            Errand::Process { pid } => Self::Process { pid: *pid },
         }
     }
 }

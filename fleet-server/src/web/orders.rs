@@ -51,6 +51,8 @@ pub(super) enum ErrandRequest {
     },
     /// To tell what runs, and how it was judged last; the answer is JSON.
     Processes {},
+    /// To tell how one process was judged lately: its last scores, and the last verdict taken apart; the answer is JSON.
+    Process { pid: u32 },
     /// To forget what it learned of a program.
     Relearn { program_key: String },
     /// To reach its fleet only, for a time; a device whose file does not allow it refuses.
@@ -139,6 +141,10 @@ pub(super) async fn create(
         ErrandRequest::Doctor {} => put(&shared, &actor, owner, "doctor", Errand::Doctor, expires_ms).await?,
         ErrandRequest::Processes {} => {
             put(&shared, &actor, owner, "processes", Errand::Processes, expires_ms).await?
+        }
+        ErrandRequest::Process { pid } => {
+            let told = format!("process {pid}");
+            put(&shared, &actor, owner, &told, Errand::Process { pid }, expires_ms).await?
         }
         ErrandRequest::Quarantine { for_s } => {
             within("for_s", for_s, 1..=QUARANTINE_MAX_S)?;

@@ -39,7 +39,7 @@ pub(super) async fn ca(State(shared): State<Arc<Shared>>) -> Response {
 #[utoipa::path(get, path = "/overview", tag = "system", responses((status = 200, description = "Done.", body = OverviewView)))]
 pub(super) async fn overview(State(shared): State<Arc<Shared>>) -> Answer {
     let overview = shared.store.search(|c| store::overview(c, clock::unix_ms())).await?;
-    Ok(Json(json!(OverviewView::new(&overview, shared.hub.online()))))
+    Ok(Json(json!(OverviewView::new(&overview, shared.hub.online(), shared.signer.check().is_ok()))))
 }
 
 /// Everything that is counted.

@@ -10,8 +10,8 @@ use super::words::SeverityWord;
 use crate::names::DeviceId;
 use crate::server::Shared;
 use crate::store::{
-    Comment, DeviceRow, Facet, Facets, IncidentRow, Overview, Rarity, Rule, Scope, StoredAlert, StoredEvent,
-    Suspect, TrainingRow, WorkState,
+    Alarmed, Comment, DeviceRow, Facet, Facets, IncidentRow, Overview, Rarity, Rule, Scope, StoredAlert,
+    StoredEvent, Suspect, TrainingRow, WorkState,
 };
 use crate::trainer::{State, Target};
 
@@ -340,7 +340,29 @@ pub(super) struct AlertPage<'a> {
     #[serde(flatten)]
     pub(super) alert: AlertView<'a>,
     pub(super) rarity: RarityView,
+    pub(super) window: AlarmedView,
     pub(super) comments: Vec<CommentView<'a>>,
+}
+
+/// What is here of the window that the alert was about. When all of its alerts that somebody judged are false positives, it is
+/// accepted: the next training takes it for normal.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlarmedWindow)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum AlarmedView {
+    Missing,
+    Kept,
+    Accepted,
+}
+
+impl From<Alarmed> for AlarmedView {
+    fn from(alarmed: Alarmed) -> Self {
+        match alarmed {
+            Alarmed::Missing => Self::Missing,
+            Alarmed::Kept => Self::Kept,
+            Alarmed::Accepted => Self::Accepted,
+        }
+    }
 }
 
 /// The same program doing the same, over the fleet.
@@ -497,9 +519,19 @@ pub(super) struct OverviewView<'a> {
     devices: u64,
     devices_online: usize,
     silent: u64,
+    signing_key: SigningKeyView,
     groups: Vec<GroupView<'a>>,
     programs: Vec<SuspectView<'a>>,
     heat: Vec<SuspectView<'a>>,
+}
+
+/// The key that signs baselines and orders: while it is away, trainings and orders wait.
+#[derive(Serialize, ToSchema)]
+#[schema(as = SigningKey)]
+#[serde(rename_all = "snake_case")]
+enum SigningKeyView {
+    Here,
+    Away,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -521,7 +553,7 @@ struct SuspectView<'a> {
 }
 
 impl<'a> OverviewView<'a> {
-    pub(super) fn new(overview: &'a Overview, devices_online: usize) -> Self {
+    pub(super) fn new(overview: &'a Overview, devices_online: usize, can_sign: bool) -> Self {
         let suspect = |one: &'a Suspect| SuspectView {
             device: &one.device,
             program_key: &one.program_key,
@@ -539,6 +571,7 @@ impl<'a> OverviewView<'a> {
             devices: overview.devices,
             devices_online,
             silent: overview.silent,
+            signing_key: if can_sign { SigningKeyView::Here } else { SigningKeyView::Away },
             groups: overview.groups.iter().map(group).collect(),
             programs: overview.programs.iter().map(suspect).collect(),
             heat: overview.heat.iter().map(suspect).collect(),

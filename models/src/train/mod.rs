@@ -5,6 +5,7 @@
 //! border. Of more than [`WINDOWS_MAX`] windows, a [`Reservoir`] of runs of [`BLOCK`] neighbours is kept, in which every
 //! hour of a long learning time has the same chance: at most three matrices of 20,000 x 427 values, 100 MB.
 
+mod accepted;
 mod adam;
 mod lstm;
 mod onnx;
@@ -59,6 +60,8 @@ pub struct TrainOptions {
     pub windows_max: usize,
     /// How many windows fit, and how many say when to stop; the rest calibrates. 60 % and 20 % when absent.
     pub split: Option<[usize; 2]>,
+    /// Windows that alarmed and were found to be false alarms, oldest first: see [`accepted`].
+    pub accepted: Vec<TrainingWindow>,
 }
 
 impl Default for TrainOptions {
@@ -70,6 +73,7 @@ impl Default for TrainOptions {
             lstm_steps: 600,
             windows_max: WINDOWS_MAX,
             split: None,
+            accepted: Vec::new(),
         }
     }
 }
@@ -149,8 +153,9 @@ pub fn fit(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Trained, TrainError> {
     // What was ever done is known, also where the window is left out.
-    let traits = traits(windows);
+    let traits = traits(windows.iter().chain(&options.accepted));
     let windows = &*thinned(windows, options.windows_max.min(WINDOWS_MAX), options.seed);
+    let windows = &*accepted::merged(windows, &options.accepted);
     if windows.len() < WINDOWS_MIN {
         return Err(TrainError::TooFew { found: windows.len() });
     }
@@ -364,13 +369,8 @@ fn calibrate(held: &Held<'_>) -> Calibration {
     calibration.with_fused(fused)
 }
 
-fn traits(windows: &[TrainingWindow]) -> Vec<u64> {
-    windows
-        .iter()
-        .flat_map(|window| window.traits.iter().copied())
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect()
+fn traits<'a>(windows: impl Iterator<Item = &'a TrainingWindow>) -> Vec<u64> {
+    windows.flat_map(|window| window.traits.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn facts(raw: &Array2<f32>, split: [usize; 3], options: &TrainOptions) -> TrainingFacts {
@@ -442,7 +442,7 @@ mod tests {
             .collect()
     }
 
-    fn quick() -> TrainOptions {
+    pub(super) fn quick() -> TrainOptions {
         TrainOptions { vae_steps: 150, lstm_steps: 40, ..TrainOptions::default() }
     }
 

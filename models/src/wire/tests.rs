@@ -112,9 +112,22 @@ fn the_bytes_of_an_order_and_its_answer_never_change() {
     assert_eq!(order(Errand::EndQuarantine), b"\x80\x01\x05");
     assert_eq!(order(Errand::Record { for_s: 300, bytes_max: 65_536 }), b"\x80\x01\x06\xac\x02\x80\x80\x04");
     assert_eq!(order(Errand::Processes), b"\x80\x01\x07");
+    assert_eq!(order(Errand::Process { pid: 300 }), b"\x80\x01\x08\xac\x02");
     let signed = SignedOrder { order: vec![1, 2], signature: vec![3] };
     assert_eq!(encode(&Downlink::Order(signed)).unwrap(), b"\x05\x02\x01\x02\x01\x03");
     let answer = Answer { id: 128, unix_ms: 1, done: true, text: "t".into() };
     let frame = UplinkFrame { epoch: 7, seq: 1, body: Uplink::Answer(answer) };
     assert_eq!(encode(&frame).unwrap(), b"\x07\x01\x03\x80\x01\x01\x01\x01t");
+}
+
+#[test]
+fn the_bytes_of_an_alarmed_window_never_change() {
+    let window =
+        TrainingWindow { unix_ms: 130, run: 2, vector: vec![(3, 1.0)], traits: vec![4], grams: vec![] };
+    let alarmed = AlarmedWindow { program: program(), alerts: vec![128], window };
+    let frame = UplinkFrame { epoch: 7, seq: 1, body: Uplink::Alarmed(alarmed) };
+    assert_eq!(
+        encode(&frame).unwrap(),
+        b"\x07\x01\x04\x0agw.service\x0b/usr/bin/gw\x00\x01\x80\x01\x82\x01\x02\x01\x03\x00\x00\x80\x3f\x01\x04\x00"
+    );
 }

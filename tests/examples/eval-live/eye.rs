@@ -109,7 +109,7 @@ impl Eye {
             match output {
                 Output::Alert(alert) => self.alerts.push(Seen { alert: *alert, boot_ns: clock::boot_ns() }),
                 Output::Train(windows) => self.training.add(windows),
-                Output::Follow(_) | Output::Unfollow(_) => {}
+                Output::Alarmed(_) | Output::Follow(_) | Output::Unfollow(_) => {}
             }
         }
     }

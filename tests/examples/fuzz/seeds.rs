@@ -18,8 +18,8 @@ use models::program::ProgramId;
 use models::schema::SCHEMA_ID;
 use models::train::{self, TrainOptions, WINDOWS_MIN};
 use models::wire::{
-    self, Alert, Answer, BundleReport, DetectorScore, DeviceEvent, Downlink, Errand, Heartbeat, LogLevel,
-    Offer, Order, Reason, Request, TrainingWindow, TrainingWindows, Uplink, UplinkFrame,
+    self, AlarmedWindow, Alert, Answer, BundleReport, DetectorScore, DeviceEvent, Downlink, Errand,
+    Heartbeat, LogLevel, Offer, Order, Reason, Request, TrainingWindow, TrainingWindows, Uplink, UplinkFrame,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -202,7 +202,11 @@ pub(crate) fn uplink() -> Vec<Vec<u8>> {
     };
     let bodies = [
         Uplink::Alert(alert),
-        Uplink::Windows(TrainingWindows { program: program(), windows: vec![window.clone(), window] }),
+        Uplink::Windows(TrainingWindows {
+            program: program(),
+            windows: vec![window.clone(), window.clone()],
+        }),
+        Uplink::Alarmed(AlarmedWindow { program: program(), alerts: vec![1, 900], window }),
         Uplink::Event(event),
         Uplink::Answer(Answer { id: 7, unix_ms: 1, done: true, text: "well".into() }),
     ];
@@ -235,6 +239,7 @@ pub(crate) fn downlink() -> Vec<Vec<u8>> {
         order(Errand::Quarantine { for_s: 60 }),
         order(Errand::EndQuarantine),
         order(Errand::Processes),
+        order(Errand::Process { pid: 300 }),
         order(Errand::Record { for_s: 60, bytes_max: 1 << 20 }),
         order(Errand::Relearn { program: program() }),
         order(Errand::Configure { version: 3, text: "window = \"9s\"".into() }),

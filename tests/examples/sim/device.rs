@@ -81,6 +81,7 @@ pub(crate) fn marker(body: &Uplink) -> Option<Marker> {
         Uplink::Event(event) => event.text.parse().ok(),
         Uplink::Windows(windows) => windows.windows.first().map(|first| first.run),
         Uplink::Answer(answer) => answer.text.parse().ok(),
+        Uplink::Alarmed(alarmed) => Some(alarmed.window.run),
     }
 }
 
@@ -226,6 +227,7 @@ impl Device {
             Uplink::Event(_) => "event",
             Uplink::Windows(_) => "windows",
             Uplink::Answer(_) => "answer",
+            Uplink::Alarmed(_) => "alarmed",
         };
         let Some(running) = &mut self.running else { return Ok(()) };
         self.open.insert(marker, kind);
@@ -268,6 +270,10 @@ impl Device {
                 Output::Alert(alert) => {
                     let marker = next();
                     told.push((marker, Uplink::Alert(Alert { comm: marker.to_string(), ..*alert })));
+                }
+                Output::Alarmed(mut alarmed) => {
+                    alarmed.window.run = next();
+                    told.push((alarmed.window.run, Uplink::Alarmed(*alarmed)));
                 }
                 Output::Follow(_) | Output::Unfollow(_) => {}
             }

@@ -252,6 +252,7 @@ fn kind(frame: &UplinkFrame) -> &'static str {
         Uplink::Event(_) => "event",
         Uplink::Windows(_) => "windows",
         Uplink::Answer(_) => "answer",
+        Uplink::Alarmed(_) => "alarmed",
     }
 }
 

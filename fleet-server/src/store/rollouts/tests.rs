@@ -1,8 +1,6 @@
 //! Rollouts in a database of their own.
 
-use models::policy::Severity;
-
-use super::super::testing::on_both;
+use super::super::testing::{self, on_both};
 use super::*;
 use crate::names::GroupId;
 use crate::store::{NewBaseline, Removed, Scope, newest_offers, put_baseline, put_report, remove_baseline};
@@ -54,21 +52,7 @@ fn offered(c: &Connection, name: &str) -> Vec<u64> {
 }
 
 fn alarm(c: &Connection, name: &str, generation: u64, suppressed_before: u32) {
-    let alert = Alert {
-        unix_ms: 5,
-        program: program(),
-        pid: 1,
-        comm: "pump".into(),
-        score: 93.0,
-        severity: Severity::Critical,
-        techniques: vec![],
-        summary: "s".into(),
-        reasons: vec![],
-        generation,
-        detectors: vec![],
-        suppressed_before,
-        degraded: vec![],
-    };
+    let alert = Alert { program: program(), generation, suppressed_before, ..testing::alert("pump") };
     let insert = "INSERT INTO alerts(device, epoch, seq, received_ms, body, program_key)
                   VALUES (?1, 1, (SELECT count(*) FROM alerts), 7, ?2, ?3)";
     c.execute(insert, params![name, postcard::to_stdvec(&alert).unwrap(), program().key()]).unwrap();

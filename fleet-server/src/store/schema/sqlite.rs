@@ -201,8 +201,20 @@ CREATE TABLE capture_parts(
 );
 ";
 
+/// Windows that there were alerts in, and which of them each alert was about.
+const V10: &str = "
+CREATE TABLE alarmed(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
+    accepted INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX alarmed_by_device ON alarmed(device, accepted, id);
+CREATE INDEX alarmed_accepted ON alarmed(key, id) WHERE accepted = 1;
+ALTER TABLE alerts ADD COLUMN alarmed INTEGER;
+CREATE INDEX alerts_by_alarmed ON alerts(alarmed) WHERE alarmed IS NOT NULL;
+";
+
 /// The steps from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7, V8, V9];
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7, V8, V9, V10];
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(c: &Connection, place: &str) -> Result<(), StoreError> {
@@ -226,31 +238,13 @@ pub(super) fn migrate(c: &Connection, place: &str) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use models::policy::Severity;
-    use models::program::ProgramId;
-    use models::wire::Alert;
 
     use super::*;
-    use crate::store::{AlertFilter, Page, find_alerts, incidents};
+    use crate::store::{AlertFilter, Page, find_alerts, incidents, testing};
 
     /// An alert as a server with schema 1 stored it.
     fn old_alert(connection: &Connection) {
-        let program = ProgramId { unit: "u".into(), exe: "/usr/bin/pump".into(), script: None };
-        let alert = Alert {
-            unix_ms: 5,
-            program,
-            pid: 1,
-            comm: "pump".into(),
-            score: 93.0,
-            severity: Severity::Critical,
-            techniques: vec!["T1003".into()],
-            summary: "opened /etc/shadow".into(),
-            reasons: vec![],
-            generation: 1,
-            detectors: vec![],
-            suppressed_before: 0,
-            degraded: vec![],
-        };
-        let body = postcard::to_stdvec(&alert).unwrap();
+        let body = postcard::to_stdvec(&testing::alert("pump")).unwrap();
         let insert = "INSERT INTO alerts(device, epoch, seq, received_ms, body) VALUES ('gw', 1, 1, 7, ?)";
         connection.execute(insert, [body]).unwrap();
     }

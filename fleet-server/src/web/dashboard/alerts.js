@@ -84,6 +84,13 @@ function facetLists(facets, go) {
   return [el("p", { class: "quiet" }, over), one("severity", "Severity"), one("state", "State"), one("device", "Device"), one("program", "Program"), one("technique", "Technique")];
 }
 
+// What becomes of the window that an alert was about.
+const WINDOW = {
+  missing: "is not here: a verdict teaches nothing",
+  kept: "is here: if this is a false positive, the next training takes it for normal",
+  accepted: "was found to be a false alarm: the next training takes it for normal",
+};
+
 export async function alertPage(id) {
   const alert = await ask("/alerts/" + id);
   const like = await ask("/alerts?limit=10&program=" + alert.program.key);
@@ -99,6 +106,7 @@ export async function alertPage(id) {
     ["Elsewhere", alert.rarity.text + ", " + alert.rarity.alerts + " alerts in all"],
     ["Incident", alert.incident ? el("a", { href: "#/incidents/" + alert.incident }, String(alert.incident)) : "hidden by rule " + alert.suppressed],
     ["Judged by", alert.generation ? "baseline of generation " + alert.generation : "no baseline of its own"],
+    ["Its window", WINDOW[alert.window]],
     ["Not fully seen", alert.degraded.join(", ") || "nothing: every layer was seen"],
   ];
   if (alert.suppressed_before) facts.push(["Before it", alert.suppressed_before + " like it were held back"]);

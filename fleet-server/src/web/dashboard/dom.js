@@ -67,6 +67,18 @@ export function bars(columns, title) {
     svg("line", { x1: 0, x2: width, y1: height, y2: height }), drawn, labels);
 }
 
+// Scores of 0 to 100 over time, [[unix_ms, score], …], with the bounds of MEDIUM, HIGH and CRITICAL.
+export function line(points, title) {
+  if (!points.length) return null;
+  const width = 720, height = 120, first = points[0][0], span = Math.max(1, points[points.length - 1][0] - first);
+  const x = (ms) => 4 + (ms - first) / span * (width - 8), y = (score) => height - score / 100 * (height - 8) - 4;
+  const bounds = [[40, "medium"], [70, "high"], [90, "critical"]].map(([score, name]) => svg("line", { class: "bound " + name, x1: 0, x2: width, y1: y(score), y2: y(score) }));
+  const dots = points.map(([ms, score]) => svg("circle", { cx: x(ms), cy: y(score), r: 3 }, svg("title", {}, new Date(ms).toLocaleString() + ": " + score.toFixed(1))));
+  return svg("svg", { viewBox: `0 0 ${width} ${height + 18}`, role: "img", "aria-label": title + ", the last " + points[points.length - 1][1].toFixed(0), class: "line" },
+    bounds, svg("polyline", { points: points.map(([ms, score]) => x(ms) + "," + y(score)).join(" ") }), dots,
+    svg("text", { x: 2, y: height + 14 }, new Date(first).toLocaleTimeString()), svg("text", { x: width - 2, y: height + 14, "text-anchor": "end" }, new Date(first + span).toLocaleTimeString()));
+}
+
 // A share of 0 to 1 as a bar.
 export function share(value) {
   return svg("svg", { viewBox: "0 0 100 8", class: "share", role: "img", "aria-label": Math.round(value * 100) + " %", preserveAspectRatio: "none" },

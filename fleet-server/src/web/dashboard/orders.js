@@ -1,7 +1,7 @@
 // What devices are asked to do, and the configuration of a group.
 
 import { ask, file, may } from "/dashboard/server.js";
-import { again, button, choice, el, field, say, table, time } from "/dashboard/dom.js";
+import { again, button, choice, el, field, line, say, table, time } from "/dashboard/dom.js";
 
 const LEVELS = [["debug", "debug"], ["trace", "trace"], ["info", "info"], ["warn", "warn"], ["error", "error"]];
 
@@ -15,9 +15,11 @@ export function ordersSection(device, orders, programs) {
   const level = choice(LEVELS, "debug"), minutes = el("input", { type: "number", min: 1, max: 1440, value: 10 });
   const program = choice(programs.map((one) => [one.program.key, one.program.text]), programs[0]?.program.key);
   const seconds = el("input", { type: "number", min: 1, max: 3600, value: 120 });
+  const pid = el("input", { type: "number", min: 1, max: 4194304, id: "pid" });
   const hours = el("input", { type: "number", min: 1, max: 720, value: 24 });
   const asks = may("analyst") && el("div", {},
-    el("p", { class: "filters" }, button("Ask how it is", () => give({ kind: "doctor" })), button("Ask what runs", () => give({ kind: "processes" }))),
+    el("p", { class: "filters" }, button("Ask how it is", () => give({ kind: "doctor" })), button("Ask what runs", () => give({ kind: "processes" })),
+      field("Process", pid), button("Ask about it", () => give({ kind: "process", pid: Number(pid.value) }))),
     el("p", { class: "filters" }, field("Log from", level), field("Minutes", minutes),
       button("Log more", () => give({ kind: "log_level", level: level.value, for_s: Number(minutes.value) * 60 }))),
     el("p", { class: "filters" }, field("Hours", hours), button("Quarantine it", async () => {
@@ -44,18 +46,37 @@ function orderItem(device, order) {
     el("p", { class: "summary" }, what(order.order) + ": " + order.state + " ", time(order.answered_unix_ms || order.created_unix_ms)),
     el("p", { class: "quiet" }, "by " + (order.by || "nobody") + (order.state === "waiting" && order.expires_unix_ms ? ", until " : ""),
       order.state === "waiting" && order.expires_unix_ms ? time(order.expires_unix_ms) : null),
-    order.order.kind === "processes" && order.state === "done" ? running(order.answer) : lines.length > 1 ? el("details", {}, el("summary", {}, lines[0]), el("pre", { tabindex: 0 }, order.answer)) : el("p", {}, lines[0]), captured(device, order), cancel || null);
+    answered(order, lines), captured(device, order), cancel || null);
 }
 
+function answered({ order, state, answer }, lines) {
+  const shows = state === "done" && { processes: running, process: lately }[order.kind];
+  if (shows) {
+    try { return shows(JSON.parse(answer)); } catch { /* Of an agent that tells it otherwise: as it is. */ }
+  }
+  return lines.length > 1 ? el("details", {}, el("summary", {}, lines[0]), el("pre", { tabindex: 0 }, answer)) : el("p", {}, lines[0]);
+}
+
+const program = ({ exe, script, unit }) => exe + (script ? " " + script : "") + " (" + unit + ")";
+
 // What runs on a device, as it answered.
-function running(answer) {
-  let told;
-  try { told = JSON.parse(answer); } catch { return el("p", {}, answer); }
-  const rows = told.processes.map(({ pid, comm, uid, program, state, judged }) =>
-    [pid, comm, program.exe + (program.script ? " " + program.script : "") + " (" + program.unit + ")", uid, state,
+function running(told) {
+  const rows = told.processes.map(({ pid, comm, uid, program: of, state, judged }) =>
+    [pid, comm, program(of), uid, state,
       judged ? judged.score.toFixed(0) + " " + judged.severity : el("em", {}, "not judged"), judged ? judged.summary : ""]);
   return el("details", {}, el("summary", {}, told.processes.length + " processes" + (told.left_out ? ", " + told.left_out + " more" : "")),
     table(["Process", "Name", "Program", "User", "State", "Score", "Last verdict"], rows, "None is followed."));
+}
+
+// How one process was judged: its scores over time, and what the last verdict was made of.
+function lately({ pid, comm, uid, program: of, state, scores, last }) {
+  const { detectors = [], evidence = [] } = last ? last.explanation : {};
+  return el("details", { class: "lately", open: true }, el("summary", {}, "Process " + pid + " (" + comm + "), user " + uid + ": " + program(of) + ", " + state),
+    line(scores.map(({ unix_ms, score }) => [unix_ms, score]), "Scores of process " + pid),
+    last ? el("p", {}, last.summary) : el("p", { class: "quiet" }, "No window of it was judged yet."),
+    evidence.length ? el("ul", {}, evidence.map((one) => el("li", {}, one.text))) : null,
+    detectors.length ? table(["Detector", "z", "Weight", "Adds"], detectors.map((one) => [one.name, one.z.toFixed(1), one.weight.toFixed(2), one.share.toFixed(2)]), "") : null,
+    last ? el("details", {}, el("summary", {}, "All of the last verdict"), el("pre", { tabindex: 0 }, JSON.stringify(last, null, 1))) : null);
 }
 
 // What a device recorded for an order: how far it is, or the file.
@@ -83,6 +104,7 @@ function what(order) {
   if (order.kind === "end_quarantine") return "reach everything again";
   if (order.kind === "configure") return order.version ? "use configuration " + order.version : "use no configuration of the fleet";
   if (order.kind === "processes") return "what runs";
+  if (order.kind === "process") return "how process " + order.pid + " was judged";
   if (order.kind === "record") return "record for " + order.for_s + " s";
   return "how it is";
 }

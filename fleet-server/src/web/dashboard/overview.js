@@ -47,7 +47,9 @@ function summed(overview) {
   const hour = (n) => new Date(overview.since_unix_ms + n * 3600000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   const columns = overview.hours.map(([m, h, c], n) => ({ label: hour(n), parts: [
     { value: c, class: "critical", name: "CRITICAL" }, { value: h, class: "high", name: "HIGH" }, { value: m, class: "medium", name: "MEDIUM" }] }));
+  const away = overview.signing_key === "away";
   return [
+    ...(away ? [el("p", { class: "notice", role: "status" }, "The signing key is away. Trainings and orders wait until it is back.")] : []),
     el("div", { class: "tiles" },
       tile("#/devices", overview.devices_online + " / " + overview.devices, "devices online", overview.silent ? "bad" : "good"),
       tile("#/devices?state=silent", overview.silent, "silent", overview.silent ? "bad" : "good"),

@@ -1,6 +1,7 @@
-// Enrolment tokens, users, rules that hide alerts, and who changed what.
+// Enrolment tokens, users, rules that hide alerts, channels, and who changed what.
 
 import { ask, may, session } from "/dashboard/server.js";
+import { channelsSection } from "/dashboard/channels.js";
 import { again, button, choice, el, field, say, table, time } from "/dashboard/dom.js";
 
 const ROLES = [["viewer", "viewer"], ["analyst", "analyst"], ["admin", "admin"]];
@@ -9,8 +10,8 @@ export async function settingsPage() {
   const { suppressions } = await ask("/suppressions");
   const node = el("div", {}, el("p", {}, "Signed in as " + session.me.name + " (" + session.me.role + ")."), rules(suppressions));
   if (may("admin")) {
-    const [{ tokens }, { users }, { audit }] = await Promise.all([ask("/tokens"), ask("/users"), ask("/audit?limit=50")]);
-    node.append(enrolment(tokens), people(users), el("section", {}, el("h2", {}, "Audit log"),
+    const [{ tokens }, { users }, { channels }, { audit }] = await Promise.all([ask("/tokens"), ask("/users"), ask("/channels"), ask("/audit?limit=50")]);
+    node.append(enrolment(tokens), people(users), channelsSection(channels, secret), el("section", {}, el("h2", {}, "Audit log"),
       table(["When", "Who", "From", "What", "To what", ""], audit.map((row) => [time(row.unix_ms), row.who, row.from, row.action, row.target, row.detail]), "Nothing was changed yet.")));
   }
   return { title: "Settings", node };
