@@ -6,8 +6,10 @@ mod keys;
 mod overlay;
 mod quarantine;
 mod read;
+mod reload;
 mod sinks;
 mod source;
+mod update;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -34,6 +36,7 @@ pub use read::environment;
 pub(crate) use read::value_of;
 pub use sinks::{SINK_KEYS, SINKS_MAX, SinkKind, SinkOptions, SyslogAddress};
 pub use source::{Found, Source, SourceError};
+pub use update::UpdateRule;
 
 /// Where the file is looked for.
 pub const DEFAULT_PATH: &str = "/etc/behaveguard/agent.toml";
@@ -74,6 +77,9 @@ pub struct Config {
     /// Whether the device may be cut off, and what it reaches then. No part of a capture: no verdict depends on it.
     #[serde(skip)]
     pub quarantine: QuarantineRule,
+    /// Whose program files it may be given. No part of a capture either.
+    #[serde(skip)]
+    pub update: UpdateRule,
     /// Sizes of the kernel's maps, caps, and watched directories.
     pub kernel: Kernel,
     /// What is done to programs that alarm.
@@ -145,6 +151,7 @@ impl Default for Config {
             lolbins: Vec::new(),
             redact: WORDS.iter().map(|word| (*word).to_owned()).collect(),
             quarantine: QuarantineRule::default(),
+            update: UpdateRule::default(),
             kernel: Kernel::default(),
             contain: Vec::new(),
             sinks: Vec::new(),
@@ -245,7 +252,7 @@ impl Config {
             list.len() <= 64 && list.iter().all(|word| !word.is_empty() && word.len() <= 64)
         });
         let (mut alerts, mut quarantine) = (keys.inner("alerts"), keys.inner("quarantine"));
-        let mut kernel = keys.inner("kernel");
+        let (mut update, mut kernel) = (keys.inner("update"), keys.inner("kernel"));
         let (contain, sinks) = (keys.raw("contain"), keys.raw("sink"));
         let mut problems = keys.end();
 
@@ -260,6 +267,8 @@ impl Config {
 
         config.quarantine.read(&mut quarantine);
         problems.extend(quarantine.end());
+        config.update.read(&mut update);
+        problems.extend(update.end());
 
         let into = &mut config.kernel;
         kernel.number("processes_max", &mut into.processes_max);
@@ -278,66 +287,6 @@ impl Config {
         config.contain = contain::read(contain, &mut problems);
         config.sinks = sinks::read(sinks, &mut problems);
         if problems.is_empty() { Ok(config) } else { Err(problems) }
-    }
-
-    /// What of another configuration can be used while the agent runs, and the rest of this one; see [`Key::applied`].
-    #[must_use]
-    pub fn reloaded(&self, new: &Self) -> Self {
-        Self {
-            heartbeat: new.heartbeat,
-            models_max: new.models_max,
-            policy: new.policy.clone(),
-            alert_budget: new.alert_budget,
-            lolbins: new.lolbins.clone(),
-            redact: new.redact.clone(),
-            cpu_budget: new.cpu_budget,
-            quarantine: QuarantineRule {
-                allowed: self.quarantine.allowed,
-                reachable: new.quarantine.reachable.clone(),
-            },
-            contain: new.contain.clone(),
-            sinks: new.sinks.clone(),
-            ..self.clone()
-        }
-    }
-
-    /// Names of keys that differ, in the table's order.
-    #[must_use]
-    pub fn differing(&self, other: &Self) -> Vec<String> {
-        let (kernel, theirs) = (&self.kernel, &other.kernel);
-        let differs = |name: &str| match name {
-            "state" => self.state != other.state,
-            "window" => self.window != other.window,
-            "watch" => self.watch != other.watch,
-            "heartbeat" => self.heartbeat != other.heartbeat,
-            "programs_max" => self.programs_max != other.programs_max,
-            "processes_max" => self.processes_max != other.processes_max,
-            "outbox_max" => self.outbox_max != other.outbox_max,
-            "models_max" => self.models_max != other.models_max,
-            "memory_budget" => self.memory_budget != other.memory_budget,
-            "cpu_budget" => self.cpu_budget != other.cpu_budget,
-            "outbox_engine" => self.outbox_engine != other.outbox_engine,
-            "alert_budget" => self.alert_budget != other.alert_budget,
-            "lolbins" => self.lolbins != other.lolbins,
-            "redact" => self.redact != other.redact,
-            "quarantine.allowed" => self.quarantine.allowed != other.quarantine.allowed,
-            "quarantine.reachable" => self.quarantine.reachable != other.quarantine.reachable,
-            "alerts.thresholds" => self.policy.thresholds != other.policy.thresholds,
-            "alerts.dedup" => self.policy.dedup_ns != other.policy.dedup_ns,
-            "alerts.per_minute" => self.policy.per_minute != other.policy.per_minute,
-            "kernel.processes_max" => kernel.processes_max != theirs.processes_max,
-            "kernel.grams_max" => kernel.grams_max != theirs.grams_max,
-            "kernel.learned_max" => kernel.learned_max != theirs.learned_max,
-            "kernel.dns_sockets_max" => kernel.dns_sockets_max != theirs.dns_sockets_max,
-            "kernel.urgent_ring" => kernel.urgent_ring != theirs.urgent_ring,
-            "kernel.bulk_ring" => kernel.bulk_ring != theirs.bulk_ring,
-            "kernel.opens_max" => kernel.opens_max != theirs.opens_max,
-            "kernel.connects_max" => kernel.connects_max != theirs.connects_max,
-            "kernel.acts_max" => kernel.acts_max != theirs.acts_max,
-            "kernel.traces" => kernel.traces != theirs.traces,
-            name => unreachable!("`{name}` is compared nowhere"),
-        };
-        KEYS.iter().filter(|key| differs(key.name)).map(|key| key.name.to_owned()).collect()
     }
 
     /// How to load the kernel part.
@@ -491,6 +440,7 @@ mod tests {
                     "outbox_engine" => continue,
                     "quarantine.allowed" => "true",
                     "quarantine.reachable" => "[\"192.0.2.7\"]",
+                    "update.keys" => "[\"0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f\"]",
                     _ => "[\"/other\"]",
                 }
                 .replace("/other\"]", if key.name == "lolbins" { "other\"]" } else { "/other\"]" }),

@@ -1,9 +1,11 @@
 //! Files of the state folder: written whole or not at all, and readable by their owner only.
 
 use std::fs::{DirBuilder, File, OpenOptions, rename};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
+
+use ring::digest::{Context, SHA256};
 
 /// Makes a folder with mode 0700, and those above it.
 ///
@@ -29,6 +31,24 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     written?;
     sync_dir(path)
+}
+
+/// The hash of a whole file, which need not fit into memory.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn sha256_of(path: &Path) -> io::Result<[u8; 32]> {
+    let mut file = File::open(path)?;
+    let (mut hash, mut part) = (Context::new(&SHA256), [0; 16 * 1024]);
+    loop {
+        match file.read(&mut part)? {
+            0 => break,
+            n => hash.update(&part[..n]),
+        }
+    }
+    let mut sum = [0; 32];
+    sum.copy_from_slice(hash.finish().as_ref());
+    Ok(sum)
 }
 
 /// Makes renames in the folder of `path` survive a power cut.

@@ -45,6 +45,7 @@ pub mod sinks;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod trials;
+pub mod updates;
 pub mod uplink;
 pub mod vitals;
 pub mod watch;

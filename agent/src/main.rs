@@ -17,6 +17,7 @@ use agent::config::{self, Config, Found, Overlay, Source, SourceError};
 use agent::enroll::EnrollError;
 use agent::explanations::Named;
 use agent::settings::Origin;
+use agent::updates::{self, Updates};
 use agent::{control, doctor, enroll, logging, record, service, settings, simulate, vitals};
 use clap::{CommandFactory as _, Parser as _};
 use models::bundle::{self, Keyring, Verified};
@@ -34,7 +35,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no mistakes and go to standard output.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            return match error.use_stderr() {
+                true if updates::was_handed_over() => ExitCode::FAILURE,
+                true => ExitCode::from(USAGE),
+                false => ExitCode::SUCCESS,
+            };
         }
     };
     if !matches!(cli.command, Command::Run | Command::Simulate(_)) {
@@ -48,7 +53,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("behaveguard: {}", chain(error.as_ref()));
-            if is_service && needs_its_operator(error.as_ref()) {
+            // An updated agent that cannot start is to be started again until its package's takes over.
+            if is_service && needs_its_operator(error.as_ref()) && !updates::was_handed_over() {
                 ExitCode::from(CONFIGURATION)
             } else {
                 ExitCode::FAILURE
@@ -122,7 +128,10 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
                 "now start the agent: `systemctl restart behaveguard` where its package is installed, else `behaveguard run`"
             );
         }
-        Command::Run => service::run(config, source)?,
+        Command::Run => {
+            Updates::of(&config.state).launch(&config.update.keyring());
+            service::run(config, source)?;
+        }
         Command::Record { file, time, max } => {
             let time = time.unwrap_or(std::time::Duration::MAX);
             let recorded = record::record(&config, &own_baselines(&config)?, &file, max, time)?;

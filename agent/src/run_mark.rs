@@ -4,17 +4,17 @@
 //! `<state>/run.json`. Whoever can write it is root and can do worse; that a run ended is told by the fleet too, which misses
 //! the heartbeats.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
 use models::wire::EventKind;
-use ring::digest::{Context, SHA256, digest};
+use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::config::{Config, QuarantineRule};
+use crate::config::{Config, QuarantineRule, UpdateRule};
 use crate::files;
 use crate::vitals;
 
@@ -44,6 +44,8 @@ struct Mark {
     /// What the configuration holds beside, and captures do not.
     #[serde(default)]
     quarantine: QuarantineRule,
+    #[serde(default)]
+    update: UpdateRule,
     /// Of what else it holds: it may name secrets.
     sinks: String,
     /// When an unexpected end was last told, and how many were not since.
@@ -70,6 +72,7 @@ impl RunMark {
             ended: false,
             config: Some(config.clone()),
             quarantine: config.quarantine.clone(),
+            update: config.update.clone(),
             sinks: sinks_hash(config),
             told_unix_ms: 0,
             untold: 0,
@@ -96,8 +99,15 @@ impl RunMark {
     pub fn configured(&mut self, config: &Config) {
         self.mark.config = Some(config.clone());
         self.mark.quarantine = config.quarantine.clone();
+        self.mark.update = config.update.clone();
         self.mark.sinks = sinks_hash(config);
         self.write();
+    }
+
+    /// SHA-256 of the program file that runs, in hexadecimal; empty when it cannot be read.
+    #[must_use]
+    pub fn program_file(&self) -> &str {
+        &self.mark.program
     }
 
     /// It ends because it was asked to.
@@ -151,7 +161,8 @@ fn compare(before: &Mark, now: &mut Mark, found: &mut Found) {
         found.push((EventKind::AgentReplaced, text));
     }
     if let (Some(config), Some(running)) = (&before.config, &now.config) {
-        let config = Config { quarantine: before.quarantine.clone(), ..config.clone() };
+        let (quarantine, update) = (before.quarantine.clone(), before.update.clone());
+        let config = Config { quarantine, update, ..config.clone() };
         found.extend(changed(&config, running, before.sinks != now.sinks));
     }
 }
@@ -182,14 +193,7 @@ fn sinks_hash(config: &Config) -> String {
 
 /// Of the file that this process runs, also when it was replaced or removed since.
 fn program_hash() -> io::Result<String> {
-    let mut file = File::open("/proc/self/exe")?;
-    let (mut hash, mut part) = (Context::new(&SHA256), [0; 16 * 1024]);
-    loop {
-        match file.read(&mut part)? {
-            0 => return Ok(HEXLOWER.encode(hash.finish().as_ref())),
-            n => hash.update(&part[..n]),
-        }
-    }
+    Ok(HEXLOWER.encode(&files::sha256_of(Path::new("/proc/self/exe"))?))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod quarantine;
 mod recording;
 mod run;
 mod state;
+mod updating;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{File, TryLockError};
@@ -45,6 +46,7 @@ use crate::run_mark::{self, RunMark};
 use crate::shedding::Shedding;
 use crate::sinks::Sinks;
 use crate::trials::Trials;
+use crate::updates::Updates;
 use crate::uplink::{self, News, Uplink};
 use crate::vitals;
 use crate::watch::Watch;
@@ -143,6 +145,11 @@ struct Service {
     containment: Containment,
     quarantine: Quarantine,
     captures: Captures,
+    updates: Updates,
+    /// Another program file is to be started in place of this one.
+    ends_for_update: bool,
+    /// Since the start.
+    windows_ended: u64,
     recording: Option<Recording>,
     /// What may be done to programs: the agent gave up the rest at its start.
     prepared: BTreeSet<Action>,
@@ -275,6 +282,9 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         containment: Containment::open(&config.state, cgroup_root()),
         quarantine: Quarantine::open(&config.state, clock::now()),
         captures: Captures::of(&config.state),
+        updates: Updates::of(&config.state),
+        ends_for_update: false,
+        windows_ended: 0,
         recording: None,
         prepared,
         clock_offset: run::clock_offset(),
@@ -397,6 +407,11 @@ impl Service {
             }
             self.look_at_log_level();
             self.look_after_quarantine();
+            if self.ends_for_update {
+                self.close();
+                self.remember();
+                return Ok(());
+            }
             if clock::boot_ns().saturating_sub(self.remembered_ns) >= REMEMBER_EVERY_NS {
                 self.remember();
             }
@@ -497,6 +512,7 @@ impl Service {
             News::Order(signed) => self.ordered(&signed),
             News::Delivered { order, wanted } => self.delivered(order, wanted),
             News::Located(addresses) => self.located(addresses),
+            News::Downloaded(result) => self.downloaded(result),
             News::Quarantine { for_s, by, answer } => {
                 let done = match for_s {
                     Some(for_s) => self.quarantine_for(for_s, &by),

@@ -5,6 +5,7 @@
 //! sending starts again at the oldest message. A message leaves the outbox only when the fleet says it is stored.
 
 mod deliver;
+mod download;
 mod fetch;
 mod lanes;
 mod renewal;
@@ -34,9 +35,11 @@ use crate::contain::Contained;
 use crate::enroll::{EnrollError, Identity};
 use crate::outbox::Outbox;
 use deliver::{Deliver, Delivered};
+use download::Download;
 use fetch::{Fetch, Fetched};
 use renewal::Credentials;
 
+pub use download::Wanted;
 pub use lanes::{LANES, Lanes, WINDOW};
 
 /// Messages handed to the client that it has not yet sent.
@@ -78,6 +81,8 @@ pub enum News {
         /// The fleet has all of it.
         wanted: bool,
     },
+    /// A program file is here, or never will be.
+    Downloaded(Result<(), String>),
     /// The fleet is at these addresses now.
     Located(BTreeSet<SocketAddr>),
     /// Somebody on the device wants it quarantined for so many seconds, or no longer.
@@ -159,6 +164,7 @@ struct Sending {
     client: Option<Client>,
     lanes: Lanes,
     fetch: Fetch,
+    download: Download,
     deliver: Deliver,
 }
 
@@ -209,6 +215,22 @@ impl Uplink {
         let mut sending = self.0.sending();
         sending.fetch.add(offer);
         self.0.ask(&mut sending);
+    }
+
+    /// Fetches a program file, and no other any more; what became of it comes as [`News::Downloaded`].
+    ///
+    /// # Errors
+    /// When its file cannot be opened.
+    pub fn download(&self, wanted: Wanted) -> io::Result<()> {
+        let mut sending = self.0.sending();
+        sending.download.begin(wanted)?;
+        self.0.ask(&mut sending);
+        Ok(())
+    }
+
+    /// Fetches none any more.
+    pub fn end_download(&self) {
+        self.0.sending().download.end();
     }
 
     /// Sends a capture; that it is there comes as [`News::Delivered`].
@@ -333,6 +355,7 @@ impl Shared {
                     sending.lanes.restart();
                     self.pump(&mut sending);
                     sending.fetch.restart();
+                    sending.download.restart();
                     sending.deliver.restart();
                     self.ask(&mut sending);
                     drop(sending);
@@ -376,6 +399,7 @@ impl Shared {
             Ok(Downlink::Chunk { sha256, offset, data }) => {
                 let mut sending = self.sending();
                 let fetched = sending.fetch.take(sha256, offset, &data);
+                let downloaded = sending.download.take(sha256, offset, &data);
                 if matches!(fetched, Fetched::Wrong) {
                     self.counters.fetches_failed.fetch_add(1, Relaxed);
                     log::warn!("a bundle came with the wrong contents and was dropped");
@@ -384,6 +408,10 @@ impl Shared {
                 drop(sending);
                 if let Fetched::Complete(offer, bytes) = fetched {
                     self.tell(News::Bundle(offer, bytes));
+                }
+                if let Some(result) = downloaded {
+                    self.counters.fetches_failed.fetch_add(u64::from(result.is_err()), Relaxed);
+                    self.tell(News::Downloaded(result.map_err(|error| error.to_string())));
                 }
             }
             Ok(Downlink::Kept { order, next }) => {
@@ -433,12 +461,13 @@ impl Shared {
         [self.outboxes[0].as_ref(), self.outboxes[1].as_ref()]
     }
 
-    /// Asks for the next part of the bundle that is being fetched, and sends the next part of a capture, if there are any.
+    /// Asks for the next part of what is being fetched, and sends the next part of a capture, if there are any.
     fn ask(&self, sending: &mut Sending) {
         if sending.client.is_none() {
             return;
         }
-        if let Some(request) = sending.fetch.next(clock::boot_ns()) {
+        let now_ns = clock::boot_ns();
+        for request in [sending.fetch.next(now_ns), sending.download.next(now_ns)].into_iter().flatten() {
             self.request(sending, &request);
         }
         match sending.deliver.next(clock::boot_ns()) {

@@ -32,6 +32,13 @@ pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
+/// Whether somebody starts this process again when it ends: systemd, or what else runs as the first process.
+#[must_use]
+pub fn is_supervised() -> bool {
+    std::env::var_os("INVOCATION_ID").is_some()
+        || rustix::process::getppid().is_none_or(|parent| parent.is_init())
+}
+
 /// The machine's name in the network.
 #[must_use]
 pub fn host_name() -> String {

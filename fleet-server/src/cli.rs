@@ -65,6 +65,9 @@ pub enum Command {
     /// The data: move it between a file and PostgreSQL, and make it small.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Program files of the agent that devices may be given.
+    #[command(subcommand)]
+    Build(BuildCommand),
     /// Enrolment tokens for new devices.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -113,6 +116,50 @@ pub enum TokenCommand {
         state: PathBuf,
         /// As `token list` shows it.
         id: String,
+    },
+}
+
+/// Program files of the agent.
+#[derive(Debug, Subcommand)]
+pub enum BuildCommand {
+    /// Make the key that signs program files, where they are built, and print what devices are to trust.
+    Key {
+        /// The file that is written.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Sign a program file: writes FILE.sig beside it.
+    Sign {
+        /// As `build key` made it.
+        #[arg(long)]
+        key: PathBuf,
+        /// What it is: numbers with dots between, such as 1.4.2. Devices take none that is older than theirs.
+        #[arg(long)]
+        version: String,
+        /// The agent, for x86-64 or aarch64.
+        file: PathBuf,
+    },
+    /// Bring a signed program file to the server, for updates of that version.
+    Add {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// The agent, with FILE.sig beside it.
+        file: PathBuf,
+    },
+    /// List the program files.
+    List {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+    },
+    /// Remove one that no update is under way to.
+    Remove {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// As `build list` shows it.
+        id: u64,
     },
 }
 

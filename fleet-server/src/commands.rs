@@ -215,7 +215,7 @@ pub(crate) fn user_command(command: UserCommand) -> Done {
 }
 
 /// Does a change and notes it, both or neither.
-fn change<T: Change>(
+pub(crate) fn change<T: Change>(
     state: &Path,
     action: &str,
     target: &str,
@@ -257,7 +257,7 @@ pub(crate) fn open(state: &Path) -> Result<Connection, Box<dyn Error>> {
     Ok(store::open_alone(state)?)
 }
 
-fn found(there: bool, otherwise: &str) -> Done {
+pub(crate) fn found(there: bool, otherwise: &str) -> Done {
     if there { Ok(()) } else { Err(otherwise.into()) }
 }
 

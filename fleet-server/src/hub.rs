@@ -40,6 +40,8 @@ pub enum Event {
     Training(Target),
     /// A rollout went on.
     Rollout(u64),
+    /// An update of agents went on.
+    Update(u64),
 }
 
 /// What waits to be written to a device.

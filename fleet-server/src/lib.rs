@@ -34,4 +34,5 @@ pub mod signer;
 mod silence;
 pub mod store;
 pub mod trainer;
+pub mod updates;
 pub mod web;

@@ -1,6 +1,7 @@
 //! `behaveguard-fleet`: runs the fleet server, and changes who may use it.
 #![forbid(unsafe_code)]
 
+mod builds;
 mod commands;
 mod data;
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Init { state } => commands::init(&state),
         Command::Broker { state, name, port, out } => commands::broker(&state, &name, port, &out),
         Command::Store(command) => data::run(command),
+        Command::Build(command) => builds::run(command),
         Command::Token(command) => commands::token(command),
         Command::Device(command) => commands::device_command(command),
         Command::User(command) => commands::user_command(command),

@@ -33,6 +33,7 @@ use crate::signer::{Signer, SignerError};
 use crate::silence;
 use crate::store::{self, Channels, Database, Rules, Store, StoreError, Threads};
 use crate::trainer::{self, Fit, Target, Trainer};
+use crate::updates;
 use crate::web::{self, Rates};
 
 /// How often counters are saved when nothing else is.
@@ -237,6 +238,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     tasks.spawn(silence::watch(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(notify::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(rollouts::run(Arc::clone(&shared), stopped.clone()));
+    tasks.spawn(updates::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(save_counters(shared.store.clone(), stopped));
     let path = dir.join("addresses.json");
     let json = serde_json::to_vec(&shared.addresses).expect("addresses have a JSON form");

@@ -27,6 +27,7 @@ pub mod pairs;
 pub mod pem;
 pub mod policy;
 pub mod program;
+pub mod program_file;
 pub mod schema;
 pub mod sequence;
 pub mod surprisal;

@@ -35,7 +35,8 @@ pub enum OrderError {
 
 /// Keys that a fleet's configuration must not have: they name files of the device, start programs, are done to them, say
 /// what a fleet may do, or keep secrets from it.
-pub const KEYS_OF_DEVICES: [&str; 6] = ["state", "outbox_engine", "redact", "quarantine", "sink", "contain"];
+pub const KEYS_OF_DEVICES: [&str; 7] =
+    ["state", "outbox_engine", "redact", "quarantine", "update", "sink", "contain"];
 
 /// Orders that a device remembers.
 const DONE_MAX: usize = 64;
@@ -125,7 +126,9 @@ pub fn check(errand: &Errand) -> Result<(), OrderError> {
         | Errand::EndQuarantine
         | Errand::Record { .. }
         | Errand::Processes
-        | Errand::Process { .. } => Ok(()),
+        | Errand::Process { .. }
+        | Errand::Update(_)
+        | Errand::EndUpdate => Ok(()),
     }
 }
 

@@ -154,6 +154,10 @@ pub enum EventKind {
     QuarantineEnded,
     /// A recording that the fleet wanted has ended.
     Recorded,
+    /// The program file that the fleet gave it runs, and is linked to the fleet.
+    Updated,
+    /// A program file that the fleet gave it is not used.
+    UpdateFailed,
 }
 
 impl EventKind {
@@ -176,6 +180,8 @@ impl EventKind {
             Self::Quarantined => "quarantined",
             Self::QuarantineEnded => "quarantine_ended",
             Self::Recorded => "recorded",
+            Self::Updated => "updated",
+            Self::UpdateFailed => "update_failed",
         }
     }
 }
@@ -344,6 +350,8 @@ pub struct Heartbeat {
     pub layers: Vec<LayerState>,
     /// Programs with the state of their baselines.
     pub programs: Vec<ProgramState>,
+    /// SHA-256 of the program file that runs; zeros when it cannot be read.
+    pub program_file: [u8; 32],
 }
 
 /// How one layer is attached.
@@ -478,6 +486,19 @@ pub enum Errand {
         /// Process id.
         pid: u32,
     },
+    /// To fetch this program file of the agent by [`Request::Chunk`], and to run it, if its own file trusts who made it.
+    Update(SignedProgramFile),
+    /// To run its package's program again.
+    EndUpdate,
+}
+
+/// A [`crate::program_file::ProgramFile`] and the word of whoever made it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedProgramFile {
+    /// What it is, encoded.
+    pub file: Vec<u8>,
+    /// Ed25519 (RFC 8032), over what [`crate::program_file`] says.
+    pub signature: Vec<u8>,
 }
 
 /// How much is logged.

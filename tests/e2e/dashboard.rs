@@ -287,6 +287,7 @@ fn every_page_shows_what_it_is_for_and_an_analyst_works_through_it() {
             ("#/groups/default", "Group default"),
             ("#/baselines", "Baselines"),
             ("#/rollouts", "Rollouts"),
+            ("#/updates", "Updates"),
             ("#/settings", "Settings"),
         ],
     );

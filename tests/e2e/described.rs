@@ -24,19 +24,30 @@ fn every_operation_answers_as_its_description_says_whatever_it_is_sent() {
     }
     device.acknowledged(3).unwrap();
     let url = format!("{}/api/v1/openapi.json", fleet.url().unwrap());
-    let output = Command::new(checker("bin/st").unwrap())
-        .args(["--config-file", concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/schemathesis.toml"), "--no-color"])
-        .args(["run", &url, "--max-examples", EXAMPLES, "--seed", "1"])
-        // These never end.
-        .args(["--exclude-path", "/api/v1/stream", "--exclude-path", "/api/v1/ws/alerts"])
-        .arg("--header")
-        .arg(format!("Authorization: Bearer {}", fleet.token().unwrap()))
-        .arg("--tls-verify")
-        .arg(fleet.state().join("ca.pem"))
-        .current_dir(dir.path())
-        .env_remove("HTTPS_PROXY")
-        .output()
-        .unwrap();
+    let ask = || {
+        Command::new(checker("bin/st").unwrap())
+            .args([
+                "--config-file",
+                concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/schemathesis.toml"),
+                "--no-color",
+            ])
+            .args(["run", &url, "--max-examples", EXAMPLES, "--seed", "1"])
+            // These never end.
+            .args(["--exclude-path", "/api/v1/stream", "--exclude-path", "/api/v1/ws/alerts"])
+            .arg("--header")
+            .arg(format!("Authorization: Bearer {}", fleet.token().unwrap()))
+            .arg("--tls-verify")
+            .arg(fleet.state().join("ca.pem"))
+            .current_dir(dir.path())
+            .env_remove("HTTPS_PROXY")
+            .output()
+            .unwrap()
+    };
+    let mut output = ask();
+    // A machine with too much to do gives up TLS handshakes after ten seconds; that says nothing of the answers.
+    if String::from_utf8_lossy(&output.stdout).contains("Network Error") {
+        output = ask();
+    }
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
     let tried = told.lines().find(|line| line.contains(" generated, ")).unwrap_or_default();

@@ -34,6 +34,7 @@ mod taught;
 mod trained;
 mod twins;
 mod unsigned;
+mod updated;
 mod wiped;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -276,6 +276,14 @@ pub const KEYS: &[Key] = &[
         text: "What is reached in quarantine beside the fleet, at any port: where operators log in from, say.",
     },
     Key {
+        name: "update.keys",
+        default: "[]",
+        form: Words("a list of up to 4 Ed25519 public keys, each of 64 hexadecimal digits in quotes"),
+        applied: Reload,
+        text: "Who makes program files that the fleet may have this agent replaced by. Nobody by default: a fleet cannot put \
+               programs on a device. `behaveguard-fleet build key` makes a pair.",
+    },
+    Key {
         name: "kernel.processes_max",
         default: "2048",
         form: Number(64, 65_536),

@@ -64,6 +64,8 @@ impl Service {
             Errand::Doctor => self.described(),
             Errand::Processes => Ok(self.listed()),
             Errand::Process { pid } => self.judged_lately(pid),
+            Errand::Update(signed) => self.update(&signed),
+            Errand::EndUpdate => self.end_update(),
             Errand::LogLevel { level, for_s } => self.log_from(level, for_s),
             Errand::Relearn { program } => self.relearn(&program),
             Errand::Configure { version, text } => self.configured(Overlay { version, text }),

@@ -30,12 +30,18 @@ impl Service {
         self.look_after_contained();
         self.resume_quarantine();
         self.resume_captures();
+        self.resume_update();
     }
 
     /// Tells that the run ends because it was asked to, and gives the fleet a moment to hear it.
     pub(super) fn ends(&mut self) {
         self.end_recording();
-        self.event(EventKind::Stopped, None, None, "the agent was asked to stop".to_owned());
+        let why = if self.ends_for_update {
+            "another program file is to be run"
+        } else {
+            "the agent was asked to stop"
+        };
+        self.event(EventKind::Stopped, None, None, why.to_owned());
         let deadline_ns = clock::boot_ns() + clock::nanoseconds(LAST_WORD);
         while self.online && self.outgoing.disk().waiting() > 0 && clock::boot_ns() < deadline_ns {
             thread::sleep(Duration::from_millis(10));
@@ -44,6 +50,8 @@ impl Service {
 
     /// What is looked at when a window has ended.
     pub(super) fn window_ended(&mut self) {
+        self.windows_ended += 1;
+        self.look_after_update();
         self.look_after_recording();
         self.take_back();
         self.look_after_contained();

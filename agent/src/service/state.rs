@@ -54,6 +54,7 @@ impl Service {
             counters: self.all_counters(),
             layers: self.watch.probe().layers().to_vec(),
             programs,
+            program_file: self.program_file(),
         }
     }
 

@@ -33,6 +33,7 @@ mod testing;
 mod threads;
 mod tokens;
 mod transfer;
+mod updates;
 mod users;
 mod work;
 
@@ -93,6 +94,10 @@ pub use suppressions::{
 };
 pub use tokens::{Enrol, NewToken, TokenRow, add_token, drop_token, enrol, tokens};
 pub use transfer::{TransferError, compact, export, import, size};
+pub use updates::{
+    BUILDS_MAX, Build, NotUpdated, UpdateRow, add_build, begin_update, builds, give, members, pause_update,
+    put_update_stage, remove_build, targets, update, updates, updates_under_way,
+};
 pub use users::{
     ApiTokenRow, Changed, UserRow, add_api_token, add_user, principal, remove_api_token, remove_user,
     set_role, token_used, users,

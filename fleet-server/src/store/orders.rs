@@ -131,7 +131,9 @@ fn insert(
         | Errand::EndQuarantine
         | Errand::Record { .. }
         | Errand::Processes
-        | Errand::Process { .. } => None,
+        | Errand::Process { .. }
+        | Errand::Update(_)
+        | Errand::EndUpdate => None,
     };
     let mut insert = c.prepare_cached(
         "INSERT INTO orders(device, body, version, by, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",

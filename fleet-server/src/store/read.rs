@@ -4,6 +4,7 @@ use super::sql::{Connection, OptionalExtension as _, Row, params};
 use models::program::ProgramId;
 use models::wire::{Heartbeat, Request};
 
+use super::updates::build_chunk;
 use super::{StoreError, uint};
 use crate::names::DeviceId;
 
@@ -93,12 +94,19 @@ pub fn device(c: &Connection, id: &str) -> Result<Option<DeviceRow>, StoreError>
     Ok(query.query_row([id], device_row).optional()?)
 }
 
+/// A stored heartbeat. One that an older server stored in another form is as good as none: the next one replaces it.
+pub(super) fn heartbeat(raw: &[u8]) -> Option<Heartbeat> {
+    match models::wire::decode::<Request>(raw) {
+        Ok(Request::Heartbeat(heartbeat)) => Some(heartbeat),
+        _ => None,
+    }
+}
+
 fn device_row(row: &Row<'_>) -> super::sql::Result<DeviceRow> {
     let raw: Option<Vec<u8>> = row.get(5)?;
-    // A heartbeat that an older server stored in another form is as good as none: the next one replaces it.
-    let heartbeat = match raw.map(|raw| models::wire::decode::<Request>(&raw)) {
-        Some(Ok(Request::Heartbeat(heartbeat))) => Some((uint(row.get(4)?), heartbeat)),
-        _ => None,
+    let heartbeat = match raw.and_then(|raw| heartbeat(&raw)) {
+        Some(heartbeat) => Some((uint(row.get(4)?), heartbeat)),
+        None => None,
     };
     Ok(DeviceRow {
         id: row.get(0)?,
@@ -164,7 +172,10 @@ pub fn chunk(
     let found = query
         .query_row(params![i64::from(offset) + 1, len, sha256, device.as_str()], |row| row.get(0))
         .optional()?;
-    Ok(found)
+    match found {
+        Some(found) => Ok(Some(found)),
+        None => build_chunk(c, device, sha256, offset, len),
+    }
 }
 
 /// Rejected messages kept at the moment.

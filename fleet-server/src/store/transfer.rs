@@ -22,7 +22,7 @@ const ROWS: u32 = 500;
 const PART_MAX: u32 = 1 << 30;
 
 /// What is moved. Of the words of alerts each database makes an index of its own.
-const TABLES: [Table; 33] = [
+const TABLES: [Table; 37] = [
     by_key("devices", "id"),
     by_key("heartbeats", "device"),
     by_key("acks", "device, epoch"),
@@ -56,6 +56,10 @@ const TABLES: [Table; 33] = [
     by_id("group_configs"),
     by_key("captures", "id"),
     by_key("capture_parts", "capture, at"),
+    by_id("builds"),
+    by_key("build_parts", "build, at"),
+    by_id("updates"),
+    by_key("update_devices", "update_id, device"),
 ];
 
 struct Table {

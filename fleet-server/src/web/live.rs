@@ -148,6 +148,7 @@ impl Reader {
                     return told("training", json!({ "group": scope.group() }));
                 }
                 Ok(Event::Rollout(id)) => return told("rollout", json!({ "id": id })),
+                Ok(Event::Update(id)) => return told("update", json!({ "id": id })),
                 Ok(Event::Device(device)) => {
                     if let Some(data) = of_device(&self.shared, device).await {
                         return told("device", data);

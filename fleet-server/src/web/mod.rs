@@ -23,6 +23,7 @@ mod rollouts;
 mod stream;
 mod suppressions;
 mod system;
+mod updates;
 mod users;
 mod views;
 mod words;
@@ -128,6 +129,9 @@ impl Parts {
             .routes(routes!(baselines::list))
             .routes(routes!(rollouts::list))
             .routes(routes!(rollouts::one))
+            .routes(routes!(updates::builds))
+            .routes(routes!(updates::list))
+            .routes(routes!(updates::one))
             .routes(routes!(system::counters))
             .routes(routes!(system::metrics))
             .routes(routes!(users::me))
@@ -159,6 +163,9 @@ impl Parts {
             .routes(routes!(rollouts::create))
             .routes(routes!(rollouts::work))
             .routes(routes!(rollouts::pin, rollouts::unpin))
+            .routes(routes!(updates::remove_build))
+            .routes(routes!(updates::create))
+            .routes(routes!(updates::work))
             .routes(routes!(channels::list, channels::create))
             .routes(routes!(channels::remove))
             .routes(routes!(channels::test))

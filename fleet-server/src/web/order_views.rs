@@ -50,14 +50,33 @@ impl From<LogLevel> for Level {
 #[schema(as = Errand)]
 pub(super) enum ErrandView<'a> {
     Doctor,
-    LogLevel { level: Level, for_s: u32 },
-    Relearn { program: ProgramView<'a> },
-    Configure { version: u64 },
-    Quarantine { for_s: u32 },
+    LogLevel {
+        level: Level,
+        for_s: u32,
+    },
+    Relearn {
+        program: ProgramView<'a>,
+    },
+    Configure {
+        version: u64,
+    },
+    Quarantine {
+        for_s: u32,
+    },
     EndQuarantine,
-    Record { for_s: u32, bytes_max: u32 },
+    Record {
+        for_s: u32,
+        bytes_max: u32,
+    },
     Processes,
-    Process { pid: u32 },
+    Process {
+        pid: u32,
+    },
+    /// To run another program file; an update gives it.
+    Update {
+        version: String,
+    },
+    EndUpdate,
 }
 
 impl<'a> From<&'a Errand> for ErrandView<'a> {
@@ -72,6 +91,11 @@ impl<'a> From<&'a Errand> for ErrandView<'a> {
             Errand::Record { for_s, bytes_max } => Self::Record { for_s: *for_s, bytes_max: *bytes_max },
             Errand::Processes => Self::Processes,
             Errand::Process { pid } => Self::Process { pid: *pid },
+            Errand::Update(signed) => {
+                let file = models::program_file::read(signed);
+                Self::Update { version: file.map(|file| file.version).unwrap_or_default() }
+            }
+            Errand::EndUpdate => Self::EndUpdate,
         }
     }
 }

@@ -60,6 +60,8 @@ pub(super) enum ErrandRequest {
         #[schema(minimum = 1, maximum = 2_592_000)]
         for_s: u32,
     },
+    /// To run its package's program again.
+    EndUpdate {},
     /// To reach everything again.
     EndQuarantine {},
     /// To write down everything that it judges, and to send that.
@@ -150,6 +152,9 @@ pub(super) async fn create(
             within("for_s", for_s, 1..=QUARANTINE_MAX_S)?;
             let told = format!("quarantine for {for_s} s");
             put(&shared, &actor, owner, &told, Errand::Quarantine { for_s }, expires_ms).await?
+        }
+        ErrandRequest::EndUpdate {} => {
+            put(&shared, &actor, owner, "end_update", Errand::EndUpdate, expires_ms).await?
         }
         ErrandRequest::EndQuarantine {} => {
             put(&shared, &actor, owner, "end_quarantine", Errand::EndQuarantine, expires_ms).await?

@@ -9,7 +9,7 @@ const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const JS: &str = "text/javascript; charset=utf-8";
 
-const FILES: [(&str, &str, &str); 14] = [
+const FILES: [(&str, &str, &str); 15] = [
     ("/", HTML, include_str!("dashboard/index.html")),
     ("/dashboard/style.css", CSS, include_str!("dashboard/style.css")),
     ("/dashboard/app.js", JS, include_str!("dashboard/app.js")),
@@ -23,6 +23,7 @@ const FILES: [(&str, &str, &str); 14] = [
     ("/dashboard/rollouts.js", JS, include_str!("dashboard/rollouts.js")),
     ("/dashboard/channels.js", JS, include_str!("dashboard/channels.js")),
     ("/dashboard/settings.js", JS, include_str!("dashboard/settings.js")),
+    ("/dashboard/updates.js", JS, include_str!("dashboard/updates.js")),
     ("/icon.svg", "image/svg+xml", include_str!("dashboard/icon.svg")),
 ];
 

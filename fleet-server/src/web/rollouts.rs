@@ -32,9 +32,9 @@ const SHOWN_MAX: u32 = 200;
 #[into_params(parameter_in = Query)]
 pub(super) struct RolloutsQuery {
     /// Those before this id.
-    before: Option<u64>,
+    pub(super) before: Option<u64>,
     /// At most so many: 100 by default, 1000 at most.
-    limit: Option<u32>,
+    pub(super) limit: Option<u32>,
 }
 
 /// Rollouts, the newest first.

@@ -113,6 +113,9 @@ fn the_bytes_of_an_order_and_its_answer_never_change() {
     assert_eq!(order(Errand::Record { for_s: 300, bytes_max: 65_536 }), b"\x80\x01\x06\xac\x02\x80\x80\x04");
     assert_eq!(order(Errand::Processes), b"\x80\x01\x07");
     assert_eq!(order(Errand::Process { pid: 300 }), b"\x80\x01\x08\xac\x02");
+    let file = SignedProgramFile { file: vec![1, 2], signature: vec![3] };
+    assert_eq!(order(Errand::Update(file)), b"\x80\x01\x09\x02\x01\x02\x01\x03");
+    assert_eq!(order(Errand::EndUpdate), b"\x80\x01\x0a");
     let signed = SignedOrder { order: vec![1, 2], signature: vec![3] };
     assert_eq!(encode(&Downlink::Order(signed)).unwrap(), b"\x05\x02\x01\x02\x01\x03");
     let answer = Answer { id: 128, unix_ms: 1, done: true, text: "t".into() };

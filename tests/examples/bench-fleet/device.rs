@@ -384,6 +384,7 @@ impl Device {
             counters: (0..60).map(|n| (format!("kernel_class_{n}_submitted"), n * 1000)).collect(),
             layers: (0..14).map(layer).collect(),
             programs: (0..20).map(program).collect(),
+            program_file: [7; 32],
         }
     }
 }

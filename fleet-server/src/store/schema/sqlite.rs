@@ -213,8 +213,27 @@ ALTER TABLE alerts ADD COLUMN alarmed INTEGER;
 CREATE INDEX alerts_by_alarmed ON alerts(alarmed) WHERE alarmed IS NOT NULL;
 ";
 
+/// Program files of the agent, and who was given them.
+const V11: &str = "
+CREATE TABLE builds(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, sha256 BLOB NOT NULL UNIQUE, signed BLOB NOT NULL, by TEXT NOT NULL,
+    created_ms INTEGER NOT NULL
+);
+CREATE TABLE build_parts(build INTEGER NOT NULL, at INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY(build, at));
+CREATE TABLE updates(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, version TEXT NOT NULL, grp TEXT, plan TEXT NOT NULL, stage TEXT NOT NULL,
+    paused INTEGER NOT NULL DEFAULT 0, by TEXT NOT NULL, created_ms INTEGER NOT NULL, stage_ms INTEGER NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE TABLE update_devices(
+    update_id INTEGER NOT NULL, device TEXT NOT NULL, canary INTEGER NOT NULL, order_id INTEGER NOT NULL,
+    offered_ms INTEGER NOT NULL, sha256 BLOB NOT NULL, PRIMARY KEY(update_id, device)
+) WITHOUT ROWID;
+CREATE INDEX update_devices_by_device ON update_devices(device, sha256);
+";
+
 /// The steps from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7, V8, V9, V10];
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7, V8, V9, V10, V11];
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(c: &Connection, place: &str) -> Result<(), StoreError> {

@@ -9,6 +9,7 @@ import { groupPage } from "/dashboard/orders.js";
 import { overviewPage } from "/dashboard/overview.js";
 import { rolloutPage, rolloutsPage } from "/dashboard/rollouts.js";
 import { settingsPage } from "/dashboard/settings.js";
+import { updatePage, updatesPage } from "/dashboard/updates.js";
 
 // Each makes a page of the rest of the address and its query: { title, node, take(event, data) }.
 const PAGES = [
@@ -23,6 +24,8 @@ const PAGES = [
   [/^\/baselines$/, baselinesPage],
   [/^\/rollouts$/, rolloutsPage],
   [/^\/rollouts\/(\d+)$/, rolloutPage],
+  [/^\/updates$/, updatesPage],
+  [/^\/updates\/(\d+)$/, updatePage],
   [/^\/settings$/, settingsPage],
 ];
 

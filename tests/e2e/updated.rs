@@ -1,0 +1,159 @@
+//! Another program file for agents: fetched and started on the fleet's word, a few devices first; one that does not come back is left
+//! by the device itself, and goes no further.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::agent::Agent;
+use tests::browser::Browser;
+use tests::fleet::Fleet;
+use tests::process::binary;
+use tests::{Failed, wait_for};
+
+use crate::dashboard::{check_accessibility, go, keep_picture};
+use crate::needs_root;
+
+/// Starts an agent again that has ended, as systemd does.
+fn tend(agents: &mut [Agent]) -> Result<(), Failed> {
+    agents.iter_mut().try_for_each(|agent| if agent.check().is_err() { agent.run() } else { Ok(()) })
+}
+
+/// The program that an agent runs.
+fn program(agent: &Agent) -> PathBuf {
+    fs::read_link(format!("/proc/{}/exe", agent.id().unwrap_or(0))).unwrap_or_default()
+}
+
+fn build(arguments: &[&Path], command: &str) -> String {
+    let output =
+        Command::new(binary("behaveguard-fleet").unwrap()).args(["build", command]).args(arguments).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Signs a program file and brings it to the server.
+fn offered(fleet: &Fleet, key: &Path, file: &Path, version: &str) {
+    build(&[Path::new("--key"), key, Path::new("--version"), Path::new(version), file], "sign");
+    fleet.command(&["build", "add", file.to_str().unwrap()]).unwrap();
+}
+
+fn begun(fleet: &Fleet, version: &str, group: &str, percent: u32) -> String {
+    let plan = json!({ "canary_percent": percent, "wait_s": 10 });
+    let asked = json!({ "version": version, "group": group, "plan": plan });
+    // Its devices may not have been heard yet.
+    let made = wait_for("devices to update", Duration::from_secs(40), || {
+        let (status, made) = fleet.post("updates", &asked)?;
+        assert!(matches!(status, 201 | 409), "{made}");
+        Ok((status == 201).then_some(made))
+    });
+    format!("updates/{}", made.unwrap()["id"])
+}
+
+fn wait_for_stage(fleet: &Fleet, agents: &mut [Agent], update: &str, stage: &str) -> Value {
+    let reached = wait_for(stage, Duration::from_secs(240), || {
+        tend(agents)?;
+        let page = fleet.get(update)?;
+        Ok((page["update"]["stage"] == stage).then_some(page))
+    });
+    reached.unwrap_or_else(|error| {
+        let logs: Vec<String> = agents.iter().map(Agent::log).collect();
+        panic!("{error}: {}\n{}", fleet.get(update).unwrap(), logs.join("\n---\n"))
+    })
+}
+
+#[test]
+fn agents_are_replaced_in_stages_and_one_that_does_not_come_back_goes_no_further() {
+    needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
+    let key = dir.path().join("builder.key");
+    let trust = build(&[Path::new("--out"), &key], "key");
+    let common = "watch = [\"/nothing\"]\nwindow = \"1s\"\nheartbeat = \"2s\"\n";
+    let mut agents: Vec<Agent> = ["gw-a", "gw-b", "gw-c"]
+        .iter()
+        .map(|name| {
+            // The third one's own file trusts nobody.
+            let config = if *name == "gw-c" { common.to_owned() } else { format!("{common}{trust}") };
+            let mut agent = Agent::enroll_with(&dir.path().join(name), &config, &fleet, name).unwrap();
+            agent.environment.push(("INVOCATION_ID".into(), "a supervisor".into()));
+            agent.run().unwrap();
+            agent
+        })
+        .collect();
+    fleet.command(&["device", "group", "gw-c", "office"]).unwrap();
+    for name in ["gw-a", "gw-b", "gw-c"] {
+        wait_for("a heartbeat", Duration::from_secs(40), || {
+            tend(&mut agents)?;
+            Ok((!fleet.get(&format!("devices/{name}"))?["heartbeat"].is_null()).then_some(()))
+        })
+        .unwrap();
+    }
+
+    // The same program, but for a byte behind its end that nobody reads.
+    let (good, bad) = (dir.path().join("good"), dir.path().join("bad"));
+    fs::copy(binary("behaveguard").unwrap(), &good).unwrap();
+    assert!(Command::new("strip").arg(&good).status().unwrap().success());
+    let mut bytes = fs::read(&good).unwrap();
+    bytes.push(0);
+    fs::write(&good, &bytes).unwrap();
+    offered(&fleet, &key, &good, "99.1");
+    fs::copy("/bin/false", &bad).unwrap();
+    offered(&fleet, &key, &bad, "99.2");
+    assert_eq!(fleet.post("updates", &json!({ "version": "98.0" })).unwrap().0, 404);
+
+    let refused = begun(&fleet, "99.1", "office", 100);
+    let page = wait_for_stage(&fleet, &mut agents, &refused, "stopped");
+    assert!(page["update"]["reason"].as_str().unwrap().contains("trusts nobody"), "{page}");
+
+    let first = begun(&fleet, "99.1", "default", 1);
+    let page = wait_for_stage(&fleet, &mut agents, &first, "everyone");
+    assert_eq!(page["devices"]["given"], 1, "one first: {page}");
+    let page = wait_for_stage(&fleet, &mut agents, &first, "done");
+    assert_eq!(page["devices"]["runs"], 2, "{page}");
+    for agent in &agents[..2] {
+        assert_eq!(program(agent), fs::canonicalize(agent.state()).unwrap().join("agent/program"));
+    }
+    for device in ["gw-a", "gw-b"] {
+        let events = fleet.events(device).unwrap();
+        let told: Vec<_> = events.iter().filter(|event| event["kind"] == "updated").collect();
+        assert!(told.len() == 1 && told[0]["text"].to_string().contains("version 99.1"), "{events:?}");
+    }
+
+    // One that ends at once is left, and the other device is not given it.
+    let second = begun(&fleet, "99.2", "default", 1);
+    let page = wait_for_stage(&fleet, &mut agents, &second, "stopped");
+    assert!(page["update"]["reason"].as_str().unwrap().contains("did not come back"), "{page}");
+    assert_eq!((&page["devices"]["given"], &page["devices"]["failed"]), (&json!(1), &json!(1)), "{page}");
+    let victim = page["members"][0]["device"].as_str().unwrap();
+    let (hit, spared) = if victim == "gw-a" { (0, 1) } else { (1, 0) };
+    assert_eq!(program(&agents[hit]), fs::canonicalize(binary("behaveguard").unwrap()).unwrap());
+    assert!(program(&agents[spared]).ends_with("agent/program"));
+    let audit = fleet.get("audit?limit=100").unwrap().to_string();
+    for act in ["build.add", "update.begin", "update.everyone", "update.done", "update.stopped"] {
+        assert!(audit.contains(act), "{act}: {audit}");
+    }
+
+    // Taken back, the package's program runs again.
+    let token = fleet.token().unwrap();
+    let act = json!({ "action": "take_back" });
+    assert_eq!(fleet.send("PATCH", &first, Some(&act), &token).unwrap().0, 204);
+    let own = fs::canonicalize(binary("behaveguard").unwrap()).unwrap();
+    wait_for("the package's program", Duration::from_secs(60), || {
+        tend(&mut agents)?;
+        Ok((program(&agents[spared]) == own).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", agents[spared].log()));
+
+    let browser = Browser::start(&dir.path().join("browser"), 1280, 900).unwrap();
+    browser.open(&format!("{}/#token={token}", fleet.url().unwrap())).unwrap();
+    browser.wait("document.getElementById('link').textContent === 'live'").unwrap();
+    go(&browser, "#/updates", "Updates", "document.querySelectorAll('#page tbody tr').length === 5");
+    keep_picture(&browser, "updates");
+    go(&browser, &format!("#/{first}"), "Update", "document.body.innerText.includes('taken back')");
+    keep_picture(&browser, "update");
+    check_accessibility(&browser, &[("#/updates", "Updates"), (&format!("#/{second}"), "Update")]);
+    assert!(browser.complaints().unwrap().is_empty(), "{:?}", browser.complaints());
+}
