@@ -146,6 +146,8 @@ struct Service {
     quarantine: Quarantine,
     captures: Captures,
     updates: Updates,
+    /// Somebody starts this process again when it ends.
+    is_supervised: bool,
     /// Another program file is to be started in place of this one.
     ends_for_update: bool,
     /// Since the start.
@@ -190,6 +192,7 @@ struct OwnCounters {
 /// When it cannot start.
 pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
     confine::hide_memory();
+    let is_supervised = vitals::is_supervised();
     // Before anything that takes time: without it the signal would end the agent.
     let reload = signalled(&[signal_hook::consts::SIGHUP]).map_err(ServiceError::Runtime)?;
     let failed = |source| ServiceError::State { path: config.state.clone(), source };
@@ -283,6 +286,7 @@ pub fn run(config: Config, source: Source) -> Result<(), ServiceError> {
         quarantine: Quarantine::open(&config.state, clock::now()),
         captures: Captures::of(&config.state),
         updates: Updates::of(&config.state),
+        is_supervised,
         ends_for_update: false,
         windows_ended: 0,
         recording: None,

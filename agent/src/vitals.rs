@@ -32,7 +32,8 @@ pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// Whether somebody starts this process again when it ends: systemd, or what else runs as the first process.
+/// Whether somebody starts this process again when it ends: systemd, or what else runs as the first process and started it. To be
+/// asked at the start: whoever loses his parent is later given to that one as well.
 #[must_use]
 pub fn is_supervised() -> bool {
     std::env::var_os("INVOCATION_ID").is_some()

@@ -18,7 +18,7 @@ use crate::server::Shared;
 use crate::store::{self, AuditRow, StoreError, UpdateRow};
 
 /// How often is looked.
-const LOOK_EVERY: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Devices that fetch at once, when it is everyone's turn.
 const AT_ONCE: usize = 50;

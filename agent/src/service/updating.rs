@@ -8,7 +8,6 @@ use super::Service;
 use crate::clock;
 use crate::updates::{Outcome, PROOF};
 use crate::uplink::Wanted;
-use crate::vitals;
 
 impl Service {
     /// Fetches a program file, to be started when it is here.
@@ -28,7 +27,7 @@ impl Service {
         if is_older(&file.version, own) {
             return Err(format!("version {} is older than {own}, which runs", file.version));
         }
-        if !vitals::is_supervised() {
+        if !self.is_supervised {
             return Err("this agent was started by hand: nobody would start it again".into());
         }
         self.updates.want(signed).map_err(|error| format!("it cannot be kept: {error}"))?;

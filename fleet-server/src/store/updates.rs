@@ -17,6 +17,9 @@ pub const BUILDS_MAX: u64 = 16;
 /// Updates that may be under way: of different groups.
 const UNDER_WAY_MAX: usize = 32;
 
+/// Updates that are kept; one more and the oldest that has ended goes.
+const KEPT_MAX: i64 = 100;
+
 /// A program file is kept in parts, since the middle of a large value takes long to find.
 const PART: u32 = 256 << 10;
 
@@ -199,6 +202,10 @@ pub fn begin_update(
         params![version, group, plan, Stage::Canary.as_str(), by, int(now_ms)],
         |row| row.get(0).map(uint),
     )?;
+    let old = "SELECT id FROM (SELECT id, stage FROM updates ORDER BY id DESC LIMIT 1000 OFFSET ?) AS oldest
+               WHERE stage NOT IN ('canary', 'everyone')";
+    c.execute(&format!("DELETE FROM update_devices WHERE update_id IN ({old})"), [KEPT_MAX])?;
+    c.execute(&format!("DELETE FROM updates WHERE id IN ({old})"), [KEPT_MAX])?;
     Ok(Ok(id))
 }
 
@@ -291,7 +298,7 @@ pub fn members(c: &Connection, id: u64, heard_before_ms: u64) -> Result<Vec<Memb
              (SELECT e.text FROM events e WHERE e.device = u.device AND e.kind = 'update_failed' AND e.received_ms > u.offered_ms
               ORDER BY e.id DESC LIMIT 1)
          FROM update_devices u JOIN devices d ON d.id = u.device LEFT JOIN orders o ON o.id = u.order_id
-         LEFT JOIN heartbeats h ON h.device = u.device WHERE u.update_id = ? ORDER BY u.device",
+         LEFT JOIN heartbeats h ON h.device = u.device WHERE u.update_id = ? AND d.revoked_ms = 0 ORDER BY u.device",
     )?;
     let mut rows = query.query([int(id)])?;
     let mut members = Vec::new();
