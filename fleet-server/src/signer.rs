@@ -35,6 +35,12 @@ pub enum SignerError {
     /// It was never there, so its public half is not known either.
     #[error("the signing key {0} is not there; bring it for the first start")]
     Unknown(PathBuf),
+    /// The one in the state folder was there, and is not any more.
+    #[error(
+        "the signing key {0} is gone; restore it, or name where it is by `signing_key`; or remove bundle.pub beside it, so that \
+         another is made, and enrol every device again"
+    )]
+    Gone(PathBuf),
     /// The one in the state folder was not moved.
     #[error(
         "the signing key is still {here}; move it to {there}, which the configuration names, and start again"
@@ -81,7 +87,7 @@ impl Signer {
         let Some(there) = elsewhere else {
             if !here.exists() {
                 if known.is_some() {
-                    return Err(SignerError::Unknown(here));
+                    return Err(SignerError::Gone(here));
                 }
                 write(&here, &Zeroizing::new(SigningKey::generate_pkcs8()))?;
             }
@@ -200,7 +206,7 @@ mod tests {
         assert!(matches!(signer.check(), Err(SignerError::Away(_))));
         assert_eq!(open().unwrap().public(), public, "it starts without");
         // Without the word in the configuration no new key is made in its place.
-        assert!(matches!(Signer::open(state.path(), None), Err(SignerError::Unknown(_))));
+        assert!(matches!(Signer::open(state.path(), None), Err(SignerError::Gone(_))));
 
         fs::write(&there, SigningKey::generate_pkcs8()).unwrap();
         assert!(matches!(signer.check(), Err(SignerError::Another(_))));
