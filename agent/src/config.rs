@@ -174,10 +174,11 @@ pub enum OutboxEngine {
 pub struct Pattern(pub String);
 
 impl Pattern {
-    /// Whether the program's executable or unit fits.
+    /// Whether the program's executable, script or unit fits.
     #[must_use]
     pub fn fits(&self, program: &ProgramId) -> bool {
-        glob(&self.0, &program.exe) || glob(&self.0, &program.unit)
+        let script = program.script.iter().any(|script| glob(&self.0, script));
+        script || glob(&self.0, &program.exe) || glob(&self.0, &program.unit)
     }
 }
 
@@ -521,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_fit_executables_or_units() {
+    fn patterns_fit_executables_or_scripts_or_units() {
         let program = ProgramId { unit: "gw.service".into(), exe: "/usr/bin/gw-core".into(), script: None };
         for (pattern, fits) in [
             ("*", true),
@@ -534,6 +535,8 @@ mod tests {
         ] {
             assert_eq!(Pattern(pattern.into()).fits(&program), fits, "{pattern}");
         }
+        let program = ProgramId { script: Some("/usr/local/bin/pump".into()), ..program };
+        assert!(Pattern("*/pump".into()).fits(&program) && !Pattern("*/pumps".into()).fits(&program));
     }
 
     #[test]

@@ -30,7 +30,9 @@ impl Shed {
         match self {
             Self::Nothing => "all evidence is gathered",
             Self::Models => "first-time acts alone are judged",
-            Self::Opens => "first-time acts alone are judged, and ordinary opens of files are not told",
+            Self::Opens => {
+                "first-time acts alone are judged, ordinary opens of files are not told, and nothing is learned"
+            }
         }
     }
 

@@ -142,7 +142,8 @@ pub const KEYS: &[Key] = &[
         default: r#"["*"]"#,
         form: Words("a list of 1 to 256 patterns in quotes, none of them empty"),
         applied: Restart,
-        text: "Programs to learn and judge: executable paths or systemd units; * stands for any characters.",
+        text: "Programs to learn and judge: paths of executables or scripts, or systemd units; * stands for any \
+               characters.",
     },
     Key {
         name: "heartbeat",

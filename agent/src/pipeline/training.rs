@@ -10,6 +10,7 @@ use models::wire::{AlarmedWindow, TrainingWindow};
 use super::{Output, Pipeline};
 use crate::clock::Now;
 use crate::processes::Lookup;
+use crate::shedding::MODELS;
 
 /// Windows of one program that are learned from between two closes; the others are counted.
 const TRAINING_WAITING_MAX: usize = 128;
@@ -22,6 +23,12 @@ const VALUE_BYTES: usize = 13;
 const WINDOW_BYTES: usize = 40;
 
 impl<L: Lookup> Pipeline<L> {
+    /// Nothing of a window was left out. That the models are not asked takes nothing from it: else a device that is too busy for
+    /// them would never have learned.
+    fn saw_everything(&self) -> bool {
+        self.degraded.iter().all(|layer| layer == MODELS)
+    }
+
     /// Gives away a window that there were alerts in: if people find that they were false alarms, the next baseline is to know
     /// it. Only by what was done in it when there is no `vector`, or something was not seen.
     pub(super) fn keep_alarmed(
@@ -32,11 +39,12 @@ impl<L: Lookup> Pipeline<L> {
         window: &Window,
         out: &mut Vec<Output>,
     ) {
+        let saw_everything = self.saw_everything();
         let Some(process) = self.processes.get_mut(&tgid) else { return };
         let alerts = std::mem::take(&mut process.told);
         let program = process.key.as_ref().and_then(|key| self.programs.get(key));
         let Some(program) = program.filter(|_| !alerts.is_empty()) else { return };
-        let vector = vector.filter(|_| self.degraded.is_empty()).map(features::to_sparse).unwrap_or_default();
+        let vector = vector.filter(|_| saw_everything).map(features::to_sparse).unwrap_or_default();
         let traits: BTreeSet<u64> = window.traits().into_iter().collect();
         let window = TrainingWindow {
             unix_ms: now.unix_ms,
@@ -57,11 +65,12 @@ impl<L: Lookup> Pipeline<L> {
         vector: &Vector,
         window: &mut Window,
     ) {
+        let saw_everything = self.saw_everything();
         let loose = self.programs.get_mut(&key).map(|program| std::mem::take(&mut program.loose));
         let waiting = self.training.entry(key).or_default();
         if waiting.len() >= TRAINING_WAITING_MAX {
             self.counters.windows_surplus += 1;
-        } else if self.degraded.is_empty() {
+        } else if saw_everything {
             waiting.push(TrainingWindow {
                 unix_ms: now.unix_ms,
                 run,

@@ -59,6 +59,16 @@ fn a_false_alarm_is_none_for_the_baseline_that_was_taught_by_it() {
 }
 
 #[test]
+fn a_window_that_the_models_are_not_asked_about_is_learned_and_one_with_less_in_it_is_not() {
+    let mut bench = Bench::new(|_| {});
+    bench.pipeline.set_degraded(vec!["models".into()]);
+    assert!(matches!(&bench.close(&[GATEWAY])[..], [Output::Train(_)]), "a busy device learns too");
+    bench.pipeline.set_degraded(vec!["file".into(), "models".into()]);
+    assert_eq!(bench.close(&[GATEWAY]), []);
+    assert_eq!(bench.pipeline.counters().windows_degraded, 1);
+}
+
+#[test]
 fn what_is_left_of_a_window_that_alarmed_teaches_by_its_acts_alone() {
     let mut bench = Bench::new(|_| {});
     bench.learn();
