@@ -15,6 +15,7 @@ use models::event::{Event, EventKind, SyscallWindow, clipped};
 use models::orders;
 use models::policy::Severity;
 use models::program::ProgramId;
+use models::program_file::ProgramFile;
 use models::schema::SCHEMA_ID;
 use models::train::{self, TrainOptions, WINDOWS_MIN};
 use models::wire::{
@@ -227,6 +228,8 @@ pub(crate) fn downlink() -> Vec<Vec<u8>> {
     let order = |errand| {
         Downlink::Order(orders::sign("gw", &Order { id: 9, errand }, &key).expect("it is within the limits"))
     };
+    let file =
+        ProgramFile { version: "1.4.2".into(), arch: "aarch64".into(), sha256: [3; 32], size: 12 << 20 };
     let messages = [
         Downlink::Ack { epoch: 1, seq: 128 },
         Downlink::Offer(Offer { program: program(), generation: 3, sha256: [1; 32], size: 1 << 20 }),
@@ -240,6 +243,8 @@ pub(crate) fn downlink() -> Vec<Vec<u8>> {
         order(Errand::EndQuarantine),
         order(Errand::Processes),
         order(Errand::Process { pid: 300 }),
+        order(Errand::Update(file.sign(&key))),
+        order(Errand::EndUpdate),
         order(Errand::Record { for_s: 60, bytes_max: 1 << 20 }),
         order(Errand::Relearn { program: program() }),
         order(Errand::Configure { version: 3, text: "window = \"9s\"".into() }),

@@ -19,13 +19,15 @@ use fleet_server::mqtt::codec;
 use fleet_server::names::{DeviceId, GroupId};
 use fleet_server::rollouts::Plan;
 use fleet_server::store::{ChannelConfig, Matcher};
+use fleet_server::updates::UpdatePlan;
 use fleet_server::{pki, web};
 use models::bundle::{self, Keyring, Manifest, SigningKey};
 use models::detect::Detectors;
 use models::orders::{self, Done};
 use models::program::ProgramId;
+use models::program_file;
 use models::sequence::GramTable;
-use models::wire::{self, Downlink, Leaf, Order, Request, SignedOrder, UplinkFrame};
+use models::wire::{self, Downlink, Errand, Leaf, Order, Request, SignedOrder, UplinkFrame};
 use models::{feed, nearest::Prototypes};
 use rustls::pki_types::CertificateDer;
 
@@ -146,7 +148,13 @@ fn downlink(bytes: &[u8]) -> u64 {
         // Whoever has no key cannot make one that is carried out; what one could hold is read all the same.
         assert!(orders::open("gw", signed, &KEYS, &Done::default()).is_err());
         let SignedOrder { order, .. } = signed;
-        wire::decode::<Order>(order).map(|order| std::mem::discriminant(&order.errand)).ok()
+        let order = wire::decode::<Order>(order).ok();
+        if let Some(Order { errand: Errand::Update(signed), .. }) = &order {
+            assert!(program_file::open(signed, &KEYS).is_err());
+            let file = program_file::read(signed).map(|file| file.check()).map_err(|error| told(&error));
+            return class(("update", file.is_ok(), file.err()));
+        }
+        order.map(|order| std::mem::discriminant(&order.errand))
     } else {
         None
     };
@@ -263,6 +271,7 @@ fn api_bodies(bytes: &[u8]) -> u64 {
         web::read_body::<Matcher>(bytes).map(|matcher| matcher.is_narrow()).map_err(told),
         web::read_body::<ChannelConfig>(bytes).is_ok(),
         web::read_body::<Plan>(bytes).is_ok(),
+        web::read_body::<UpdatePlan>(bytes).is_ok(),
     ))
 }
 
