@@ -9,8 +9,8 @@
 //! <state>/agent/program   what is run                  <state>/agent/trial    what it is, and how it did
 //! ```
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -105,7 +105,13 @@ impl Updates {
         }
         let file = program_file::open(&trial.signed, keys).map_err(|error| error.to_string())?;
         let found = files::sha256_of(&self.program()).map_err(|error| error.to_string())?;
-        if found == file.sha256 { Ok(()) } else { Err("its file was changed".to_owned()) }
+        if found != file.sha256 {
+            return Err("its file was changed".to_owned());
+        }
+        // What the kernel refuses as a program, execvp(3) gives to a shell.
+        let mut head = [0; 4];
+        let read = File::open(self.program()).and_then(|mut program| program.read_exact(&mut head));
+        if read.is_ok() && head == *b"\x7fELF" { Ok(()) } else { Err("it is no program".to_owned()) }
     }
 
     /// This process runs the program in the folder.
@@ -273,10 +279,16 @@ mod tests {
     fn what_cannot_be_started_is_left_once_and_for_all() {
         let bench = Bench::new();
         assert_eq!(bench.told(), None);
-        // No program at all: the kernel refuses it, and this process goes on.
-        bench.given("99.0", b"no program");
+        bench.given("99.0", b"exit 0 # for a shell");
         bench.updates().launch(&bench.keys());
-        assert!(bench.told().unwrap().starts_with("version 99.0: it cannot be started: "));
+        assert_eq!(bench.told().unwrap(), "version 99.0: it is no program");
+        // What the kernel refuses leaves this process as it is.
+        bench.given("99.0", b"\x7fELF and nothing else");
+        let program = bench.dir.path().join("agent/program");
+        fs::set_permissions(program, fs::Permissions::from_mode(0o600)).unwrap();
+        bench.updates().launch(&bench.keys());
+        let told = bench.told().unwrap();
+        assert!(told.starts_with("version 99.0: it cannot be started: "), "{told}");
         assert_eq!(bench.told(), None, "it is told once");
         bench.updates().launch(&bench.keys());
         assert!(!bench.dir.path().join("agent/program").exists());
