@@ -86,7 +86,10 @@ fn without_a_certificate_of_this_fleet_there_is_no_connection() {
     enroll(&dir.path().join("again"), &fleet, "gw-a");
     assert!(Device::connect(&identity, good).welcome().is_err(), "a replaced certificate was welcome");
     // That one, and the one that showed nothing at all.
-    assert_eq!(fleet.counter("mqtt_not_enrolled").unwrap(), 2);
+    tests::wait_for("the count", Duration::from_secs(10), || {
+        Ok((fleet.counter("mqtt_not_enrolled")? == 2).then_some(()))
+    })
+    .unwrap();
 }
 
 #[test]

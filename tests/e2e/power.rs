@@ -24,6 +24,8 @@ use crate::needs_root;
 const DISK_BYTES: usize = 16 << 20;
 /// A disk writes these as a whole.
 const SECTOR: usize = 512;
+/// The first block of an ext4 file system has its superblock.
+const SUPERBLOCK_END: usize = 4096;
 const MESSAGES: u64 = 160;
 /// Writes at which the power goes.
 const CUTS: usize = 60;
@@ -205,8 +207,9 @@ fn left(base: &[u8], ops: &[Op], cut: usize, random: &mut fastrand::Rng) -> Vec<
     for (index, op) in ops[..cut].iter().enumerate() {
         let Op::Write(at, data) = op else { continue };
         let whole = index < flushed || random.u8(0..4) < share;
-        // A sector is written or not.
-        let len = if whole { data.len() } else { random.usize(0..=data.len() / SECTOR) * SECTOR };
+        // A sector is written or not. ext4 counts on its superblock being written whole, and does not mount without.
+        let is_whole = whole || *at < SUPERBLOCK_END;
+        let len = if is_whole { data.len() } else { random.usize(0..=data.len() / SECTOR) * SECTOR };
         let kept = if whole || random.bool() { len } else { 0 };
         image[*at..at + kept].copy_from_slice(&data[..kept]);
     }

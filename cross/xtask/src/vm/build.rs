@@ -122,6 +122,7 @@ pub(super) fn foreign(root: &Path, arch: Arch) -> Result<Built, VmError> {
     }
     let variable = cross.triple.replace('-', "_").to_uppercase();
     cargo
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .args(["test", "--package", "agent", "--bin", "behaveguard", "--test", "kernel"])
         .args(["--target", cross.triple, "--target-dir"])
         .arg(tools::target(root).join("vm").join(arch.name()))

@@ -105,6 +105,8 @@ function what(order) {
   if (order.kind === "configure") return order.version ? "use configuration " + order.version : "use no configuration of the fleet";
   if (order.kind === "processes") return "what runs";
   if (order.kind === "process") return "how process " + order.pid + " was judged";
+  if (order.kind === "update") return "run version " + order.version + " of the agent";
+  if (order.kind === "end_update") return "run its package's agent";
   if (order.kind === "record") return "record for " + order.for_s + " s";
   return "how it is";
 }
