@@ -9,6 +9,7 @@ mod download;
 mod fetch;
 mod lanes;
 mod renewal;
+mod transfer;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, ToSocketAddrs as _};

@@ -7,7 +7,7 @@ use std::io;
 
 use models::wire::{CHUNK_MAX, Request};
 
-use super::fetch::STALL_NS;
+use super::transfer::STALL_NS;
 use crate::captures::Capture;
 
 /// What an answer led to.

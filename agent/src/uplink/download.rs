@@ -2,13 +2,13 @@
 //! restart it goes on where it was.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
-use models::wire::{CHUNK_MAX, Request};
+use models::wire::Request;
 
-use super::fetch::STALL_NS;
+use super::transfer::{Taken, Transfer};
 use crate::files;
 
 /// What is fetched, and where to.
@@ -23,76 +23,58 @@ pub struct Wanted {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Download {
-    current: Option<(Wanted, File)>,
-    have: u32,
-    asked_ns: Option<u64>,
-}
+pub(super) struct Download(Option<(Wanted, Transfer<File>)>);
 
 impl Download {
     /// Fetches this, and nothing else any more.
     pub(super) fn begin(&mut self, wanted: Wanted) -> io::Result<()> {
-        (self.current, self.asked_ns) = (None, None);
+        self.0 = None;
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&wanted.path)?;
-        let len = file.metadata()?.len();
-        if len > u64::from(wanted.size) {
+        if file.metadata()?.len() > u64::from(wanted.size) {
             file.set_len(0)?;
         }
-        self.have = u32::try_from(file.metadata()?.len()).unwrap_or(0);
-        self.current = Some((wanted, file));
+        let have = u32::try_from(file.metadata()?.len()).unwrap_or(0);
+        let transfer = Transfer::new(wanted.sha256, wanted.size, have, file);
+        self.0 = Some((wanted, transfer));
         Ok(())
     }
 
     /// Fetches nothing any more.
     pub(super) fn end(&mut self) {
-        (self.current, self.asked_ns) = (None, None);
+        self.0 = None;
     }
 
-    /// What to ask for now, if nothing is on its way. The last chunk is asked for once more when all of it is there already, so
-    /// that its end is noticed in one place.
+    /// What to ask for now, if nothing is on its way.
     pub(super) fn next(&mut self, now_ns: u64) -> Option<Request> {
-        let overdue = self.asked_ns.is_some_and(|asked| now_ns.saturating_sub(asked) > STALL_NS);
-        if self.asked_ns.is_some() && !overdue {
-            return None;
-        }
-        let (wanted, _) = self.current.as_ref()?;
-        self.asked_ns = Some(now_ns);
-        let len = (wanted.size - self.have).min(CHUNK_MAX as u32);
-        Some(Request::Chunk { sha256: wanted.sha256, offset: self.have, len })
+        self.0.as_mut()?.1.next(now_ns)
     }
 
     /// Takes a chunk: `None` while there is more to come, or when nobody waits for it; else whether all of it is there.
     pub(super) fn take(&mut self, sha256: [u8; 32], offset: u32, chunk: &[u8]) -> Option<io::Result<()>> {
-        let (wanted, file) = self.current.as_mut()?;
-        if wanted.sha256 != sha256 || offset != self.have {
+        let taken = self.0.as_mut()?.1.take(sha256, offset, chunk);
+        if let Taken::Nothing = taken {
             return None;
         }
-        self.asked_ns = None;
-        let left = wanted.size - self.have;
-        let chunk = &chunk[..chunk.len().min(left as usize)];
-        if let Err(error) = file.write_all(chunk) {
-            self.end();
-            return Some(Err(error));
-        }
-        self.have += chunk.len() as u32;
-        if self.have < wanted.size && !chunk.is_empty() {
-            return None;
-        }
-        let whole = file.sync_all().and_then(|()| files::sha256_of(&wanted.path));
-        let result = whole.and_then(|found| {
-            if found == wanted.sha256 {
-                Ok(())
-            } else {
-                Err(io::Error::other("the fleet gave something else"))
-            }
-        });
-        self.end();
-        Some(result)
+        let (wanted, transfer) = self.0.take()?;
+        Some(match taken {
+            Taken::Failed(error) => Err(error),
+            _ => transfer.into_inner().sync_all().and_then(|()| is_what_was_wanted(&wanted)),
+        })
     }
 
     /// The connection is a new one: what was asked for in the old one does not come.
     pub(super) fn restart(&mut self) {
-        self.asked_ns = None;
+        if let Some((_, transfer)) = &mut self.0 {
+            transfer.restart();
+        }
+    }
+}
+
+fn is_what_was_wanted(wanted: &Wanted) -> io::Result<()> {
+    if files::sha256_of(&wanted.path)? == wanted.sha256 {
+        Ok(())
+    } else {
+        Err(io::Error::other("the fleet gave something else"))
     }
 }
 
@@ -102,23 +84,15 @@ mod tests {
 
     use super::*;
 
-    /// Serves until something has become of it; `lost` answers do not come.
-    fn served(download: &mut Download, bytes: &[u8], mut lost: u32) -> Option<io::Result<()>> {
-        for turn in 0..1000_u64 {
-            let Request::Chunk { sha256, offset, len } = download.next(turn * 2 * STALL_NS)? else {
-                panic!()
-            };
-            if lost > 0 {
-                lost -= 1;
-                continue;
-            }
+    /// Serves until something has become of it.
+    fn served(download: &mut Download, bytes: &[u8]) -> Option<io::Result<()>> {
+        loop {
+            let Request::Chunk { sha256, offset, len } = download.next(0)? else { panic!() };
             let part = bytes.get(offset as usize..(offset + len) as usize).unwrap_or_default();
-            assert!(download.take([9; 32], offset, part).is_none(), "of something else");
             if let Some(result) = download.take(sha256, offset, part) {
                 return Some(result);
             }
         }
-        None
     }
 
     #[test]
@@ -138,12 +112,12 @@ mod tests {
         download.begin(wanted.clone()).unwrap();
         assert!(matches!(download.next(0), Some(Request::Chunk { offset, .. }) if offset == len));
         download.restart();
-        served(&mut download, &bytes, 2).unwrap().unwrap();
+        served(&mut download, &bytes).unwrap().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
         assert!(download.next(u64::MAX).is_none(), "it is done");
         // It is whole already.
         download.begin(wanted).unwrap();
-        served(&mut download, &bytes, 0).unwrap().unwrap();
+        served(&mut download, &bytes).unwrap().unwrap();
     }
 
     #[test]
@@ -155,7 +129,7 @@ mod tests {
             let _ = std::fs::remove_file(&path);
             let mut download = Download::default();
             download.begin(Wanted { sha256: sha256(&bytes), size: 20_000, path }).unwrap();
-            assert!(served(&mut download, &served_bytes, 0).unwrap().is_err());
+            assert!(served(&mut download, &served_bytes).unwrap().is_err());
         }
     }
 }

@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 
 use models::bundle::{BUNDLE_MAX, sha256};
 use models::program::ProgramId;
-use models::wire::{CHUNK_MAX, Offer, Request};
+use models::wire::{Offer, Request};
+
+use super::transfer::{Taken, Transfer};
 
 /// Offers that wait; one more drops the oldest, which the fleet offers again at the next connection.
 const OFFERS_MAX: usize = 256;
-
-/// Without an answer for this long a chunk is asked for, or a part of a capture sent, again.
-pub(super) const STALL_NS: u64 = 15_000_000_000;
 
 /// What a chunk led to.
 #[derive(Debug)]
@@ -26,9 +25,7 @@ pub(super) enum Fetched {
 #[derive(Debug, Default)]
 pub(super) struct Fetch {
     waiting: VecDeque<Offer>,
-    current: Option<(Offer, Vec<u8>)>,
-    /// When the chunk at the end of `current` was asked for.
-    asked_ns: Option<u64>,
+    current: Option<(Offer, Transfer<Vec<u8>>)>,
 }
 
 impl Fetch {
@@ -52,56 +49,46 @@ impl Fetch {
         self.waiting.retain(|offer| !same(offer));
         if self.current.as_ref().is_some_and(|(offer, _)| same(offer)) {
             // An answer that still comes is for nobody.
-            (self.current, self.asked_ns) = (None, None);
+            self.current = None;
         }
     }
 
     /// What to ask for now, if nothing is on its way.
     pub(super) fn next(&mut self, now_ns: u64) -> Option<Request> {
-        if self.asked_ns.is_some() && !self.is_stalled(now_ns) {
-            return None;
-        }
         if self.current.is_none() {
-            self.current = self.waiting.pop_front().map(|offer| (offer, Vec::new()));
+            let offer = self.waiting.pop_front()?;
+            let transfer = Transfer::new(offer.sha256, offer.size, 0, Vec::new());
+            self.current = Some((offer, transfer));
         }
-        let (offer, data) = self.current.as_ref()?;
-        self.asked_ns = Some(now_ns);
-        let offset = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let len = (offer.size - offset).min(CHUNK_MAX as u32);
-        Some(Request::Chunk { sha256: offer.sha256, offset, len })
+        self.current.as_mut()?.1.next(now_ns)
     }
 
     /// Takes a chunk.
     pub(super) fn take(&mut self, hash: [u8; 32], offset: u32, chunk: &[u8]) -> Fetched {
-        let Some((offer, data)) = &mut self.current else { return Fetched::Nothing };
-        if offer.sha256 != hash || offset as usize != data.len() {
-            return Fetched::Nothing;
+        let Some((_, transfer)) = &mut self.current else { return Fetched::Nothing };
+        match transfer.take(hash, offset, chunk) {
+            Taken::Nothing => return Fetched::Nothing,
+            Taken::End => {}
+            Taken::Failed(error) => unreachable!("memory takes what is written to it: {error}"),
         }
-        self.asked_ns = None;
-        data.extend_from_slice(chunk);
-        let (have, want) = (data.len(), offer.size as usize);
-        if have < want && !chunk.is_empty() {
-            return Fetched::Nothing;
-        }
-        match self.current.take() {
-            Some((offer, data)) if have == want && sha256(&data) == hash => Fetched::Complete(offer, data),
+        match self.current.take().map(|(offer, transfer)| (offer, transfer.into_inner())) {
+            Some((offer, data)) if sha256(&data) == hash => Fetched::Complete(offer, data),
             _ => Fetched::Wrong,
         }
     }
 
     /// The connection is a new one: what was asked for in the old one does not come.
     pub(super) fn restart(&mut self) {
-        self.asked_ns = None;
-    }
-
-    /// Whether an answer is overdue.
-    pub(super) fn is_stalled(&self, now_ns: u64) -> bool {
-        self.asked_ns.is_some_and(|asked| now_ns.saturating_sub(asked) > STALL_NS)
+        if let Some((_, transfer)) = &mut self.current {
+            transfer.restart();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use models::wire::CHUNK_MAX;
+
     use super::*;
 
     fn offer(bytes: &[u8]) -> Offer {
@@ -159,14 +146,5 @@ mod tests {
         fetch.add(taken.clone());
         fetch.forget(&taken.program, 1);
         assert!(fetch.next(0).is_none(), "it waited");
-    }
-
-    #[test]
-    fn an_overdue_chunk_is_asked_for_again() {
-        let mut fetch = Fetch::default();
-        fetch.add(offer(&[1; 10]));
-        assert!(fetch.next(0).is_some());
-        assert!(fetch.next(STALL_NS).is_none());
-        assert!(fetch.next(STALL_NS + 1).is_some());
     }
 }
