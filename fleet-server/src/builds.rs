@@ -103,6 +103,12 @@ fn add(state: &Path, file: &Path) -> Done {
     }
     let (bytes, signature) = (read(file)?, signature_of(file));
     let damaged = || format!("{} is no signature of `behaveguard-fleet build sign`", signature.display());
+    if !signature.exists() {
+        let signature = signature.display();
+        return Err(
+            format!("there is no {signature}: sign it first, with `behaveguard-fleet build sign`").into()
+        );
+    }
     let signed: SignedProgramFile = postcard::from_bytes(&read(&signature)?).map_err(|_| damaged())?;
     let program = program_file::read(&signed).map_err(|_| damaged())?;
     if program.sha256 != sha256(&bytes) {
