@@ -61,6 +61,7 @@ pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(),
     match bench {
         Bench::Overhead => {
             tools::install(OVERHEAD)?;
+            tools::mount_tracefs();
             tools::run(tools::cargo(root).args(["build", "--workspace", "--locked"]).args(FEATURES))?;
             tools::run(Command::new(tools::target(root).join("debug/behaveguard-overhead")).args(arguments))?;
         }

@@ -165,14 +165,7 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
     };
     tools::install(NEEDS.iter().copied().flatten())?;
     install_checkers(root)?;
-    if !Path::new("/sys/kernel/tracing/events").exists() {
-        // systemd mounts it; in a container or a small machine nobody may have. The kernel tests say what they miss.
-        println!("mounting tracefs: classic tracepoints need it");
-        let mut mount = Command::new("mount");
-        if let Err(error) = tools::run(mount.args(["-t", "tracefs", "tracefs", "/sys/kernel/tracing"])) {
-            println!("{error}");
-        }
-    }
+    tools::mount_tracefs();
     told("installed");
     let mut totals = Totals::default();
     if filter.is_none() {

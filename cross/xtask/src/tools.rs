@@ -51,6 +51,18 @@ pub(crate) struct Need {
 pub(crate) const BUILD: &[Need] =
     &[Need { file: "cc", packages: &["gcc", "libc6-dev"], why: "compiles ring and SQLite, and links" }];
 
+/// Mounts the kernel's tracepoints where nobody has: systemd does, in a container or a small machine nobody may have. Whoever needs
+/// them says what is missing.
+pub(crate) fn mount_tracefs() {
+    if !Path::new("/sys/kernel/tracing/events").exists() {
+        println!("mounting tracefs: classic tracepoints need it");
+        let mut mount = Command::new("mount");
+        if let Err(error) = run(mount.args(["-t", "tracefs", "tracefs", "/sys/kernel/tracing"])) {
+            println!("{error}");
+        }
+    }
+}
+
 /// Installs what is missing of `needs`.
 ///
 /// # Errors

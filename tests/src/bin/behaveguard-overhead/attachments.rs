@@ -16,7 +16,7 @@ use crate::workloads::{Workload, clock, cpu_of};
 /// Every program is learned, with the defaults, but in windows of 5 s: six times as many drains.
 const CONFIG: &str = "watch = [\"*\"]\nwindow = \"5s\"\nheartbeat = \"5s\"\n";
 /// No baseline is trained meanwhile.
-const LEARN_WINDOWS: u32 = 1_000_000;
+const LEARN_WINDOWS: u32 = 100_000;
 /// The simplest question that a peer can be asked.
 const COUNT: &str =
     "tracepoint:raw_syscalls:sys_enter { @[pid] = count(); } BEGIN { printf(\"attached\\n\"); }";

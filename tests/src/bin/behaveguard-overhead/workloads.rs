@@ -54,6 +54,16 @@ impl Workload {
             Self::Requests => "requests",
         }
     }
+
+    /// How often it runs in a round: what is over in a moment is disturbed by whatever else happens in that moment.
+    pub(crate) fn times(self) -> u32 {
+        match self {
+            Self::Find => 8,
+            Self::Getppid | Self::Dd | Self::Exec => 4,
+            Self::Requests => 2,
+            Self::Compile => 1,
+        }
+    }
 }
 
 /// What a run took.
