@@ -4,7 +4,7 @@
 //! cell holds a gram and, in the ten bits above it, whose it is: thread ids have at most 22 bits, of which the cell's
 //! place holds 14. One word, so that no reader sees half of it.
 
-use crate::records::{SYSCALL_SLOTS, THREAD_CELLS};
+use crate::records::{SYSCALL_SLOTS, THREAD_CELLS, USUAL};
 
 /// Bits of a symbol.
 pub const SYMBOL_BITS: u32 = 9;
@@ -60,12 +60,26 @@ pub const fn roll(gram: u64, slot: u16) -> u64 {
     (gram << SYMBOL_BITS | symbol as u64) & EMPTY
 }
 
+/// The latest symbol of a gram: a call's slot, or [`OTHER`].
+#[inline(always)]
+#[must_use]
+pub const fn symbol(gram: u64) -> u16 {
+    (gram & START as u64) as u16
+}
+
 /// The latest call of a gram, when it has a slot.
 #[inline(always)]
 #[must_use]
 pub const fn latest(gram: u64) -> Option<u16> {
-    let symbol = (gram & START as u64) as u16;
+    let symbol = symbol(gram);
     if (symbol as usize) < SYSCALL_SLOTS { Some(symbol) } else { None }
+}
+
+/// The call before the latest, when it has a slot.
+#[inline(always)]
+#[must_use]
+pub const fn before_latest(gram: u64) -> Option<u16> {
+    latest(gram >> SYMBOL_BITS)
 }
 
 /// Where a table keeps a gram.
@@ -87,6 +101,46 @@ pub const fn learner_key(learner: u16, epoch: u32, gram: u64) -> u64 {
 pub const fn of_learner_key(key: u64) -> (u16, u32, u64) {
     let id = key >> GRAM_BITS;
     ((id >> 1) as u16, (id & 1) as u32, key & EMPTY)
+}
+
+/// The highest bit tells that a place of [`crate::records::Window::usual`] is taken: six times slot 0 is a gram as well.
+const TAKEN: u64 = 1 << 63;
+/// Between that and the gram is what the table holds for it.
+const STEPS_BITS: u32 = 8;
+
+/// How a window keeps a gram that it has found before, with what the table holds for it.
+#[inline(always)]
+#[must_use]
+pub const fn usual(gram: u64, steps: u32) -> u64 {
+    TAKEN | (steps as u64 & ((1 << STEPS_BITS) - 1)) << GRAM_BITS | gram
+}
+
+/// Whether a place holds this gram.
+#[inline(always)]
+#[must_use]
+pub const fn is_usual(kept: u64, gram: u64) -> bool {
+    kept & (TAKEN | EMPTY) == TAKEN | gram
+}
+
+/// The gram of a place that is taken.
+#[inline(always)]
+#[must_use]
+pub const fn gram_of(kept: u64) -> u64 {
+    kept & EMPTY
+}
+
+/// The gram of a place, and what the table holds for it; `None` for a place that is free.
+#[must_use]
+pub const fn of_usual(kept: u64) -> Option<(u64, u8)> {
+    if kept & TAKEN == 0 { None } else { Some((gram_of(kept), (kept >> GRAM_BITS) as u8)) }
+}
+
+/// Where a window keeps a gram: here, or beside it where the lowest bit differs.
+#[inline(always)]
+#[must_use]
+pub const fn usual_place(gram: u64) -> usize {
+    // Fibonacci hashing: the highest bits of a product with 2^64 by the golden ratio depend on all others.
+    (gram.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - USUAL.trailing_zeros())) as usize
 }
 
 /// Never zero, so that no cell with an owner is.
@@ -121,6 +175,22 @@ mod tests {
         assert_eq!(latest(after(7)), Some(334));
         assert_eq!(latest(EMPTY), None);
         assert_eq!(latest(roll(0, u16::MAX)), None, "a call without a slot is no slot");
+        let two = roll(roll(EMPTY, 9), u16::MAX);
+        assert_eq!((before_latest(two), symbol(two)), (Some(9), OTHER));
+        assert_eq!(before_latest(roll(EMPTY, 9)), None);
+    }
+
+    #[test]
+    fn a_window_keeps_usual_grams_with_what_the_table_holds_for_them() {
+        assert_eq!(of_usual(0), None);
+        for (gram, steps) in [(0, 0), (EMPTY, 255), (12_345, 7)] {
+            let kept = usual(gram, u32::from(steps));
+            assert_eq!(of_usual(kept), Some((gram, steps)));
+            assert!(is_usual(kept, gram) && !is_usual(kept, gram ^ 1) && !is_usual(0, gram));
+        }
+        let mut used = [0; USUAL];
+        (0..1000).for_each(|gram| used[usual_place(gram)] += 1);
+        assert!(used.iter().all(|n| *n > 1000 / USUAL / 2), "{used:?}");
     }
 
     #[test]

@@ -81,6 +81,8 @@ pub const VOLUME_UNKNOWN: u64 = u64::MAX;
 pub const GRAM_MISS: u64 = 255;
 /// Grams not in the table that a window keeps.
 pub const STRANGE: usize = 4;
+/// Grams that a window counts itself once it has found them; a power of two. The others are looked up in their map each time.
+pub const USUAL: usize = 32;
 
 /// Names of maps and globals, as the object file spells them.
 pub mod names {
@@ -433,14 +435,18 @@ pub struct Window {
     pub table: u16,
     /// Id under which the grams of this window are counted, 0 for none.
     pub learner: u16,
-    /// Grams looked up.
+    /// Grams looked up in the table's map; those of `usual` are counted there.
     pub grams: u32,
     /// Of these, not in the table.
     pub misses: u32,
-    /// Zero.
-    pub _pad: u32,
-    /// Sum of what the table holds for them, [`GRAM_MISS`] for each miss.
+    /// Whose the grams of `usual` are.
+    pub usual_of: Follow,
+    /// Sum of what the table holds for the grams looked up, [`GRAM_MISS`] for each miss.
     pub surprisal: u64,
+    /// Grams that were found before, each with what the table holds for it; see [`crate::gram::usual`].
+    pub usual: [u64; USUAL],
+    /// How often each came since. These calls are counted nowhere else.
+    pub usual_counts: [u32; USUAL],
     /// One bit per [`ACTIVE_BUCKET_NS`] since the epoch's start.
     pub active: [u64; 8],
     /// Bytes sent over IPv4 and IPv6.
@@ -458,7 +464,7 @@ pub struct Window {
     pub uring: u32,
     /// Records of rare acts, for their caps; see [`Class::act`].
     pub n_acts: [u32; ACTS],
-    /// Calls per schema slot.
+    /// Calls per schema slot, but for those that `usual_counts` has; so are the next two.
     pub calls: [u32; SYSCALL_SLOTS],
     /// Calls without a slot.
     pub unmapped: u32,
@@ -484,8 +490,10 @@ impl Window {
         learner: 0,
         grams: 0,
         misses: 0,
-        _pad: 0,
+        usual_of: Follow { table: 0, learner: 0 },
         surprisal: 0,
+        usual: [0; USUAL],
+        usual_counts: [0; USUAL],
         active: [0; 8],
         bytes_sent: 0,
         bytes_recv: 0,
@@ -574,8 +582,9 @@ const _: () = assert!(size_of::<Exec>() == 560);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);
-const _: () = assert!(size_of::<Window>() == 1784);
-const _: () = assert!(size_of::<Flush>() == 1824);
+const _: () = assert!(USUAL.is_power_of_two());
+const _: () = assert!(size_of::<Window>() == 2168);
+const _: () = assert!(size_of::<Flush>() == 2208);
 const _: () = assert!(size_of::<Epoch>() == 32);
 const _: () = assert!(size_of::<Thread>() == 16);
 const _: () = assert!(size_of::<Inject>() == 56);

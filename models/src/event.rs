@@ -1,12 +1,11 @@
 //! What happened in the kernel, decoded: the input of the window stage.
 
 use core::net::IpAddr;
-use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::schema::{BIGRAMS, SYSCALL_SLOTS};
-use crate::sequence::GramWindow;
+use crate::sequence::{GramWindow, summed};
 use crate::syscalls;
 
 /// The longest path an event carries, in bytes; longer ones keep their first bytes.
@@ -352,12 +351,8 @@ impl SyscallWindow {
             (_, None) => {}
         }
         if !other.learned.is_empty() {
-            let mut counts: BTreeMap<u64, u32> = self.learned.drain(..).collect();
-            for (gram, count) in &other.learned {
-                let sum = counts.entry(*gram).or_insert(0);
-                *sum = sum.saturating_add(*count);
-            }
-            self.learned.extend(counts);
+            self.learned.extend(&other.learned);
+            self.learned = summed(std::mem::take(&mut self.learned));
         }
     }
 }

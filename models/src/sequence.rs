@@ -102,7 +102,8 @@ pub struct Sums {
 }
 
 impl Sums {
-    fn add(&mut self, found: Option<u8>, times: u64) {
+    /// Adds calls by what the table holds for their gram, `None` when it is not there.
+    pub fn add(&mut self, found: Option<u8>, times: u64) {
         self.calls += times;
         self.misses += if found.is_none() { times } else { 0 };
         self.surprisal += times * u64::from(found.unwrap_or(MISS));
@@ -121,6 +122,18 @@ impl Sums {
         let steps = STEPS_PER_BIT as f32;
         (self.calls > 0).then(|| ratio(self.surprisal, self.calls) / steps)
     }
+}
+
+/// Counts of grams, ascending, each gram once.
+#[must_use]
+pub fn summed(mut counts: Vec<(u64, u32)>) -> Vec<(u64, u32)> {
+    counts.sort_unstable();
+    counts.dedup_by(|next, kept| {
+        let same = next.0 == kept.0;
+        kept.1 = kept.1.saturating_add(if same { next.1 } else { 0 });
+        same
+    });
+    counts
 }
 
 /// Gram to quantised surprisal, sorted by gram.
@@ -262,6 +275,12 @@ fn ratio(part: u64, whole: u64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_of_one_gram_are_summed() {
+        assert_eq!(summed(vec![(5, 1), (3, 2), (5, u32::MAX), (3, 1)]), [(3, 3), (5, u32::MAX)]);
+        assert!(summed(Vec::new()).is_empty());
+    }
 
     /// Calls without a pattern: a xorshift generator's.
     fn noise(n: usize, below: u64) -> Vec<Symbol> {

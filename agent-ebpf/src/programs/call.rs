@@ -14,7 +14,7 @@ use aya_ebpf::{
     maps::ProgramArray,
 };
 
-use crate::shared::{read_kernel, read_user};
+use crate::shared::{Caller, TASK_PID, TASK_TGID, caller, read_kernel, read_user};
 
 // A program array takes programs of one type only, so each dispatcher has its own.
 #[map]
@@ -47,6 +47,8 @@ pub(crate) struct Call {
     /// Its place: the native number; of a 32-bit call [`NATIVE_CALLS`] more than its number, unless all architectures agree
     /// on that.
     pub(crate) nr: u64,
+    /// Who makes it.
+    pub(crate) caller: Caller,
     registers: Registers,
     /// By a 32-bit call.
     narrow: bool,
@@ -55,20 +57,23 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// What the raw tracepoint gave. `typed` tells that the verifier knows the type of `registers`.
+    /// What the raw tracepoint gave, unless the agent makes the call itself. `typed` tells that the verifier knows the type of
+    /// `registers`.
     #[inline(always)]
-    pub(crate) fn new(registers: u64, nr: u64, typed: bool) -> Self {
-        let registers = Registers(registers);
-        if !is_narrow(registers, typed) {
+    pub(crate) fn new(registers: u64, nr: u64, typed: bool) -> Option<Self> {
+        let registers = Registers { at: registers, typed };
+        let (narrow, caller) = is_narrow(registers);
+        let caller = caller?;
+        if !narrow {
             let nr = if nr < NATIVE_CALLS as u64 { nr } else { CALL_PLACES as u64 };
-            return Self { nr, registers, narrow: false, list: 0 };
+            return Some(Self { nr, caller, registers, narrow: false, list: 0 });
         }
         let nr = nr & 0xffff_ffff;
         if nr == u64::from(SOCKETCALL.load()) {
             // The mask is for older verifiers, which forget what they know of a value kept on the stack.
             let which = hint::black_box(registers.narrow(0) as usize) & (SOCKETCALLS - 1);
             let nr = u64::from(SOCKETCALL_PLACES[which].load());
-            return Self { nr, registers, narrow: true, list: registers.narrow(1) };
+            return Some(Self { nr, caller, registers, narrow: true, list: registers.narrow(1) });
         }
         let nr = if nr >= NATIVE_CALLS as u64 {
             CALL_PLACES as u64
@@ -77,7 +82,7 @@ impl Call {
         } else {
             nr + NATIVE_CALLS as u64
         };
-        Self { nr, registers, narrow: true, list: 0 }
+        Some(Self { nr, caller, registers, narrow: true, list: 0 })
     }
 
     /// An argument. What cannot be read is zero.
@@ -116,39 +121,71 @@ pub(crate) fn read_words<const N: usize>(nr: u64, address: u64) -> Option<[u64; 
     Some(words)
 }
 
-/// Whether the kernel says that this is a 32-bit call.
+/// Whether the kernel says that this is a 32-bit call, and whose it is. Where the mark lies in a task whose type is known the
+/// numbers of its thread are read there as well: each helper that is called costs as much as all other steps together.
 #[inline(always)]
-fn is_narrow(registers: Registers, typed: bool) -> bool {
+fn is_narrow(registers: Registers) -> (bool, Option<Caller>) {
     let at = u64::from(NARROW_AT.load());
-    // SAFETY: the helpers take no arguments. The kernel checks each access without a helper, by the type when it loads the
-    // program and by its fault when it runs.
-    let word = unsafe {
+    // SAFETY: the helpers take no arguments. `typed` is for what has a known type.
+    let (word, caller) = unsafe {
         match NARROW_IN.load() {
-            NARROW_IN_REGISTERS if typed => ((registers.0 + at) as *const u32).read_volatile(),
-            NARROW_IN_REGISTERS => read_kernel(registers.0 + at).unwrap_or(0),
-            NARROW_IN_TASK => ((bpf_get_current_task_btf() as u64 + at) as *const u32).read_volatile(),
-            NARROW_IN_OLD_TASK => read_kernel(bpf_get_current_task() + at).unwrap_or(0),
-            _ => 0,
+            NARROW_IN_REGISTERS if registers.typed => (typed::<u32>(registers.at + at), caller()),
+            NARROW_IN_REGISTERS => (read_kernel(registers.at + at).unwrap_or(0), caller()),
+            NARROW_IN_TASK => {
+                let task = bpf_get_current_task_btf() as u64;
+                let tgid = typed(task + u64::from(TASK_TGID.load()));
+                let tid = typed(task + u64::from(TASK_PID.load()));
+                (typed(task + at), Caller { tgid, tid }.unless_own())
+            }
+            NARROW_IN_OLD_TASK => (read_kernel(bpf_get_current_task() + at).unwrap_or(0), caller()),
+            _ => (0, caller()),
         }
     };
-    word & NARROW_BIT.load() != 0
+    (word & NARROW_BIT.load() != 0, caller)
+}
+
+/// A value in kernel memory of which the verifier knows the type: read without a helper.
+///
+/// # Safety
+///
+/// `at` is an offset in such a type, which the kernel checks when it loads the program.
+#[inline(always)]
+unsafe fn typed<T>(at: u64) -> T {
+    // SAFETY: by this function's contract; a fault when it runs gives zero.
+    unsafe { (at as *const T).read_volatile() }
 }
 
 /// The registers of a process, saved on its way into the kernel.
 #[derive(Clone, Copy)]
-pub(crate) struct Registers(pub(crate) u64);
+pub(crate) struct Registers {
+    at: u64,
+    /// The verifier knows their type.
+    typed: bool,
+}
 
 impl Registers {
+    /// At this address, of which the verifier knows nothing.
+    #[inline(always)]
+    pub(crate) fn untyped(at: u64) -> Self {
+        Self { at, typed: false }
+    }
+
     /// Where 64-bit calls have their arguments.
     #[inline(always)]
     pub(crate) fn arg(self, index: usize) -> u64 {
-        read_kernel(self.0 + u64::from(ARG_OFFSETS[index].load())).unwrap_or(0)
+        let at = self.at + u64::from(ARG_OFFSETS[index].load());
+        if self.typed {
+            // SAFETY: `at` is in the registers.
+            unsafe { typed(at) }
+        } else {
+            read_kernel(at).unwrap_or(0)
+        }
     }
 
     /// Where 32-bit calls have theirs.
     #[inline(always)]
     fn narrow(self, index: usize) -> u64 {
-        read_kernel::<u32>(self.0 + u64::from(NARROW_ARG_OFFSETS[index].load())).unwrap_or(0).into()
+        read_kernel::<u32>(self.at + u64::from(NARROW_ARG_OFFSETS[index].load())).unwrap_or(0).into()
     }
 }
 
@@ -175,21 +212,23 @@ pub(crate) const CLASSIC_NR: usize = 8;
 pub(crate) const CLASSIC_ARGS: usize = 16;
 
 /// A layer's three programs: tail-called behind either dispatcher, and on the classic tracepoints of its calls, which
-/// 32-bit calls do not reach. The function gets the call's place and a way to read arguments.
+/// 32-bit calls do not reach. The function gets who calls, the call's place and a way to read arguments.
 #[macro_export]
 macro_rules! call_layer {
     ($btf:ident, $raw:ident, $classic:ident, $run:path) => {
         #[aya_ebpf::macros::btf_tracepoint(function = "sys_enter")]
         fn $btf(ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
-            let call = $crate::call::Call::new(ctx.arg(0), ctx.arg(1), true);
-            $run(call.nr, |i| call.arg(i));
+            if let Some(call) = $crate::call::Call::new(ctx.arg(0), ctx.arg(1), true) {
+                $run(call.caller, call.nr, |i| call.arg(i));
+            }
             0
         }
 
         #[aya_ebpf::macros::raw_tracepoint(tracepoint = "sys_enter")]
         fn $raw(ctx: aya_ebpf::programs::RawTracePointContext) -> i32 {
-            let call = $crate::call::Call::new(ctx.arg(0), ctx.arg(1), false);
-            $run(call.nr, |i| call.arg(i));
+            if let Some(call) = $crate::call::Call::new(ctx.arg(0), ctx.arg(1), false) {
+                $run(call.caller, call.nr, |i| call.arg(i));
+            }
             0
         }
 
@@ -197,9 +236,12 @@ macro_rules! call_layer {
         fn $classic(ctx: aya_ebpf::programs::TracePointContext) -> u32 {
             use $crate::call::{CLASSIC_ARGS, CLASSIC_NR};
             // SAFETY: the number is a 32-bit field of every system call's tracepoint, arguments are 64-bit fields.
-            if let Ok(nr) = unsafe { ctx.read_at::<u32>(CLASSIC_NR) } {
+            let nr = unsafe { ctx.read_at::<u32>(CLASSIC_NR) };
+            if let (Ok(nr), Some(caller)) = (nr, $crate::shared::caller()) {
                 // SAFETY: as above.
-                $run(u64::from(nr), |i| unsafe { ctx.read_at::<u64>(CLASSIC_ARGS + 8 * i) }.unwrap_or(0));
+                $run(caller, u64::from(nr), |i| {
+                    unsafe { ctx.read_at::<u64>(CLASSIC_ARGS + 8 * i) }.unwrap_or(0)
+                });
             }
             0
         }

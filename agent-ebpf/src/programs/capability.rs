@@ -29,7 +29,7 @@ fn capable_raw(ctx: RawTracePointContext) -> i32 {
 #[kprobe]
 fn capable_probe(ctx: ProbeContext) -> u32 {
     if bpf_get_current_uid_gid() as u32 == 0 {
-        used(Registers(ctx.as_ptr() as u64).arg(2) as u32, 0);
+        used(Registers::untyped(ctx.as_ptr() as u64).arg(2) as u32, 0);
     }
     0
 }

@@ -39,8 +39,7 @@ struct Pieces {
 }
 
 #[inline(always)]
-fn send(nr: u64, arg: impl Fn(usize) -> u64) {
-    let Some(caller) = caller() else { return };
+fn send(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) {
     let (call, fd) = (slot(nr), arg(0) as u32);
     let messages = match call {
         SLOT_SENDTO | SLOT_SENDMSG => 1,

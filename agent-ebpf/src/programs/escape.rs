@@ -11,7 +11,7 @@ use aya_ebpf::{
 use crate::{
     call::{call_of, slot},
     call_layer,
-    shared::{Caller, PathAt, caller, read_path, read_user, send_urgent},
+    shared::{Caller, PathAt, read_path, read_user, send_urgent},
 };
 
 const SLOT_CLONE: u16 = 56;
@@ -43,7 +43,7 @@ struct Said {
 }
 
 #[inline(always)]
-fn escape(nr: u64, arg: impl Fn(usize) -> u64) {
+fn escape(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) {
     let said = match nr {
         NR_OPEN_TREE => Said { fd: arg(0) as i32, flags: arg(2), path: arg(1), source: 0 },
         NR_MOVE_MOUNT => Said { fd: arg(2) as i32, flags: arg(4), path: arg(3), source: arg(1) },
@@ -77,7 +77,6 @@ fn escape(nr: u64, arg: impl Fn(usize) -> u64) {
             _ => return,
         },
     };
-    let Some(caller) = caller() else { return };
     if !caller.may_act(Class::Escape) {
         return;
     }

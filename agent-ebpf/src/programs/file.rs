@@ -42,8 +42,9 @@ static COMPLETE: PerCpuArray<[u8; PATH_LEN]> = PerCpuArray::with_max_entries(1, 
 
 #[btf_tracepoint(function = "sys_enter")]
 fn open_btf(ctx: BtfTracePointContext) -> i32 {
-    let call = Call::new(ctx.arg(0), ctx.arg(1), true);
-    if open(call.nr, |i| call.arg(i)) {
+    if let Some(call) = Call::new(ctx.arg(0), ctx.arg(1), true)
+        && open(call.caller, call.nr, |i| call.arg(i))
+    {
         // SAFETY: the array holds programs for this very hook, and nothing here needs dropping.
         unsafe { CALLS_BTF.tail_call(&ctx, WRITTEN) };
     }
@@ -52,8 +53,9 @@ fn open_btf(ctx: BtfTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "sys_enter")]
 fn open_raw(ctx: RawTracePointContext) -> i32 {
-    let call = Call::new(ctx.arg(0), ctx.arg(1), false);
-    if open(call.nr, |i| call.arg(i)) {
+    if let Some(call) = Call::new(ctx.arg(0), ctx.arg(1), false)
+        && open(call.caller, call.nr, |i| call.arg(i))
+    {
         // SAFETY: as above.
         unsafe { CALLS_RAW.tail_call(&ctx, WRITTEN) };
     }
@@ -63,9 +65,9 @@ fn open_raw(ctx: RawTracePointContext) -> i32 {
 #[tracepoint]
 fn open_tp(ctx: TracePointContext) -> u32 {
     // SAFETY: the number is a 32-bit field of every system call's tracepoint, arguments are 64-bit fields.
-    if let Ok(nr) = unsafe { ctx.read_at::<u32>(CLASSIC_NR) } {
+    if let (Ok(nr), Some(caller)) = (unsafe { ctx.read_at::<u32>(CLASSIC_NR) }, caller()) {
         // SAFETY: as above. What an open for writing means is another program on the same tracepoint.
-        open(u64::from(nr), |i| unsafe { ctx.read_at::<u64>(CLASSIC_ARGS + 8 * i) }.unwrap_or(0));
+        open(caller, u64::from(nr), |i| unsafe { ctx.read_at::<u64>(CLASSIC_ARGS + 8 * i) }.unwrap_or(0));
     }
     0
 }
@@ -108,9 +110,8 @@ fn fill(dfd: i32, path: PathAt, flags: u32) -> Option<(&'static mut Open, usize)
 
 /// Reports an open; true when it asks to write.
 #[inline(always)]
-fn open(nr: u64, arg: impl Fn(usize) -> u64) -> bool {
+fn open(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) -> bool {
     let Some((dfd, path, flags)) = asked(nr, arg) else { return false };
-    let Some(caller) = caller() else { return false };
     tell(caller, dfd, PathAt::User(path), flags);
     flags & (WRITES | TRUNCATES) != 0
 }
@@ -151,12 +152,11 @@ fn tell(caller: Caller, dfd: i32, path: PathAt, flags: u32) {
 /// An open for writing may be more than that: an injection, an escape, or the end of a log. A program of its own, for
 /// the verifier follows every path through both otherwise, and gives up.
 #[inline(always)]
-fn written(nr: u64, arg: impl Fn(usize) -> u64) {
+fn written(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) {
     let Some((dfd, path, flags)) = asked(nr, arg) else { return };
     if flags & (WRITES | TRUNCATES) == 0 {
         return;
     }
-    let Some(caller) = caller() else { return };
     means(caller, nr, dfd, PathAt::User(path), flags);
 }
 

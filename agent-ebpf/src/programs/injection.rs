@@ -8,7 +8,7 @@ use agent_ebpf::{
 use crate::{
     call::{call_of, slot},
     call_layer,
-    shared::{caller, send_urgent},
+    shared::{Caller, send_urgent},
 };
 
 const SLOT_PTRACE: u16 = 101;
@@ -17,7 +17,7 @@ call_layer!(inject_btf, inject_raw, inject_tp, inject);
 
 /// `ptrace(request, pid, ...)` and `process_vm_writev(pid, ...)`.
 #[inline(always)]
-fn inject(nr: u64, arg: impl Fn(usize) -> u64) {
+fn inject(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) {
     let (victim, request) = if slot(nr) == SLOT_PTRACE {
         let request = arg(0);
         if !is_injection(request) {
@@ -27,7 +27,6 @@ fn inject(nr: u64, arg: impl Fn(usize) -> u64) {
     } else {
         (arg(0) as u32, 0)
     };
-    let Some(caller) = caller() else { return };
     if victim != caller.tgid && caller.may_act(Class::Injection) {
         let header = caller.header(KIND_INJECT);
         send_urgent(Class::Injection, &Inject { header, call: call_of(nr), victim, request });

@@ -122,8 +122,7 @@ pub(crate) fn count_sent(caller: Caller, n: u64) {
 
 /// Counts the room that a receiving call offers. Attached only when nothing better counts.
 #[inline(always)]
-fn recv(nr: u64, arg: impl Fn(usize) -> u64) {
-    let Some(caller) = caller() else { return };
+fn recv(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) {
     let room = match slot(nr) {
         SLOT_RECVMSG => message(nr, arg(1)).map_or(0, |m| m.1),
         _ => arg(2),
@@ -171,8 +170,7 @@ pub(crate) fn peer(address: u64) -> Option<Peer> {
 }
 
 #[inline(always)]
-fn connect(_: u64, arg: impl Fn(usize) -> u64) {
-    let Some(caller) = caller() else { return };
+fn connect(caller: Caller, _: u64, arg: impl Fn(usize) -> u64) {
     let socket = SocketKey { tgid: caller.tgid, fd: arg(0) as u32 };
     let Some(peer) = peer(arg(1)) else {
         let _ = DNS_SOCKETS.remove(socket);

@@ -8,7 +8,7 @@ use agent_ebpf::{
 use crate::{
     call::{call_of, slot},
     call_layer,
-    shared::{caller, send_urgent},
+    shared::{Caller, send_urgent},
 };
 
 const SLOT_CHMOD: u16 = 90;
@@ -28,7 +28,7 @@ call_layer!(load_btf, load_raw, load_tp, load);
 /// `setuid`, `setreuid`, `setresuid` and `setfsuid` with user id 0, by a user that is not; and `chmod`, `fchmod`, `fchmodat`
 /// and `fchmodat2` with the set-user-id bit, by anyone.
 #[inline(always)]
-fn become_root(nr: u64, arg: impl Fn(usize) -> u64) {
+fn become_root(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) {
     let root = || aya_ebpf::helpers::bpf_get_current_uid_gid() as u32 == 0;
     let matters = match slot(nr) {
         SLOT_CHMOD | SLOT_FCHMOD => arg(1) & S_ISUID != 0,
@@ -40,7 +40,6 @@ fn become_root(nr: u64, arg: impl Fn(usize) -> u64) {
     if !matters {
         return;
     }
-    let Some(caller) = caller() else { return };
     if caller.may_act(Class::Privilege) {
         let header = caller.header(KIND_PRIVILEGE);
         send_urgent(Class::Privilege, &Act { header, call: call_of(nr), argument: 0 });
@@ -49,7 +48,7 @@ fn become_root(nr: u64, arg: impl Fn(usize) -> u64) {
 
 /// `init_module`, `finit_module`, `kexec_load`, `kexec_file_load`, and `bpf` where it loads or attaches.
 #[inline(always)]
-fn load(nr: u64, arg: impl Fn(usize) -> u64) {
+fn load(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) {
     let argument = match slot(nr) {
         SLOT_BPF => {
             let command = arg(0);
@@ -61,7 +60,6 @@ fn load(nr: u64, arg: impl Fn(usize) -> u64) {
         SLOT_FINIT_MODULE => arg(0) as u32,
         _ => 0,
     };
-    let Some(caller) = caller() else { return };
     if caller.may_act(Class::KernelLoad) {
         let header = caller.header(KIND_KERNEL_LOAD);
         send_urgent(Class::KernelLoad, &Act { header, call: call_of(nr), argument });

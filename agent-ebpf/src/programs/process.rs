@@ -4,8 +4,8 @@ use core::{hint, mem::offset_of, ptr};
 
 use agent_ebpf::gram::{self, Before};
 use agent_ebpf::records::{
-    ARGUMENTS_LEN, Class, Exec, Field, Flush, Follow, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH,
-    KIND_FORK, OFFSET_UNKNOWN, PATH_LEN, VOLUME_UNKNOWN, Window, WindowKey, counter,
+    ARGUMENTS_LEN, Class, Exec, Field, Flush, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK,
+    OFFSET_UNKNOWN, PATH_LEN, VOLUME_UNKNOWN, Window, WindowKey, counter,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -169,7 +169,7 @@ fn unfollow(caller: Caller) {
     let place = place_of(WindowKey { tgid: caller.tgid, epoch: epoch.number });
     if let Some(window) = place.and_then(|place| WINDOWS.get_ptr_mut(place)) {
         // SAFETY: `window` points into a map value.
-        unsafe { sequence::set(window, Follow { table: 0, learner: 0 }) };
+        unsafe { sequence::forget(window, epoch) };
     }
 }
 

@@ -4,29 +4,114 @@ use core::{hint, ptr};
 
 use agent_ebpf::{
     gram,
-    records::{Follow, GRAM_MISS, STRANGE, Window, counter},
+    records::{Follow, GRAM_MISS, STRANGE, USUAL, Window, counter},
 };
 
-use crate::shared::{Caller, FOLLOWED, GRAMS, LEARNED, OpenEpoch, add, add_u64, count_at};
+use crate::shared::{Caller, FOLLOWED, GRAMS, LEARNED, OpenEpoch, add, add_n, add_u64, count_at};
+use crate::syscall;
+
+const NOT_FOLLOWED: Follow = Follow { table: 0, learner: 0 };
+
+/// How the calls of a window's process are followed.
+#[inline(always)]
+pub(crate) fn followed(caller: Caller, window: *mut Window, epoch: OpenEpoch) -> Follow {
+    // SAFETY: `window` points into a map value that stays valid while the program runs. Threads that race here write
+    // the same values.
+    unsafe {
+        if (*window).checked != epoch.assigned {
+            (*window).checked = epoch.assigned;
+            set(window, FOLLOWED.get(caller.tgid).copied().unwrap_or_default());
+        }
+        Follow { table: (*window).table, learner: (*window).learner }
+    }
+}
 
 /// Looks up and counts the latest gram of a thread, as its process is followed.
 #[inline(always)]
-pub(crate) fn follow(caller: Caller, window: *mut Window, epoch: OpenEpoch, gram: u64) {
-    // SAFETY: `window` points into a map value that stays valid while the program runs. Threads that race here write
-    // the same values.
-    let (table, learner) = unsafe {
-        if (*window).checked != epoch.assigned {
-            (*window).checked = epoch.assigned;
-            let followed = FOLLOWED.get(caller.tgid).copied().unwrap_or_default();
-            set(window, followed);
-        }
-        ((*window).table, (*window).learner)
-    };
-    if table != 0 {
-        look_up(window, table, gram);
+pub(crate) fn count(window: *mut Window, followed: Follow, epoch: OpenEpoch, gram: u64) {
+    if followed == NOT_FOLLOWED {
+        return;
     }
-    if learner != 0 {
-        learn(gram::learner_key(learner, epoch.number, gram));
+    let steps = if followed.table == 0 { Some(0) } else { look_up(window, followed.table, gram) };
+    if followed.learner != 0 {
+        learn(gram::learner_key(followed.learner, epoch.number, gram), 1);
+    }
+    if let Some(steps) = steps {
+        keep(window, followed, gram, steps);
+    }
+}
+
+/// Counts a call by its gram alone where the window has found that before; false where it has not. The gram tells the call
+/// and the one before it, so nothing else is counted then: each count is a locked instruction, and the hash of a map takes longer
+/// than all other steps together.
+#[inline(always)]
+pub(crate) fn is_counted(window: *mut Window, followed: Follow, gram: u64) -> bool {
+    let at = gram::usual_place(gram);
+    // SAFETY: as for `followed`; a place is below the end, and so is the one beside it.
+    unsafe {
+        if (*window).usual_of != followed {
+            return false;
+        }
+        let usual = (&raw const (*window).usual).cast::<u64>();
+        let at = if gram::is_usual(usual.add(at).read_volatile(), gram) {
+            at
+        } else if gram::is_usual(usual.add(at ^ 1).read_volatile(), gram) {
+            at ^ 1
+        } else {
+            return false;
+        };
+        add((&raw mut (*window).usual_counts).cast::<u32>().add(at));
+    }
+    true
+}
+
+/// Keeps a gram where there is room. It was counted otherwise this time, so that two threads of a process that write to one
+/// place at the same instant lose none: one of the two grams is not found next time.
+#[inline(always)]
+fn keep(window: *mut Window, followed: Follow, gram: u64, steps: u32) {
+    let at = gram::usual_place(gram);
+    // SAFETY: as for `is_counted`.
+    unsafe {
+        if (*window).usual_of == NOT_FOLLOWED {
+            (*window).usual_of = followed;
+        }
+        if (*window).usual_of != followed {
+            return;
+        }
+        let usual = (&raw mut (*window).usual).cast::<u64>();
+        if usual.add(at).read_volatile() == 0 {
+            usual.add(at).write_volatile(gram::usual(gram, steps));
+        } else if usual.add(at ^ 1).read_volatile() == 0 {
+            usual.add(at ^ 1).write_volatile(gram::usual(gram, steps));
+        }
+    }
+}
+
+/// From here on the process runs another program: what the window counted of the old one goes where the rest of it is.
+///
+/// # Safety
+/// `window` points into a map value.
+#[inline(always)]
+pub(crate) unsafe fn forget(window: *mut Window, epoch: OpenEpoch) {
+    // SAFETY: by this function's contract; the places are below the end. Whoever starts a program has no other thread.
+    unsafe {
+        let learner = (*window).usual_of.learner;
+        let mut at = 0;
+        while at < USUAL {
+            let usual = (&raw mut (*window).usual).cast::<u64>().add(at);
+            let count = (&raw mut (*window).usual_counts).cast::<u32>().add(at);
+            if *count != 0 {
+                let gram = gram::gram_of(*usual);
+                syscall::count_call(window, gram::before_latest(gram), gram::symbol(gram), *count);
+                if learner != 0 {
+                    learn(gram::learner_key(learner, epoch.number, gram), *count);
+                }
+            }
+            (*usual, *count) = (0, 0);
+            at += 1;
+        }
+        (*window).usual_of = NOT_FOLLOWED;
+        set(window, NOT_FOLLOWED);
     }
 }
 
@@ -35,7 +120,7 @@ pub(crate) fn follow(caller: Caller, window: *mut Window, epoch: OpenEpoch, gram
 /// # Safety
 /// `window` points into a map value.
 #[inline(always)]
-pub(crate) unsafe fn set(window: *mut Window, followed: Follow) {
+unsafe fn set(window: *mut Window, followed: Follow) {
     // SAFETY: the caller's promise.
     unsafe {
         // The sums of one window are all of one table.
@@ -49,41 +134,41 @@ pub(crate) unsafe fn set(window: *mut Window, followed: Follow) {
     }
 }
 
+/// What the table holds for a gram; `None` when it is not there.
 #[inline(always)]
-fn look_up(window: *mut Window, table: u16, gram: u64) {
+fn look_up(window: *mut Window, table: u16, gram: u64) -> Option<u32> {
     // SAFETY: the value is read at once, and user space writes it whole.
-    let steps = match unsafe { GRAMS.get(gram::table_key(table, gram)) } {
-        Some(steps) => u64::from(*steps),
-        None => {
-            // SAFETY: as for `follow`; the place is masked. Threads that race here lose one example.
-            unsafe {
-                let misses = ptr::read_volatile(&raw const (*window).misses);
-                if misses < STRANGE as u32 {
-                    // The compiler must not drop the mask, which older verifiers want to see.
-                    let place = hint::black_box(misses as usize) & (STRANGE - 1);
-                    (&raw mut (*window).strange).cast::<u64>().add(place).write(gram);
-                }
-                add(&raw mut (*window).misses);
+    let steps = unsafe { GRAMS.get(gram::table_key(table, gram)) }.copied();
+    if steps.is_none() {
+        // SAFETY: as for `followed`; the place is masked. Threads that race here lose one example.
+        unsafe {
+            let misses = ptr::read_volatile(&raw const (*window).misses);
+            if misses < STRANGE as u32 {
+                // The compiler must not drop the mask, which older verifiers want to see.
+                let place = hint::black_box(misses as usize) & (STRANGE - 1);
+                (&raw mut (*window).strange).cast::<u64>().add(place).write(gram);
             }
-            GRAM_MISS
+            add(&raw mut (*window).misses);
         }
-    };
-    // SAFETY: as for `follow`.
+    }
+    // SAFETY: as for `followed`.
     unsafe {
         add(&raw mut (*window).grams);
-        add_u64(&raw mut (*window).surprisal, steps);
+        add_u64(&raw mut (*window).surprisal, steps.map_or(GRAM_MISS, u64::from));
     }
+    steps
 }
 
+/// Counts a gram of a process that is learned.
 #[inline(always)]
-fn learn(key: u64) {
+fn learn(key: u64, n: u32) {
     if let Some(known) = LEARNED.get_ptr_mut(key) {
-        return add(known);
+        return add_n(known, n);
     }
     // 1 is BPF_NOEXIST: another CPU may have been first.
-    if LEARNED.insert(key, 1, 1).is_err() {
+    if LEARNED.insert(key, n, 1).is_err() {
         match LEARNED.get_ptr_mut(key) {
-            Some(known) => add(known),
+            Some(known) => add_n(known, n),
             None => count_at(counter::GRAMS_REFUSED),
         }
     }

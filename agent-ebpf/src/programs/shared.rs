@@ -27,7 +27,7 @@ use aya_ebpf::{
 #[map]
 pub(crate) static WINDOWS: Array<Window> = Array::with_max_entries(2048, 0);
 #[map]
-pub(crate) static PLACES: HashMap<WindowKey, u32> = HashMap::with_max_entries(2048, BPF_F_NO_PREALLOC);
+pub(crate) static PLACES: HashMap<WindowKey, u32> = HashMap::with_max_entries(2048, 0);
 #[map]
 pub(crate) static FREE: Stack<u32> = Stack::with_max_entries(2048, 0);
 #[map]
@@ -39,7 +39,7 @@ pub(crate) static GRAMS: HashMap<u64, u32> = HashMap::with_max_entries(65_536, B
 #[map]
 pub(crate) static LEARNED: HashMap<u64, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static FOLLOWED: HashMap<u32, Follow> = HashMap::with_max_entries(2048, BPF_F_NO_PREALLOC);
+pub(crate) static FOLLOWED: HashMap<u32, Follow> = HashMap::with_max_entries(2048, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::LEN, 0);
 #[map]
@@ -88,8 +88,7 @@ static EMPTY: Window = Window::EMPTY;
 #[inline(always)]
 pub(crate) fn caller() -> Option<Caller> {
     let both = bpf_get_current_pid_tgid();
-    let (tgid, tid) = ((both >> 32) as u32, both as u32);
-    (tgid != OWN_TGID.load()).then_some(Caller { tgid, tid })
+    Caller { tgid: (both >> 32) as u32, tid: both as u32 }.unless_own()
 }
 
 /// A thread.
@@ -100,6 +99,12 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// None of the agent's own threads.
+    #[inline(always)]
+    pub(crate) fn unless_own(self) -> Option<Self> {
+        (self.tgid != OWN_TGID.load()).then_some(self)
+    }
+
     /// The beginning of a record about this thread, now.
     #[inline(always)]
     pub(crate) fn header(self, kind: u32) -> Header {

@@ -16,33 +16,34 @@ use aya_ebpf::{
 use crate::{
     call::{CALLS_BTF, CALLS_RAW, Call, slot},
     sequence,
-    shared::{Caller, OpenEpoch, add, caller, count, count_at, open_epoch},
+    shared::{Caller, OpenEpoch, add_n, count, count_at, open_epoch},
 };
 
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter_btf(ctx: BtfTracePointContext) -> i32 {
-    let nr = Call::new(ctx.arg(0), ctx.arg(1), true).nr;
-    if enter(nr) {
+    if let Some(call) = Call::new(ctx.arg(0), ctx.arg(1), true)
+        && enter(call.caller, call.nr)
+    {
         // SAFETY: the array holds programs for this very hook, and nothing here needs dropping.
-        unsafe { CALLS_BTF.tail_call(&ctx, nr as u32) };
+        unsafe { CALLS_BTF.tail_call(&ctx, call.nr as u32) };
     }
     0
 }
 
 #[raw_tracepoint(tracepoint = "sys_enter")]
 fn sys_enter_raw(ctx: RawTracePointContext) -> i32 {
-    let nr = Call::new(ctx.arg(0), ctx.arg(1), false).nr;
-    if enter(nr) {
+    if let Some(call) = Call::new(ctx.arg(0), ctx.arg(1), false)
+        && enter(call.caller, call.nr)
+    {
         // SAFETY: the array holds programs for this very hook, and nothing here needs dropping.
-        unsafe { CALLS_RAW.tail_call(&ctx, nr as u32) };
+        unsafe { CALLS_RAW.tail_call(&ctx, call.nr as u32) };
     }
     0
 }
 
 /// Counts one call; false when no layer may see it.
 #[inline(always)]
-fn enter(nr: u64) -> bool {
-    let Some(caller) = caller() else { return false };
+fn enter(caller: Caller, nr: u64) -> bool {
     let Some(epoch) = open_epoch() else { return false };
     let Some(thread) = caller.thread() else { return false };
     match caller.window_of(thread, epoch.number) {
@@ -85,23 +86,35 @@ fn tally(caller: Caller, thread: *mut Thread, window: *mut Window, slot: u16, ep
     let rolled = gram::roll(gram, slot);
     // SAFETY: as for the read.
     unsafe { ptr::write_volatile(&raw mut (*thread).cell, gram::cell(caller.tid, rolled)) };
+    let followed = sequence::followed(caller, window, epoch);
+    if !sequence::is_counted(window, followed, rolled) {
+        // SAFETY: `window` points into a map value that stays valid while the program runs.
+        unsafe { count_call(window, gram::latest(gram), slot, 1) };
+        sequence::count(window, followed, epoch, rolled);
+    }
+}
+
+/// Counts a call so often, and the pair that it makes with the one before it.
+///
+/// # Safety
+/// `window` points into a map value.
+#[inline(always)]
+pub(crate) unsafe fn count_call(window: *mut Window, previous: Option<u16>, slot: u16, n: u32) {
     // Its own value, checked right before it is used: older verifiers forget what they know of one kept on the stack.
     let index = hint::black_box(slot as usize);
     if index >= SYSCALL_SLOTS {
-        // SAFETY: as above.
-        add(unsafe { &raw mut (*window).unmapped });
-    } else {
-        // SAFETY: as above, and `index` was checked.
-        add(unsafe { (&raw mut (*window).calls).cast::<u32>().add(index) });
-        if let Some(previous) = gram::latest(gram) {
-            // The compiler knows the remainder's range and would drop both checks; the verifier does not, and 5.10 wants
-            // the mask as well.
-            let bucket = hint::black_box(bigram::bucket(previous, slot)) & 63;
-            if bucket < BIGRAMS {
-                // SAFETY: as above, and `bucket` was checked.
-                add(unsafe { (&raw mut (*window).bigrams).cast::<u32>().add(bucket) });
-            }
+        // SAFETY: by this function's contract.
+        return add_n(unsafe { &raw mut (*window).unmapped }, n);
+    }
+    // SAFETY: by this function's contract, and `index` was checked.
+    add_n(unsafe { (&raw mut (*window).calls).cast::<u32>().add(index) }, n);
+    if let Some(previous) = previous {
+        // The compiler knows the remainder's range and would drop both checks; the verifier does not, and 5.10 wants
+        // the mask as well.
+        let bucket = hint::black_box(bigram::bucket(previous, slot)) & 63;
+        if bucket < BIGRAMS {
+            // SAFETY: by this function's contract, and `bucket` was checked.
+            add_n(unsafe { (&raw mut (*window).bigrams).cast::<u32>().add(bucket) }, n);
         }
     }
-    sequence::follow(caller, window, epoch, rolled);
 }

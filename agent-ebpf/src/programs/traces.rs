@@ -24,8 +24,7 @@ use crate::{
     call_layer,
     file::AT_FDCWD,
     shared::{
-        Caller, DIRECTORIES, OWN_MNT_NS, PathAt, WATCHED, caller, field, offset, read_kernel, read_path,
-        send_urgent,
+        Caller, DIRECTORIES, OWN_MNT_NS, PathAt, WATCHED, field, offset, read_kernel, read_path, send_urgent,
     },
 };
 
@@ -57,7 +56,7 @@ enum Place {
 }
 
 #[inline(always)]
-fn tamper(nr: u64, arg: impl Fn(usize) -> u64) {
+fn tamper(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) {
     let call = slot(nr);
     let (dfd, path) = match call {
         SLOT_FALLOCATE if !is_erasure(arg(1)) => return,
@@ -66,7 +65,6 @@ fn tamper(nr: u64, arg: impl Fn(usize) -> u64) {
         // unlinkat, renameat, renameat2, futimesat, utimensat. Without a path the last two mean the descriptor.
         _ => (arg(0) as i32, arg(1)),
     };
-    let Some(caller) = caller() else { return };
     // What is renamed over another file removes that one.
     let (other_dfd, other_path) = match call {
         SLOT_RENAME => (AT_FDCWD, arg(1)),

@@ -93,9 +93,8 @@ fn path(request: u64, of: Field) -> Option<u64> {
 
 /// `io_uring_setup` and `io_uring_enter`: what the call says that it submits.
 #[inline(always)]
-fn enter(nr: u64, arg: impl Fn(usize) -> u64) {
+fn enter(caller: Caller, nr: u64, arg: impl Fn(usize) -> u64) {
     let submits = if nr == NR_IO_URING_ENTER { arg(1) as u32 } else { 1 };
-    let Some(caller) = caller() else { return };
     if let Some(window) = window(caller) {
         // SAFETY: `window` points into a map value.
         add_n(unsafe { &raw mut (*window).uring }, submits);

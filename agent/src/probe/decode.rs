@@ -2,16 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use agent_ebpf::dns;
 use agent_ebpf::records::{
-    Act, Class, Connect, Dns, Escape, Exec, Flush, Fork, Header, Inject, KIND_CONNECT, KIND_DNS, KIND_ESCAPE,
-    KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_INJECT, KIND_KERNEL_LOAD, KIND_OPEN, KIND_PRIVILEGE,
-    KIND_TAMPER, Open, PLACE_WATCHED, REPLACED, Tamper, VOLUME_UNKNOWN, Window,
+    Act, Class, Connect, Dns, Escape, Exec, Flush, Follow, Fork, Header, Inject, KIND_CONNECT, KIND_DNS,
+    KIND_ESCAPE, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK, KIND_INJECT, KIND_KERNEL_LOAD, KIND_OPEN,
+    KIND_PRIVILEGE, KIND_TAMPER, Open, PLACE_WATCHED, REPLACED, Tamper, VOLUME_UNKNOWN, Window,
 };
+use agent_ebpf::{bigram, dns, gram};
 use models::event::{
     Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering, Volume, clipped,
 };
-use models::sequence::{GramWindow, Sums};
+use models::sequence::{GramWindow, Sums, summed};
 use zerocopy::FromBytes;
 
 /// Why a record is not an event.
@@ -155,14 +155,29 @@ pub(super) fn read(record: &[u8]) -> Result<Record, DecodeError> {
 /// A window entry as the pipeline knows it.
 #[must_use]
 pub fn window(window: &Window) -> SyscallWindow {
+    let (grams, learned) = order(window);
+    let (mut calls, mut bigrams, mut unmapped) =
+        (window.calls.to_vec(), window.bigrams.to_vec(), window.unmapped);
+    for (gram, _, count) in usual(window) {
+        match gram::latest(gram) {
+            Some(slot) => {
+                calls[usize::from(slot)] = calls[usize::from(slot)].saturating_add(count);
+                if let Some(previous) = gram::before_latest(gram) {
+                    let pairs = &mut bigrams[bigram::bucket(previous, slot)];
+                    *pairs = pairs.saturating_add(count);
+                }
+            }
+            None => unmapped = unmapped.saturating_add(count),
+        }
+    }
     SyscallWindow {
         tgid: window.key.tgid,
         epoch: window.key.epoch,
         first_ns: window.first_ns,
         last_ns: window.last_ns,
-        calls: window.calls.to_vec(),
-        unmapped: window.unmapped,
-        bigrams: window.bigrams.to_vec(),
+        calls,
+        unmapped,
+        bigrams,
         active: window.active,
         active_before: 0,
         bytes_sent: window.bytes_sent,
@@ -174,17 +189,37 @@ pub fn window(window: &Window) -> SyscallWindow {
             [VOLUME_UNKNOWN, _] | [_, VOLUME_UNKNOWN] => None,
             [read, written] => Some(Volume { read, written }),
         },
-        grams: (window.table != 0 && window.grams > 0).then(|| GramWindow {
-            table: window.table,
-            sums: Sums {
-                calls: window.grams.into(),
-                misses: window.misses.into(),
-                surprisal: window.surprisal,
-            },
-            strange: window.strange.iter().take(window.misses as usize).copied().collect(),
-        }),
-        learned: Vec::new(),
+        grams,
+        learned,
     }
+}
+
+/// The grams that a window counted itself, each with what the table holds for it and how often it came.
+fn usual(window: &Window) -> impl Iterator<Item = (u64, u8, u32)> {
+    let counted = window.usual.iter().zip(window.usual_counts).filter(|(_, count)| *count > 0);
+    counted.filter_map(|(kept, count)| gram::of_usual(*kept).map(|(gram, steps)| (gram, steps, count)))
+}
+
+/// What the window says of the order of calls: its sums by its table, and what it counted itself of the grams that are learned.
+fn order(window: &Window) -> (Option<GramWindow>, Vec<(u64, u32)>) {
+    let mut sums =
+        Sums { calls: window.grams.into(), misses: window.misses.into(), surprisal: window.surprisal };
+    let (Follow { table, learner }, mut learned) = (window.usual_of, Vec::new());
+    for (gram, steps, count) in usual(window) {
+        // What was counted by another table than the last does not belong to its sums.
+        if table == window.table {
+            sums.add(Some(steps), count.into());
+        }
+        if learner != 0 {
+            learned.push((gram, count));
+        }
+    }
+    let grams = (window.table != 0 && sums.calls > 0).then(|| GramWindow {
+        table: window.table,
+        sums,
+        strange: window.strange.iter().take(window.misses as usize).copied().collect(),
+    });
+    (grams, summed(learned))
 }
 
 fn whole<T: FromBytes>(header: &Header, record: &[u8]) -> Result<T, DecodeError> {
@@ -312,6 +347,45 @@ mod tests {
             Act { header: header(KIND_PRIVILEGE), call: 105, argument: 0 }.as_bytes().to_vec(),
             Act { header: header(KIND_KERNEL_LOAD), call: 321, argument: 5 }.as_bytes().to_vec(),
         ]
+    }
+
+    #[test]
+    fn what_a_window_counted_itself_is_part_of_its_sums_and_of_what_is_learned() {
+        let counted = |table, learner| {
+            let mut window =
+                Window { table, learner, usual_of: Follow { table: 3, learner: 4 }, ..Window::EMPTY };
+            (window.grams, window.misses, window.surprisal) = (10, 1, 300);
+            (window.usual[7], window.usual_counts[7]) = (gram::usual(50, 20), 5);
+            (window.usual[9], window.usual_counts[9]) = (gram::usual(40, 255), 2);
+            // Kept, and not met since; and the same gram twice, by two threads at once.
+            window.usual[1] = gram::usual(60, 1);
+            (window.usual[6], window.usual_counts[6]) = (gram::usual(50, 20), 1);
+            order(&window)
+        };
+        let (grams, learned) = counted(3, 4);
+        assert_eq!(grams.unwrap().sums, Sums { calls: 18, misses: 1, surprisal: 300 + 6 * 20 + 2 * 255 });
+        assert_eq!(learned, [(40, 2), (50, 6)]);
+        let (grams, learned) = counted(8, 4);
+        assert_eq!(grams.unwrap().sums, Sums { calls: 10, misses: 1, surprisal: 300 }, "another table's");
+        assert_eq!(learned.len(), 2);
+        assert!(counted(0, 4).0.is_none());
+    }
+
+    #[test]
+    fn a_gram_that_a_window_counted_itself_is_a_call_and_a_pair() {
+        let mut window = Window::EMPTY;
+        let of = |calls: &[u16]| calls.iter().fold(gram::EMPTY, |gram, slot| gram::roll(gram, *slot));
+        for (at, (calls, count)) in
+            [(&[3, 1, 4][..], 5), (&[4][..], 1), (&[4, u16::MAX][..], 7), (&[u16::MAX, 4][..], 2)]
+                .into_iter()
+                .enumerate()
+        {
+            (window.usual[at], window.usual_counts[at]) = (gram::usual(of(calls), 0), count);
+        }
+        (window.calls[4], window.unmapped, window.bigrams[bigram::bucket(1, 4)]) = (10, 20, 30);
+        let window = super::window(&window);
+        assert_eq!((window.calls[4], window.unmapped, window.total()), (18, 27, 45));
+        assert_eq!((window.bigrams[bigram::bucket(1, 4)], window.bigrams.iter().sum()), (35, 35));
     }
 
     #[test]

@@ -90,8 +90,9 @@ impl Drain {
         for place in &places {
             let bytes = self.windows.get(place, 0).map_err(in_map(names::WINDOWS))?;
             let window = Window::read_from_bytes(&bytes).expect("the map's values are windows");
-            if window.calls.iter().chain([&window.unmapped]).any(|n| *n > 0) {
-                taken.push(decode::window(&window));
+            let window = decode::window(&window);
+            if window.total() > 0 {
+                taken.push(window);
             }
         }
         self.places.remove(&keys).map_err(batch)?;

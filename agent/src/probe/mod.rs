@@ -36,6 +36,7 @@ use aya::{
 };
 use models::{
     event::{Event, EventKind, SyscallWindow},
+    sequence::summed,
     syscalls::Arch,
     wire::LayerState,
 };
@@ -421,7 +422,8 @@ impl Probe {
         let mut windows = self.drain.collect()?;
         let mut learned = self.sequences.take_learned(self.epoch().0).map_err(batch(names::LEARNED))?;
         for window in &mut windows {
-            window.learned = learned.remove(&window.tgid).unwrap_or_default();
+            window.learned.extend(learned.remove(&window.tgid).unwrap_or_default());
+            window.learned = summed(std::mem::take(&mut window.learned));
             // A volume counts from the process's beginning, so what is not asked for now comes with the next answer.
             if window.moves() >= MOVES_MIN {
                 window.volume = resolve::volume(window.tgid);
@@ -432,6 +434,7 @@ impl Probe {
         windows.extend(
             learned
                 .into_iter()
+                .map(|(tgid, counts)| (tgid, summed(counts)))
                 .map(|(tgid, learned)| SyscallWindow { learned, ..SyscallWindow::empty(tgid, closed) }),
         );
         Ok(windows)

@@ -4,7 +4,7 @@
 //! of one table. A process that is being learned has an id under which the kernel counts its grams, apart for odd and
 //! even epochs, so that a closed epoch's counts are final.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
 
 use agent_ebpf::gram::{LEARNERS, TABLES, of_learner_key, table_key};
@@ -54,14 +54,61 @@ pub(super) struct Sequences {
     /// Grams of every table.
     tables: BTreeMap<u16, Vec<u64>>,
     grams_max: usize,
-    /// Learner to process.
-    learners: BTreeMap<u16, u32>,
-    /// Learners without a process: the kernel may still hold their counts for this many drains.
-    resting: BTreeMap<u16, u8>,
-    /// Processes that got no learner because all were in use.
-    refused: u64,
+    learners: Learners,
     /// Counts of epochs that were still open when the map was read.
     early: BTreeMap<(u16, u32), Learned>,
+}
+
+/// Who is learned under which id.
+struct Learners {
+    processes: BTreeMap<u16, u32>,
+    ids: BTreeMap<u32, u16>,
+    /// Without a process: the kernel may still hold their counts for this many drains.
+    resting: BTreeMap<u16, u8>,
+    /// The one that was free for longest first.
+    free: VecDeque<u16>,
+    /// Processes that got none because all were in use.
+    refused: u64,
+}
+
+impl Learners {
+    fn new() -> Self {
+        let (processes, ids, resting) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { processes, ids, resting, free: (1..LEARNERS).collect(), refused: 0 }
+    }
+
+    /// The id of a process, a new one when it has none; 0 when there is none left.
+    fn of(&mut self, tgid: u32) -> u16 {
+        if let Some(id) = self.ids.get(&tgid) {
+            return *id;
+        }
+        let Some(id) = self.free.pop_front() else {
+            self.refused += 1;
+            return 0;
+        };
+        self.processes.insert(id, tgid);
+        self.ids.insert(tgid, id);
+        id
+    }
+
+    fn forget(&mut self, tgid: u32) {
+        if let Some(id) = self.ids.remove(&tgid) {
+            self.processes.remove(&id);
+            self.resting.insert(id, DRAINS_AT_REST);
+        }
+    }
+
+    /// The counts of one more drain have come.
+    fn drained(&mut self) {
+        let free = &mut self.free;
+        self.resting.retain(|id, drains| {
+            *drains -= 1;
+            if *drains == 0 {
+                free.push_back(*id);
+            }
+            *drains > 0
+        });
+    }
 }
 
 impl Sequences {
@@ -71,18 +118,8 @@ impl Sequences {
             programs.map(names::LEARNED).and_then(Batch::of).ok_or(ProbeError::MissingMap(names::LEARNED))?;
         let followed =
             HashMap::try_from(take(programs, names::FOLLOWED)?).map_err(in_map(names::FOLLOWED))?;
-        let (tables, learners, early) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Ok(Self {
-            resting: BTreeMap::new(),
-            grams,
-            learned,
-            followed,
-            tables,
-            grams_max: grams_max as usize,
-            learners,
-            refused: 0,
-            early,
-        })
+        let (tables, learners, early) = (BTreeMap::new(), Learners::new(), BTreeMap::new());
+        Ok(Self { grams, learned, followed, tables, grams_max: grams_max as usize, learners, early })
     }
 
     /// Puts a table into the kernel. Nobody is looked up in it before [`Sequences::follow`] says so.
@@ -112,7 +149,12 @@ impl Sequences {
 
     /// What becomes of a process's grams from now on.
     pub(super) fn follow(&mut self, tgid: u32, table: Option<TableId>, learn: bool) -> Result<(), MapError> {
-        let learner = if learn { self.learner(tgid) } else { self.forget_learner(tgid) };
+        let learner = if learn {
+            self.learners.of(tgid)
+        } else {
+            self.learners.forget(tgid);
+            0
+        };
         let follow = Follow { table: table.map_or(0, |table| table.0), learner };
         if follow == Follow::default() {
             return self.remove(tgid);
@@ -124,32 +166,23 @@ impl Sequences {
 
     /// The process has left, or runs another program.
     pub(super) fn unfollow(&mut self, tgid: u32) -> Result<(), MapError> {
-        self.forget_learner(tgid);
+        self.learners.forget(tgid);
         self.remove(tgid)
     }
 
-    /// What learning processes showed in the closed epoch, which the one before `open` is.
+    /// What learning processes showed in the closed epoch, which the one before `open` is, but for what their windows counted.
     pub(super) fn take_learned(&mut self, open: u32) -> std::io::Result<BTreeMap<u32, Learned>> {
         let mut found = std::mem::take(&mut self.early);
         self.learned.take(|key, count| {
             let (learner, parity, gram) = of_learner_key(*key);
             found.entry((learner, parity)).or_default().push((gram, *count));
         })?;
-        self.resting.retain(|_, drains| {
-            *drains -= 1;
-            *drains > 0
-        });
+        self.learners.drained();
         let mut closed: BTreeMap<u32, Learned> = BTreeMap::new();
-        for ((learner, parity), mut counts) in found {
+        for ((learner, parity), counts) in found {
             if parity == open & 1 {
                 self.early.insert((learner, parity), counts);
-            } else if let Some(tgid) = self.learners.get(&learner) {
-                counts.sort_unstable();
-                counts.dedup_by(|next, kept| {
-                    let same = next.0 == kept.0;
-                    kept.1 += if same { next.1 } else { 0 };
-                    same
-                });
+            } else if let Some(tgid) = self.learners.processes.get(&learner) {
                 closed.insert(*tgid, counts);
             }
         }
@@ -158,31 +191,7 @@ impl Sequences {
 
     /// Processes that got no learner because all were in use.
     pub(super) fn refused(&self) -> u64 {
-        self.refused
-    }
-
-    fn learner(&mut self, tgid: u32) -> u16 {
-        if let Some((id, _)) = self.learners.iter().find(|(_, known)| **known == tgid) {
-            return *id;
-        }
-        let free = |id: &u16| !self.learners.contains_key(id) && !self.resting.contains_key(id);
-        let Some(id) = (1..LEARNERS).find(free) else {
-            self.refused += 1;
-            return 0;
-        };
-        self.learners.insert(id, tgid);
-        id
-    }
-
-    fn forget_learner(&mut self, tgid: u32) -> u16 {
-        let resting = &mut self.resting;
-        self.learners.retain(|id, known| {
-            if *known == tgid {
-                resting.insert(*id, DRAINS_AT_REST);
-            }
-            *known != tgid
-        });
-        0
+        self.learners.refused
     }
 
     fn remove(&mut self, tgid: u32) -> Result<(), MapError> {
@@ -190,5 +199,26 @@ impl Sequences {
             Err(MapError::SyscallError(failed)) if failed.io_error.kind() == ErrorKind::NotFound => Ok(()),
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_used_again_when_its_counts_have_come() {
+        let mut learners = Learners::new();
+        let all: Vec<u16> = (0..u32::from(LEARNERS) - 1).map(|tgid| learners.of(tgid)).collect();
+        assert!(all.iter().all(|id| *id != 0));
+        assert_eq!((learners.of(0), learners.of(9999), learners.refused), (all[0], 0, 1));
+        learners.forget(5);
+        learners.forget(9999);
+        for _ in 0..DRAINS_AT_REST {
+            assert_eq!(learners.of(9999), 0, "the kernel may hold its counts");
+            learners.drained();
+        }
+        assert_eq!(learners.of(9999), all[5]);
+        assert_eq!(learners.processes[&all[5]], 9999);
     }
 }

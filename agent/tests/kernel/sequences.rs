@@ -137,6 +137,47 @@ fn a_table_stays_with_its_program() {
 }
 
 #[test]
+fn what_a_child_did_before_it_started_a_program_is_learned_of_its_parent_and_not_of_that_program() {
+    let _turn = turn();
+    let mut probe = load(&[]);
+    probe.follow(std::process::id(), None, true).expect("there is room");
+    own(&mut probe);
+    // SAFETY: the child makes calls that take integers, and becomes another program or leaves without any destructor.
+    let child = unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            for _ in 0..ROUNDS {
+                libc::getppid();
+            }
+            libc::execl(c"/bin/true".as_ptr(), c"true".as_ptr(), std::ptr::null::<libc::c_char>());
+            libc::_exit(1);
+        }
+        child
+    };
+    // SAFETY: the child is ours, and no status is asked for.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    let child = u32::try_from(child).expect("a process id");
+    // It comes when it leaves, and with the drain when the ring is full.
+    let flushed = events(&mut probe).into_iter().filter_map(|event| match event.kind {
+        models::event::EventKind::Flush(window) => Some(*window),
+        _ => None,
+    });
+    let windows: Vec<SyscallWindow> = flushed.chain(probe.drain().expect("drained")).collect();
+    let of = |tgid: u32| {
+        let mut sum = SyscallWindow::empty(tgid, 0);
+        windows.iter().filter(|window| window.tgid == tgid).for_each(|window| sum.merge(window));
+        sum
+    };
+    assert!(
+        of(child).total() > u64::from(ROUNDS) && of(child).learned.is_empty(),
+        "nobody learns that program"
+    );
+    let gram = [slot("getppid").expect("a slot"); ORDER].into_iter().fold(EMPTY, roll);
+    let learned: BTreeMap<u64, u32> = of(std::process::id()).learned.into_iter().collect();
+    assert_eq!(learned.get(&gram), Some(&(ROUNDS + 1 - ORDER as u32)));
+}
+
+#[test]
 fn to_stop_following_whom_nobody_follows_is_no_error() {
     let _turn = turn();
     let mut probe = load(&[]);
