@@ -32,6 +32,7 @@ pub mod secret;
 pub mod server;
 pub mod signer;
 mod silence;
+mod staged;
 pub mod store;
 pub mod trainer;
 pub mod updates;

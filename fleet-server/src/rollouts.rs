@@ -11,7 +11,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use models::bundle::sha256;
 use models::chain::chain;
 use models::wire::Downlink;
 use serde::{Deserialize, Serialize};
@@ -23,6 +22,8 @@ use crate::counters::Counter;
 use crate::hub::Event;
 use crate::names::DeviceId;
 use crate::server::Shared;
+use crate::silence;
+use crate::staged;
 use crate::store::{self, AuditRow, RolloutRow, StoreError};
 
 /// How often rollouts are looked at.
@@ -66,10 +67,8 @@ impl Plan {
     /// What is out of range.
     #[must_use]
     pub fn problem(&self) -> Option<&'static str> {
-        if !(1..=100).contains(&self.canary_percent) {
-            Some("canary_percent is from 1 to 100")
-        } else if !(10..=2_592_000).contains(&self.wait_s) {
-            Some("wait_s is from 10 to 2592000")
+        if let Some(problem) = staged::problem(self.canary_percent, self.wait_s) {
+            Some(problem)
         } else if !(0.0..=1000.0).contains(&self.alerts_per_device) {
             Some("alerts_per_device is from 0 to 1000")
         } else if self.unwell_percent > 100 {
@@ -79,12 +78,11 @@ impl Plan {
         }
     }
 
-    /// The first devices: as if drawn by lot, others in each rollout, and always the same in one.
+    /// The first devices.
     #[must_use]
     pub fn canaries(&self, rollout: u64, mut targets: Vec<String>) -> Vec<String> {
-        let share = targets.len() as u64 * u64::from(self.canary_percent);
-        targets.sort_by_cached_key(|device| sha256(format!("{rollout} {device}").as_bytes()));
-        targets.truncate((share.div_ceil(100)).max(1) as usize);
+        staged::draw(rollout, &mut targets, |device| device);
+        targets.truncate(staged::first(self.canary_percent, targets.len()));
         targets
     }
 }
@@ -238,10 +236,7 @@ async fn look(shared: &Arc<Shared>, started_ms: u64) -> Result<(), StoreError> {
     }
     for row in shared.store.read(store::rollouts_under_way).await? {
         let now_ms = clock::unix_ms();
-        // What was not heard because this server was down is no silence.
-        let silent_ms = u64::from(shared.config.silent_after_s) * 1000;
-        let heard_before_ms =
-            if now_ms.saturating_sub(started_ms) < silent_ms { 0 } else { now_ms.saturating_sub(silent_ms) };
+        let heard_before_ms = silence::heard_before_ms(&shared.config, started_ms, now_ms);
         let of = row.clone();
         let facts = shared.store.search(move |c| store::rollout_facts(c, &of, heard_before_ms)).await?;
         let for_s = now_ms.saturating_sub(row.stage_ms) / 1000;
@@ -393,19 +388,5 @@ mod tests {
         );
         let cut_off = Facts { unwell: 5, others_unwell: 60, ..well() };
         assert!(!matches!(decide(&plan(), &cut_off, 50), Verdict::RollBack(_)));
-    }
-
-    #[test]
-    fn canaries_are_the_share_asked_for_at_least_one_and_others_each_time() {
-        let targets: Vec<String> = (0..200).map(|n| format!("gw-{n}")).collect();
-        let of = |percent, rollout, n: usize| {
-            let plan = Plan { canary_percent: percent, ..Plan::default() };
-            plan.canaries(rollout, targets[..n].to_vec())
-        };
-        assert_eq!(of(10, 1, 200).len(), 20);
-        assert_eq!(of(1, 1, 30).len(), 1);
-        assert_eq!(of(100, 1, 30).len(), 30);
-        assert_eq!(of(10, 1, 200), of(10, 1, 200));
-        assert_ne!(of(10, 1, 200), of(10, 2, 200));
     }
 }

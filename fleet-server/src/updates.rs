@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use models::bundle::sha256;
 use models::chain::chain;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -15,6 +14,8 @@ use utoipa::ToSchema;
 use crate::clock;
 use crate::hub::Event;
 use crate::server::Shared;
+use crate::silence;
+use crate::staged;
 use crate::store::{self, AuditRow, StoreError, UpdateRow};
 
 /// How often is looked.
@@ -48,10 +49,8 @@ impl UpdatePlan {
     /// What is out of range.
     #[must_use]
     pub fn problem(&self) -> Option<&'static str> {
-        if !(1..=100).contains(&self.canary_percent) {
-            Some("canary_percent is from 1 to 100")
-        } else if !(10..=2_592_000).contains(&self.wait_s) {
-            Some("wait_s is from 10 to 2592000")
+        if let Some(problem) = staged::problem(self.canary_percent, self.wait_s) {
+            Some(problem)
         } else if self.failed_percent > 100 {
             Some("failed_percent is from 0 to 100")
         } else {
@@ -197,7 +196,7 @@ fn decide(plan: &UpdatePlan, stage: Stage, members: &[Member], left: usize, for_
         );
     }
     if stage == Stage::Canary {
-        let canaries = ((counts.given + left) * plan.canary_percent as usize).div_ceil(100).max(1);
+        let canaries = staged::first(plan.canary_percent, counts.given + left);
         return if counts.given < canaries && left > 0 {
             Verdict::Give(canaries - counts.given)
         } else if !counts.are_settled() {
@@ -242,10 +241,7 @@ async fn look(shared: &Arc<Shared>, started_ms: u64) -> Result<(), StoreError> {
             continue;
         }
         let now_ms = clock::unix_ms();
-        // What was not heard because this server was down is no silence.
-        let silent_ms = u64::from(shared.config.silent_after_s) * 1000;
-        let since_start = now_ms.saturating_sub(started_ms) < silent_ms;
-        let heard_before_ms = if since_start { 0 } else { now_ms.saturating_sub(silent_ms) };
+        let heard_before_ms = silence::heard_before_ms(&shared.config, started_ms, now_ms);
         let of = row.clone();
         let query = move |c: &_| {
             let members = store::members(c, of.id, heard_before_ms)?;
@@ -261,9 +257,8 @@ async fn look(shared: &Arc<Shared>, started_ms: u64) -> Result<(), StoreError> {
                 shared.store.write(move |c| store::put_update_stage(c, &row, stage, &reason, now_ms)).await?;
             }
             Verdict::Give(n) => {
-                // By a hash, so that the first ones are not always the same, nor all of one site.
                 let mut left: Vec<_> = left.into_iter().collect();
-                left.sort_by_key(|(device, _)| sha256(format!("{} {device}", row.id).as_bytes()));
+                staged::draw(row.id, &mut left, |(device, _)| device);
                 left.truncate(n);
                 let id = row.id;
                 shared.store.write(move |c| store::give(c, &row, &left, now_ms)).await?;
