@@ -351,6 +351,7 @@ impl Probe {
     /// order is kept within a ring, not between them: compare `boot_ns`.
     pub fn poll_events(&mut self, sink: &mut dyn FnMut(Event)) -> PollStats {
         let mut stats = PollStats::default();
+        self.paths.forget_root();
         loop {
             let ordinary = self.bulk.next().map(|bytes| decode::read(&bytes));
             while let Some(urgent) = self.urgent.next().map(|bytes| decode::read(&bytes)) {

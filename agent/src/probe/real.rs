@@ -6,7 +6,7 @@
 //! them and is given little time: a quarter of a second each, and a tenth of the time all together, so that nobody who
 //! makes them slow keeps records from being read. While it is stuck, nothing else is asked of it.
 
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
@@ -39,6 +39,8 @@ pub(super) struct Real {
 /// Follows links.
 #[derive(Debug)]
 pub(super) struct RealPaths {
+    /// Of the process that was asked about last, until [`RealPaths::forget_root`].
+    root: Option<(u32, OwnedFd)>,
     helper: Option<Helper>,
     /// The helper has not answered yet, and what it will say nobody waits for.
     stuck: bool,
@@ -57,7 +59,7 @@ struct Helper {
 impl RealPaths {
     /// Starts no thread before one is needed.
     pub(super) fn new() -> Self {
-        Self { helper: None, stuck: false, patience_ns: SAVED_NS, counted_ns: 0, unanswered: 0 }
+        Self { root: None, helper: None, stuck: false, patience_ns: SAVED_NS, counted_ns: 0, unanswered: 0 }
     }
 
     /// Lookups that took too long, or were not tried because others did.
@@ -68,11 +70,25 @@ impl RealPaths {
     /// `None` when there is nothing by this name, or it takes too long. Of a process that has left, what one with this
     /// process's root would find.
     pub(super) fn find(&mut self, tgid: u32, path: &Path) -> Option<Real> {
-        match look_up(tgid, path, ResolveFlags::CACHED) {
+        let root = self.root(tgid);
+        match root.and_then(|root| look_up(root, tgid, path, ResolveFlags::CACHED)) {
             Ok(found) => Some(found),
             Err(Errno::AGAIN | Errno::INVAL) => self.ask(tgid, path),
             Err(_) => None,
         }
+    }
+
+    /// A process may have another root by the next time that records are read.
+    pub(super) fn forget_root(&mut self) {
+        self.root = None;
+    }
+
+    fn root(&mut self, tgid: u32) -> Result<&OwnedFd, Errno> {
+        let root = match self.root.take() {
+            Some((of, root)) if of == tgid => root,
+            _ => root_of(tgid)?,
+        };
+        Ok(&self.root.insert((tgid, root)).1)
     }
 
     fn ask(&mut self, tgid: u32, path: &Path) -> Option<Real> {
@@ -110,7 +126,8 @@ impl Helper {
         let (answer, answers) = sync_channel(1);
         thread::Builder::new().name("links".into()).stack_size(64 * 1024).spawn(move || {
             while let Ok((tgid, path)) = asked.recv() {
-                let found = look_up(tgid, &path, ResolveFlags::empty()).ok();
+                let root = root_of(tgid);
+                let found = root.and_then(|root| look_up(&root, tgid, &path, ResolveFlags::empty())).ok();
                 if answer.send(found).is_err() {
                     return;
                 }
@@ -120,19 +137,24 @@ impl Helper {
     }
 }
 
-fn look_up(tgid: u32, path: &Path, how: ResolveFlags) -> Result<Real, Errno> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let root = open(format!("/proc/{tgid}/root"), flags | OFlags::DIRECTORY, Mode::empty())
-        .or_else(|_| open("/", flags | OFlags::DIRECTORY, Mode::empty()))?;
+/// Of a process that has left, this one's own.
+fn root_of(tgid: u32) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+    open(format!("/proc/{tgid}/root"), flags, Mode::empty()).or_else(|_| open("/", flags, Mode::empty()))
+}
+
+fn look_up(root: &OwnedFd, tgid: u32, path: &Path, how: ResolveFlags) -> Result<Real, Errno> {
     let how = how | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = openat2(&root, path, flags, Mode::empty(), how)?;
+    let file = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), how)?;
     let real = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|_| Errno::NOENT)?;
     let found = fstat(&file)?;
     // A link to `/proc/self` led to us.
-    let path = match real.strip_prefix(format!("/proc/{}", std::process::id())) {
-        Ok(rest) => Path::new(&format!("/proc/{tgid}")).join(rest),
-        Err(_) => real,
-    };
+    let rest = real
+        .strip_prefix("/proc")
+        .ok()
+        .and_then(|rest| rest.strip_prefix(std::process::id().to_string()).ok());
+    let path = rest.map(|rest| Path::new(&format!("/proc/{tgid}")).join(rest));
+    let path = path.unwrap_or(real);
     Ok(Real { path, inode: (found.st_dev, found.st_ino) })
 }
 
@@ -156,6 +178,31 @@ mod tests {
         assert_eq!(found(own, "c"), None);
         symlink("/proc/self/status", dir.path().join("self")).unwrap();
         assert_eq!(found(1, "self"), Some("/proc/1/status".into()));
+    }
+
+    #[test]
+    fn each_process_is_asked_about_in_its_own_root() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("here"), b"").unwrap();
+        let mut paths = RealPaths::new();
+        let own = std::process::id();
+        assert_eq!(paths.find(own, Path::new("/usr/lib")).map(|real| real.path), Some("/usr/lib".into()));
+        assert_eq!(paths.root.as_ref().map(|(tgid, _)| *tgid), Some(own));
+        // One that has left has ours.
+        assert_eq!(
+            paths.find(u32::MAX, Path::new("/usr/lib")).map(|real| real.path),
+            Some("/usr/lib".into())
+        );
+        assert_eq!(paths.root.as_ref().map(|(tgid, _)| *tgid), Some(u32::MAX));
+        paths.root = Some((own, root_at(dir.path())));
+        assert!(paths.find(own, Path::new("/here")).is_some() && paths.find(1, Path::new("/here")).is_none());
+        paths.root = Some((own, root_at(dir.path())));
+        paths.forget_root();
+        assert_eq!(paths.find(own, Path::new("/here")), None);
+    }
+
+    fn root_at(path: &Path) -> OwnedFd {
+        open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
     }
 
     #[test]
