@@ -104,9 +104,10 @@ pub struct Sums {
 impl Sums {
     /// Adds calls by what the table holds for their gram, `None` when it is not there.
     pub fn add(&mut self, found: Option<u8>, times: u64) {
-        self.calls += times;
-        self.misses += if found.is_none() { times } else { 0 };
-        self.surprisal += times * u64::from(found.unwrap_or(MISS));
+        self.calls = self.calls.saturating_add(times);
+        self.misses = self.misses.saturating_add(if found.is_none() { times } else { 0 });
+        let surprisal = times.saturating_mul(u64::from(found.unwrap_or(MISS)));
+        self.surprisal = self.surprisal.saturating_add(surprisal);
     }
 
     /// The share of grams never seen; `None` without a call.

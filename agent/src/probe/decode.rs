@@ -369,6 +369,10 @@ mod tests {
         assert_eq!(grams.unwrap().sums, Sums { calls: 10, misses: 1, surprisal: 300 }, "another table's");
         assert_eq!(learned.len(), 2);
         assert!(counted(0, 4).0.is_none());
+        let mut window = Window { table: 3, usual_of: Follow { table: 3, learner: 0 }, ..Window::EMPTY };
+        window.surprisal = u64::MAX;
+        (window.usual[0], window.usual_counts[0]) = (gram::usual(1, 255), u32::MAX);
+        assert_eq!(order(&window).0.unwrap().sums.surprisal, u64::MAX, "whatever a record says");
     }
 
     #[test]
