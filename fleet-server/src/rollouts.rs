@@ -389,4 +389,18 @@ mod tests {
         let cut_off = Facts { unwell: 5, others_unwell: 60, ..well() };
         assert!(!matches!(decide(&plan(), &cut_off, 50), Verdict::RollBack(_)));
     }
+
+    #[test]
+    fn canaries_are_the_share_asked_for_at_least_one_and_others_each_time() {
+        let targets: Vec<String> = (0..200).map(|n| format!("gw-{n}")).collect();
+        let of = |percent, rollout, n: usize| {
+            let plan = Plan { canary_percent: percent, ..Plan::default() };
+            plan.canaries(rollout, targets[..n].to_vec())
+        };
+        assert_eq!(of(10, 1, 200).len(), 20);
+        assert_eq!(of(1, 1, 30).len(), 1);
+        assert_eq!(of(100, 1, 30).len(), 30);
+        assert_eq!(of(10, 1, 200), of(10, 1, 200));
+        assert_ne!(of(10, 1, 200), of(10, 2, 200));
+    }
 }

@@ -423,8 +423,10 @@ impl Probe {
         let mut windows = self.drain.collect()?;
         let mut learned = self.sequences.take_learned(self.epoch().0).map_err(batch(names::LEARNED))?;
         for window in &mut windows {
-            window.learned.extend(learned.remove(&window.tgid).unwrap_or_default());
-            window.learned = summed(std::mem::take(&mut window.learned));
+            if let Some(more) = learned.remove(&window.tgid) {
+                window.learned.extend(more);
+                window.learned = summed(std::mem::take(&mut window.learned));
+            }
             // A volume counts from the process's beginning, so what is not asked for now comes with the next answer.
             if window.moves() >= MOVES_MIN {
                 window.volume = resolve::volume(window.tgid);

@@ -82,17 +82,26 @@ fn is_what_was_wanted(wanted: &Wanted) -> io::Result<()> {
 mod tests {
     use models::bundle::sha256;
 
+    use super::super::transfer::STALL_NS;
     use super::*;
 
-    /// Serves until something has become of it.
-    fn served(download: &mut Download, bytes: &[u8]) -> Option<io::Result<()>> {
-        loop {
-            let Request::Chunk { sha256, offset, len } = download.next(0)? else { panic!() };
+    /// Serves until something has become of it; `lost` answers do not come.
+    fn served(download: &mut Download, bytes: &[u8], mut lost: u32) -> Option<io::Result<()>> {
+        for turn in 0..1000_u64 {
+            let Request::Chunk { sha256, offset, len } = download.next(turn * 2 * STALL_NS)? else {
+                panic!()
+            };
+            if lost > 0 {
+                lost -= 1;
+                continue;
+            }
             let part = bytes.get(offset as usize..(offset + len) as usize).unwrap_or_default();
+            assert!(download.take([9; 32], offset, part).is_none(), "of something else");
             if let Some(result) = download.take(sha256, offset, part) {
                 return Some(result);
             }
         }
+        None
     }
 
     #[test]
@@ -112,12 +121,12 @@ mod tests {
         download.begin(wanted.clone()).unwrap();
         assert!(matches!(download.next(0), Some(Request::Chunk { offset, .. }) if offset == len));
         download.restart();
-        served(&mut download, &bytes).unwrap().unwrap();
+        served(&mut download, &bytes, 2).unwrap().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
         assert!(download.next(u64::MAX).is_none(), "it is done");
         // It is whole already.
         download.begin(wanted).unwrap();
-        served(&mut download, &bytes).unwrap().unwrap();
+        served(&mut download, &bytes, 0).unwrap().unwrap();
     }
 
     #[test]
@@ -129,7 +138,7 @@ mod tests {
             let _ = std::fs::remove_file(&path);
             let mut download = Download::default();
             download.begin(Wanted { sha256: sha256(&bytes), size: 20_000, path }).unwrap();
-            assert!(served(&mut download, &served_bytes).unwrap().is_err());
+            assert!(served(&mut download, &served_bytes, 0).unwrap().is_err());
         }
     }
 }

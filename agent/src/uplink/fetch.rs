@@ -89,6 +89,7 @@ impl Fetch {
 mod tests {
     use models::wire::CHUNK_MAX;
 
+    use super::super::transfer::STALL_NS;
     use super::*;
 
     fn offer(bytes: &[u8]) -> Offer {
@@ -146,5 +147,14 @@ mod tests {
         fetch.add(taken.clone());
         fetch.forget(&taken.program, 1);
         assert!(fetch.next(0).is_none(), "it waited");
+    }
+
+    #[test]
+    fn an_overdue_chunk_is_asked_for_again() {
+        let mut fetch = Fetch::default();
+        fetch.add(offer(&[1; 10]));
+        assert!(fetch.next(0).is_some());
+        assert!(fetch.next(STALL_NS).is_none());
+        assert!(fetch.next(STALL_NS + 1).is_some());
     }
 }

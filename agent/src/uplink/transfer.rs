@@ -65,7 +65,7 @@ impl<W: Write> Transfer<W> {
     }
 
     /// Whether an answer is overdue.
-    pub(super) fn is_stalled(&self, now_ns: u64) -> bool {
+    fn is_stalled(&self, now_ns: u64) -> bool {
         self.asked_ns.is_some_and(|asked| now_ns.saturating_sub(asked) > STALL_NS)
     }
 
