@@ -3,11 +3,18 @@
 /// Members of members that are followed, where they have no name of their own.
 const DEPTH: u32 = 4;
 
+/// Kinds of types, from the kernel's `Documentation/bpf/btf.rst`.
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+const FUNCTION: u32 = 12;
+
 /// The kernel's types, found by their numbers.
 pub(super) struct Types<'a> {
     types: &'a [u8],
     strings: &'a [u8],
     starts: Vec<usize>,
+    /// Where structs begin: one in ten types, and what is looked for.
+    structs: Vec<usize>,
 }
 
 impl<'a> Types<'a> {
@@ -24,12 +31,15 @@ impl<'a> Types<'a> {
         };
         let (types, strings) = (part(8)?, part(16)?);
         // Number 0 is `void` and has no entry.
-        let mut starts = vec![usize::MAX];
+        let (mut starts, mut structs) = (vec![usize::MAX], Vec::new());
         let mut at = 0;
         while at < types.len() {
             let info = u32_at(types, at + 4)?;
             let (kind, count) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
             starts.push(at);
+            if kind == STRUCT {
+                structs.push(at);
+            }
             at += 12
                 + match kind {
                     1 | 14 | 17 => 4,
@@ -39,16 +49,18 @@ impl<'a> Types<'a> {
                     _ => 0,
                 };
         }
-        Some(Self { types, strings, starts })
+        Some(Self { types, strings, starts, structs })
     }
 
     /// Offset in bytes of `field` in `structure`, also inside members without a name.
     #[must_use]
     pub(super) fn offset_of(&self, structure: &str, field: &str) -> Option<u32> {
-        self.starts.iter().skip(1).find_map(|&at| {
-            let (name, info) = (u32_at(self.types, at)?, u32_at(self.types, at + 4)?);
-            let is_struct = (info >> 24) & 0x1f == 4;
-            if is_struct && is(self.strings, name, structure) { self.inside(at, field, DEPTH) } else { None }
+        self.structs.iter().find_map(|&at| {
+            if is(self.strings, u32_at(self.types, at)?, structure) {
+                self.inside(at, field, DEPTH)
+            } else {
+                None
+            }
         })
     }
 
@@ -57,13 +69,15 @@ impl<'a> Types<'a> {
     pub(super) fn has_function(&self, function: &str) -> bool {
         self.starts.iter().skip(1).any(|&at| {
             let named = u32_at(self.types, at).zip(u32_at(self.types, at + 4));
-            named.is_some_and(|(name, info)| (info >> 24) & 0x1f == 12 && is(self.strings, name, function))
+            named.is_some_and(|(name, info)| {
+                (info >> 24) & 0x1f == FUNCTION && is(self.strings, name, function)
+            })
         })
     }
 
     fn inside(&self, at: usize, field: &str, depth: u32) -> Option<u32> {
         let info = u32_at(self.types, at + 4)?;
-        if !matches!((info >> 24) & 0x1f, 4 | 5) {
+        if !matches!((info >> 24) & 0x1f, STRUCT | UNION) {
             return None;
         }
         for member in (at + 12..).step_by(12).take((info & 0xffff) as usize) {
