@@ -70,6 +70,9 @@ pub struct Config {
     pub policy: Policy,
     /// False alarms that may be sent; `None` sends every verdict from MEDIUM on.
     pub alert_budget: Option<AlertBudget>,
+    /// Percent of the windows of programs that are learned which the fleet is given. No part of a capture: no verdict depends on it.
+    #[serde(skip, default = "all")]
+    pub samples: u32,
     /// Tools beside those of the feature schema whose start is evidence, by file name.
     pub lolbins: Vec<String>,
     /// Names whose values are taken out of command lines.
@@ -148,6 +151,7 @@ impl Default for Config {
             outbox_engine: OutboxEngine::Log,
             policy: Policy::default(),
             alert_budget: Some(AlertBudget { alerts: 10, per: Period::Day }),
+            samples: all(),
             lolbins: Vec::new(),
             redact: WORDS.iter().map(|word| (*word).to_owned()).collect(),
             quarantine: QuarantineRule::default(),
@@ -157,6 +161,11 @@ impl Default for Config {
             sinks: Vec::new(),
         }
     }
+}
+
+/// Percent.
+fn all() -> u32 {
+    100
 }
 
 /// What keeps the messages that wait for the fleet.
@@ -246,6 +255,7 @@ impl Config {
         keys.share("cpu_budget", &mut config.cpu_budget);
         keys.engine("outbox_engine", &mut config.outbox_engine);
         keys.budget("alert_budget", &mut config.alert_budget);
+        keys.number("samples", &mut config.samples);
         keys.words("lolbins", &mut config.lolbins, |list| {
             list.len() <= 64 && list.iter().all(|name| !name.is_empty() && !name.contains('/'))
         });
@@ -430,7 +440,7 @@ mod tests {
     fn a_reload_applies_what_the_table_says() {
         for key in KEYS {
             let other = match key.form {
-                Form::Number(_, max) => max.to_string(),
+                Form::Number(min, _) => min.to_string(),
                 Form::Time(_, max) => format!("\"{max}s\""),
                 Form::Size(min, _) | Form::Ring(min, _) => format!("\"{}KiB\"", min / 1024),
                 Form::Words(_) => match key.name {

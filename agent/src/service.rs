@@ -176,6 +176,7 @@ struct OwnCounters {
     bundles_refused: u64,
     bundles_rolled_back: u64,
     reloads_refused: u64,
+    windows_not_sampled: u64,
     orders_done: u64,
     orders_refused: u64,
     orders_rejected: u64,

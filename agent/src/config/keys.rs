@@ -221,6 +221,15 @@ pub const KEYS: &[Key] = &[
                may reach it.",
     },
     Key {
+        name: "samples",
+        default: "100",
+        form: Number(0, 100),
+        applied: Reload,
+        text: "Percent of the windows of programs that are learned which the fleet is given to train on, in stretches of 20. \
+               0 keeps all of them on the device: its fleet learns nothing of them, and `behaveguard train` still does. A \
+               group's configuration may set it.",
+    },
+    Key {
         name: "lolbins",
         default: "[]",
         form: Words("a list of up to 64 file names in quotes, without folders"),

@@ -94,6 +94,7 @@ impl Service {
             ("outbox_bypassed", outgoing.outbox_bypassed),
             ("messages_too_long_dropped", outgoing.messages_too_long),
             ("training_refused", outgoing.windows_refused),
+            ("training_not_sampled", own.windows_not_sampled),
             ("memory_failed", own.memory_failed),
             ("bundles_activated", own.bundles_activated),
             ("bundles_refused", own.bundles_refused),
