@@ -14,13 +14,15 @@ use data_encoding::BASE64URL_NOPAD;
 use models::bundle::{Keyring, PublicKey};
 use models::pem;
 use rcgen::{CertificateParams, DnType, KeyPair};
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::files;
+use crate::{files, https};
 
 /// The longest answer of a server that is read, in bytes.
 const ANSWER_MAX: u64 = 64 * 1024;
@@ -267,11 +269,19 @@ impl Identity {
         (!keys.0.is_empty()).then_some(keys)
     }
 
+    /// HTTPS with this device's certificate, trusting its fleet only, in so much time for each request.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged.
+    pub fn web(&self, state: &Path, timeout: Duration) -> Result<ureq::Agent, EnrollError> {
+        Ok(https::client(Arc::new(self.tls(state)?), timeout))
+    }
+
     /// TLS with this device's certificate, trusting its fleet only.
     ///
     /// # Errors
     /// When a file is missing or damaged.
-    pub fn tls(&self, state: &Path) -> Result<rustls::ClientConfig, EnrollError> {
+    pub fn tls(&self, state: &Path) -> Result<ClientConfig, EnrollError> {
         let read = |name: &str| {
             let path = state.join(name);
             fs::read(&path).map_err(|source| EnrollError::File { path, source })
@@ -283,12 +293,7 @@ impl Identity {
             .ok_or_else(|| EnrollError::Damaged(state.join("device.key")))?;
         // What reads it wipes it.
         let key = PrivateKeyDer::Pkcs8(key.to_vec().into());
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(certificate("ca.pem")?).map_err(EnrollError::Tls)?;
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(EnrollError::Tls)?
-            .with_root_certificates(roots)
+        trusting(certificate("ca.pem")?)?
             .with_client_auth_cert(vec![certificate("device.pem")?], key)
             .map_err(EnrollError::Tls)
     }
@@ -332,6 +337,17 @@ fn decode(text: &str) -> Option<Token> {
     (token.v == 1).then_some(token)
 }
 
+/// TLS to servers that this authority signed for, and no others.
+fn trusting(
+    authority: CertificateDer<'static>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, EnrollError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority).map_err(EnrollError::Tls)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    Ok(builder.map_err(EnrollError::Tls)?.with_root_certificates(roots))
+}
+
 /// `POST <server>/api/v1/<path>`, trusting this authority only.
 fn ask<T: DeserializeOwned>(
     server: &str,
@@ -339,22 +355,10 @@ fn ask<T: DeserializeOwned>(
     ca_pem: &str,
     request: &impl Serialize,
 ) -> Result<T, EnrollError> {
-    let authority = ureq::tls::Certificate::from_pem(ca_pem.as_bytes()).map_err(|_| EnrollError::Token)?;
-    let tls = ureq::tls::TlsConfig::builder()
-        .provider(ureq::tls::TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(ureq::tls::RootCerts::new_with_certs(&[authority]))
-        .build();
-    let agent = ureq::Agent::config_builder()
-        .tls_config(tls)
-        .https_only(true)
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .proxy(None)
-        // Shorter than the keep-alive of the connection that waits while a certificate is renewed.
-        .timeout_global(Some(Duration::from_secs(15)))
-        .build()
-        .new_agent();
+    let authority = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|_| EnrollError::Token)?;
+    let tls = trusting(authority)?.with_no_client_auth();
+    // Shorter than the keep-alive of the connection that waits while a certificate is renewed.
+    let agent = https::client(Arc::new(tls), Duration::from_secs(15));
     let url = format!("{server}/api/v1/{path}");
     let failed = |source| EnrollError::Server { url: url.clone(), source: Box::new(source) };
     let body = serde_json::to_vec(request).expect("a request has a JSON form");

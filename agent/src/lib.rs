@@ -24,6 +24,7 @@ pub mod done;
 pub mod enroll;
 pub mod explanations;
 pub mod files;
+mod https;
 pub mod local;
 pub mod logging;
 pub mod memory;

@@ -10,22 +10,22 @@ mod fetch;
 mod lanes;
 mod renewal;
 mod transfer;
+mod web;
+mod why;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{io, thread};
 
-use models::chain::chain;
 use models::program::ProgramId;
 use models::wire::{self, Downlink, Leaf, MESSAGE_MAX, Offer, Request, SignedOrder};
 use rumqttc::{
-    Client, ConnectReturnCode, ConnectionError, Event, MqttOptions, NetworkOptions, Packet, QoS,
-    SubscribeReasonCode, TlsConfiguration, Transport,
+    Client, Event, MqttOptions, NetworkOptions, Packet, QoS, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 
 use crate::backoff::jittered;
@@ -39,6 +39,9 @@ use deliver::{Deliver, Delivered};
 use download::Download;
 use fetch::{Fetch, Fetched};
 use renewal::Credentials;
+use transfer::{Piece, Way};
+use web::{Files, Web};
+use why::{ENROL, RENEWS, has_expired, why};
 
 pub use download::Wanted;
 pub use lanes::{LANES, Lanes, WINDOW};
@@ -108,6 +111,8 @@ pub struct Counters {
     requests_dropped: AtomicU64,
     rejected: AtomicU64,
     fetches_failed: AtomicU64,
+    ranges: AtomicU64,
+    ranges_failed: AtomicU64,
     deliveries_failed: AtomicU64,
     renewed: AtomicU64,
     renewals_failed: AtomicU64,
@@ -116,7 +121,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 11] {
+    pub fn list(&self) -> [(&'static str, u64); 13] {
         [
             ("uplink_connected", self.connected.load(Relaxed)),
             ("uplink_failed", self.failed.load(Relaxed)),
@@ -126,6 +131,8 @@ impl Counters {
             ("uplink_requests_dropped", self.requests_dropped.load(Relaxed)),
             ("uplink_messages_rejected", self.rejected.load(Relaxed)),
             ("uplink_fetches_failed", self.fetches_failed.load(Relaxed)),
+            ("uplink_ranges", self.ranges.load(Relaxed)),
+            ("uplink_ranges_failed", self.ranges_failed.load(Relaxed)),
             ("uplink_deliveries_failed", self.deliveries_failed.load(Relaxed)),
             ("uplink_renewed", self.renewed.load(Relaxed)),
             ("uplink_renewals_failed", self.renewals_failed.load(Relaxed)),
@@ -167,6 +174,8 @@ struct Sending {
     fetch: Fetch,
     download: Download,
     deliver: Deliver,
+    /// Where the fleet's web address is known.
+    web: Option<Web>,
 }
 
 impl Uplink {
@@ -191,6 +200,9 @@ impl Uplink {
             counters: Counters::default(),
             sending: Mutex::default(),
         });
+        if !shared.identity.url.is_empty() {
+            Arc::clone(&shared).fetch_over_https(state)?;
+        }
         let mine = Arc::clone(&shared);
         let writes = state.to_owned();
         let work = move || {
@@ -259,6 +271,38 @@ impl Shared {
     fn sending(&self) -> MutexGuard<'_, Sending> {
         // A panic elsewhere leaves at worst a message that is sent twice.
         self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the thread that fetches files of the fleet from its web address.
+    fn fetch_over_https(self: Arc<Self>, state: &Path) -> io::Result<()> {
+        let (to, asked) = sync_channel(web::QUEUE);
+        self.sending().web = Some(Web::new(to));
+        let files = Files { state: state.to_owned(), identity: self.identity.clone(), asked };
+        let work = move || {
+            confine::thread_or_not(&[&files.state]);
+            files.serve(|piece, bytes| self.came_over_https(piece, bytes));
+        };
+        thread::Builder::new().name("files".into()).spawn(work)?;
+        Ok(())
+    }
+
+    fn came_over_https(&self, piece: &Piece, bytes: Result<Vec<u8>, String>) {
+        let mut sending = self.sending();
+        match bytes {
+            Ok(bytes) => {
+                self.counters.ranges.fetch_add(1, Relaxed);
+                sending.web.iter_mut().for_each(Web::worked);
+                self.came(sending, piece.sha256, piece.offset, &bytes);
+            }
+            Err(why) => {
+                self.counters.ranges_failed.fetch_add(1, Relaxed);
+                let wait = sending.web.as_mut().map(|web| web.failed(clock::boot_ns())).unwrap_or_default();
+                log::warn!("files of the fleet come over MQTT for the next {} s: {why}", wait.as_secs());
+                sending.fetch.lost(Way::Web);
+                sending.download.lost(Way::Web);
+                self.ask(&mut sending);
+            }
+        }
     }
 
     fn run(&self, credentials: &mut Credentials) {
@@ -355,8 +399,8 @@ impl Shared {
                     sending.client = Some(client.clone());
                     sending.lanes.restart();
                     self.pump(&mut sending);
-                    sending.fetch.restart();
-                    sending.download.restart();
+                    sending.fetch.lost(Way::Mqtt);
+                    sending.download.lost(Way::Mqtt);
                     sending.deliver.restart();
                     self.ask(&mut sending);
                     drop(sending);
@@ -398,22 +442,7 @@ impl Shared {
             }
             Ok(Downlink::Order(signed)) => self.tell(News::Order(signed)),
             Ok(Downlink::Chunk { sha256, offset, data }) => {
-                let mut sending = self.sending();
-                let fetched = sending.fetch.take(sha256, offset, &data);
-                let downloaded = sending.download.take(sha256, offset, &data);
-                if matches!(fetched, Fetched::Wrong) {
-                    self.counters.fetches_failed.fetch_add(1, Relaxed);
-                    log::warn!("a bundle came with the wrong contents and was dropped");
-                }
-                self.ask(&mut sending);
-                drop(sending);
-                if let Fetched::Complete(offer, bytes) = fetched {
-                    self.tell(News::Bundle(offer, bytes));
-                }
-                if let Some(result) = downloaded {
-                    self.counters.fetches_failed.fetch_add(u64::from(result.is_err()), Relaxed);
-                    self.tell(News::Downloaded(result.map_err(|error| error.to_string())));
-                }
+                self.came(self.sending(), sha256, offset, &data);
             }
             Ok(Downlink::Kept { order, next }) => {
                 let mut sending = self.sending();
@@ -430,6 +459,25 @@ impl Shared {
                 self.counters.rejected.fetch_add(1, Relaxed);
                 log::warn!("a message of the fleet cannot be used: {error}; is the agent too old?");
             }
+        }
+    }
+
+    /// A piece of something that is being fetched.
+    fn came(&self, mut sending: MutexGuard<'_, Sending>, sha256: [u8; 32], offset: u32, bytes: &[u8]) {
+        let fetched = sending.fetch.take(sha256, offset, bytes);
+        let downloaded = sending.download.take(sha256, offset, bytes);
+        if matches!(fetched, Fetched::Wrong) {
+            self.counters.fetches_failed.fetch_add(1, Relaxed);
+            log::warn!("a bundle came with the wrong contents and was dropped");
+        }
+        self.ask(&mut sending);
+        drop(sending);
+        if let Fetched::Complete(offer, bytes) = fetched {
+            self.tell(News::Bundle(offer, bytes));
+        }
+        if let Some(result) = downloaded {
+            self.counters.fetches_failed.fetch_add(u64::from(result.is_err()), Relaxed);
+            self.tell(News::Downloaded(result.map_err(|error| error.to_string())));
         }
     }
 
@@ -468,8 +516,15 @@ impl Shared {
             return;
         }
         let now_ns = clock::boot_ns();
-        for request in [sending.fetch.next(now_ns), sending.download.next(now_ns)].into_iter().flatten() {
-            self.request(sending, &request);
+        let is_usable = sending.web.as_ref().is_some_and(|web| web.is_usable(now_ns));
+        let way = if is_usable { Way::Web } else { Way::Mqtt };
+        let pieces = [sending.fetch.next(now_ns, way), sending.download.next(now_ns, way)];
+        for piece in pieces.into_iter().flatten() {
+            let Piece { sha256, offset, len, way } = piece;
+            match (&sending.web, way) {
+                (Some(web), Way::Web) => web.ask(piece),
+                _ => self.request(sending, &Request::Chunk { sha256, offset, len }),
+            };
         }
         match sending.deliver.next(clock::boot_ns()) {
             Ok(Some(part)) => {
@@ -506,61 +561,5 @@ impl Shared {
     fn tell(&self, news: News) {
         // The service is gone only when the process ends.
         let _ = self.news.send_blocking(news);
-    }
-}
-
-fn why(error: &ConnectionError) -> String {
-    match error {
-        ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized) => {
-            "the fleet does not know this device's certificate or revoked it: enrol it again with a new token"
-                .into()
-        }
-        ConnectionError::ConnectionRefused(code) => format!("the fleet refused the connection ({code:?})"),
-        error => {
-            let text = chain(error);
-            match hint(&text) {
-                Some(hint) => format!("{text}: {hint}"),
-                None => text,
-            }
-        }
-    }
-}
-
-/// What is done about an expired certificate.
-const RENEWS: &str = "it is being renewed";
-const ENROL: &str = "enrol it again with a new token; what waits is kept";
-
-/// Whether the fleet refused this device's certificate because its time is over: rustls 0.23 names the alert of TLS.
-fn has_expired(error: &ConnectionError) -> bool {
-    let text = chain(error);
-    ["fatal alert: CertificateExpired", "fatal alert: certificate_expired"]
-        .iter()
-        .any(|name| text.contains(name))
-}
-
-/// What to do when the fleet's certificate is not good now: rustls 0.23 names the error. An alert is about ours.
-fn hint(text: &str) -> Option<String> {
-    if text.contains("fatal alert") {
-        return None;
-    }
-    ["Expired", "NotValidYet", "certificate expired", "certificate not valid yet"]
-        .iter()
-        .any(|name| text.contains(name))
-        .then(|| {
-            format!("is this device's clock right? It is {} s after 1970 by it", clock::now().unix_ms / 1000)
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_that_is_not_welcome_any_more_is_told_what_to_do() {
-        let refused = ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized);
-        assert_eq!(
-            why(&refused),
-            "the fleet does not know this device's certificate or revoked it: enrol it again with a new token"
-        );
     }
 }

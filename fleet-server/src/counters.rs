@@ -118,6 +118,8 @@ counters! {
     WebRateLimited = "web_rate_limited",
     /// Web connections closed at once because the limit was reached.
     WebOverLimit = "web_over_limit",
+    /// Baselines and program files, or ranges of them, that devices fetched over HTTPS.
+    FilesServed = "files_served",
     /// Live events a slow reader did not get.
     StreamLagged = "stream_lagged",
 }

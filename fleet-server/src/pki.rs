@@ -143,13 +143,12 @@ impl Pki {
         })
     }
 
-    /// TLS for browsers: no client certificate.
+    /// TLS for people, and for devices that fetch files: a browser that has no certificate of our authority asks nobody for one.
     ///
     /// # Errors
     /// When the TLS library refuses key or certificate.
     pub fn web_tls(&self) -> Result<ServerConfig, PkiError> {
-        let builder = builder()?.with_no_client_auth();
-        let mut config = builder.with_single_cert(self.chain(), self.key()).map_err(PkiError::Tls)?;
+        let mut config = self.device_tls()?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }

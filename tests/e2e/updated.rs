@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use agent::enroll::Identity;
+use models::bundle::sha256;
+use models::program::hex;
 use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::browser::Browser;
@@ -64,6 +67,50 @@ fn wait_for_stage(fleet: &Fleet, agents: &mut [Agent], update: &str, stage: &str
     })
 }
 
+/// Where it believes the fleet's web address to be nobody listens.
+fn keep_from_https(agent: &Agent) {
+    let path = agent.state().join("identity.json");
+    let mut identity: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    identity["url"] = json!("https://127.0.0.1:1");
+    fs::write(path, identity.to_string()).unwrap();
+}
+
+/// What a device is answered that asks for a file, or for a range of it: status, which range that is, and the bytes.
+fn fetched(
+    fleet: &Fleet,
+    agent: &Agent,
+    sha256: [u8; 32],
+    range: Option<&str>,
+) -> (u16, Option<String>, Vec<u8>) {
+    let identity = Identity::load(&agent.state()).unwrap();
+    let client = identity.web(&agent.state(), Duration::from_secs(60)).unwrap();
+    let mut asked = client.get(format!("{}/api/v1/files/{}", fleet.url().unwrap(), hex(&sha256)));
+    if let Some(range) = range {
+        asked = asked.header("Range", range);
+    }
+    let mut answer = asked.call().unwrap();
+    let told = answer.headers().get("Content-Range").map(|told| told.to_str().unwrap().to_owned());
+    let body = answer.body_mut().with_config().limit(1 << 30).read_to_vec().unwrap();
+    (answer.status().as_u16(), told, body)
+}
+
+/// A file that was given to a device, and any range of it, and no other.
+fn check_ranges(fleet: &Fleet, agent: &Agent, file: &[u8], other: &[u8]) {
+    let fetch = |range| fetched(fleet, agent, sha256(file), range);
+    let size = file.len();
+    let (status, told, body) = fetch(None);
+    assert_eq!((status, told, body == file), (200, None, true));
+    // Over the border of what is kept together.
+    let (status, told, body) = fetch(Some("bytes=65000-400000"));
+    assert_eq!((status, told), (206, Some(format!("bytes 65000-400000/{size}"))));
+    assert!(body == file[65000..=400_000]);
+    let (status, told, _) = fetch(Some(&format!("bytes={size}-")));
+    assert_eq!((status, told), (416, Some(format!("bytes */{size}"))));
+    assert_eq!(fetched(fleet, agent, sha256(other), None).0, 404, "the server has it, and did not give it");
+    let hash = hex(&sha256(file));
+    assert_eq!(fleet.file(&format!("files/{hash}")).unwrap().0, 401, "a token is no certificate");
+}
+
 #[test]
 fn agents_are_replaced_in_stages_and_one_that_does_not_come_back_goes_no_further() {
     needs_root();
@@ -78,6 +125,9 @@ fn agents_are_replaced_in_stages_and_one_that_does_not_come_back_goes_no_further
             // The third one's own file trusts nobody.
             let config = if *name == "gw-c" { common.to_owned() } else { format!("{common}{trust}") };
             let mut agent = Agent::enroll_with(&dir.path().join(name), &config, &fleet, name).unwrap();
+            if *name == "gw-b" {
+                keep_from_https(&agent);
+            }
             agent.environment.push(("INVOCATION_ID".into(), "a supervisor".into()));
             agent.run().unwrap();
             agent
@@ -116,6 +166,12 @@ fn agents_are_replaced_in_stages_and_one_that_does_not_come_back_goes_no_further
     for agent in &agents[..2] {
         assert_eq!(program(agent), fs::canonicalize(agent.state()).unwrap().join("agent/program"));
     }
+    let log = |agent: &Agent| agent.log();
+    assert!(log(&agents[1]).contains("files of the fleet come over MQTT"), "{}", log(&agents[1]));
+    assert!(!log(&agents[0]).contains("files of the fleet come over MQTT"), "{}", log(&agents[0]));
+    check_ranges(&fleet, &agents[0], &bytes, &fs::read(&bad).unwrap());
+    fleet.command(&["device", "revoke", "gw-c"]).unwrap();
+    assert_eq!(fetched(&fleet, &agents[2], sha256(&bytes), None).0, 403);
     for device in ["gw-a", "gw-b"] {
         let told = wait_for("the event", Duration::from_secs(20), || {
             Ok(fleet.events(device)?.into_iter().find(|event| event["kind"] == "updated"))

@@ -6,9 +6,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
-use models::wire::Request;
-
-use super::transfer::{Taken, Transfer};
+use super::transfer::{Piece, Taken, Transfer, Way};
 use crate::files;
 
 /// What is fetched, and where to.
@@ -45,11 +43,11 @@ impl Download {
     }
 
     /// What to ask for now, if nothing is on its way.
-    pub(super) fn next(&mut self, now_ns: u64) -> Option<Request> {
-        self.0.as_mut()?.1.next(now_ns)
+    pub(super) fn next(&mut self, now_ns: u64, way: Way) -> Option<Piece> {
+        self.0.as_mut()?.1.next(now_ns, way)
     }
 
-    /// Takes a chunk: `None` while there is more to come, or when nobody waits for it; else whether all of it is there.
+    /// Takes a piece: `None` while there is more to come, or when nobody waits for it; else whether all of it is there.
     pub(super) fn take(&mut self, sha256: [u8; 32], offset: u32, chunk: &[u8]) -> Option<io::Result<()>> {
         let taken = self.0.as_mut()?.1.take(sha256, offset, chunk);
         if let Taken::Nothing = taken {
@@ -62,10 +60,10 @@ impl Download {
         })
     }
 
-    /// The connection is a new one: what was asked for in the old one does not come.
-    pub(super) fn restart(&mut self) {
+    /// What was asked for this way does not come.
+    pub(super) fn lost(&mut self, way: Way) {
         if let Some((_, transfer)) = &mut self.0 {
-            transfer.restart();
+            transfer.lost(way);
         }
     }
 }
@@ -88,9 +86,7 @@ mod tests {
     /// Serves until something has become of it; `lost` answers do not come.
     fn served(download: &mut Download, bytes: &[u8], mut lost: u32) -> Option<io::Result<()>> {
         for turn in 0..1000_u64 {
-            let Request::Chunk { sha256, offset, len } = download.next(turn * 2 * STALL_NS)? else {
-                panic!()
-            };
+            let Piece { sha256, offset, len, .. } = download.next(turn * 2 * STALL_NS, Way::Mqtt)?;
             if lost > 0 {
                 lost -= 1;
                 continue;
@@ -111,19 +107,19 @@ mod tests {
         let bytes: Vec<u8> = (0..50_000_u32).map(|n| (n % 251) as u8).collect();
         let wanted = Wanted { sha256: sha256(&bytes), size: 50_000, path: path.clone() };
         let mut download = Download::default();
-        assert!(download.next(0).is_none());
+        assert!(download.next(0, Way::Mqtt).is_none());
         download.begin(wanted.clone()).unwrap();
-        let Some(Request::Chunk { offset: 0, len, .. }) = download.next(0) else { panic!() };
-        assert!(download.next(1).is_none(), "it is on its way");
+        let Some(Piece { offset: 0, len, .. }) = download.next(0, Way::Mqtt) else { panic!() };
+        assert!(download.next(1, Way::Mqtt).is_none(), "it is on its way");
         assert!(download.take(wanted.sha256, 0, &bytes[..len as usize]).is_none());
         // Another run of the agent goes on.
         let mut download = Download::default();
         download.begin(wanted.clone()).unwrap();
-        assert!(matches!(download.next(0), Some(Request::Chunk { offset, .. }) if offset == len));
-        download.restart();
+        assert!(matches!(download.next(0, Way::Mqtt), Some(Piece { offset, .. }) if offset == len));
+        download.lost(Way::Mqtt);
         served(&mut download, &bytes, 2).unwrap().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
-        assert!(download.next(u64::MAX).is_none(), "it is done");
+        assert!(download.next(u64::MAX, Way::Mqtt).is_none(), "it is done");
         // It is whole already.
         download.begin(wanted).unwrap();
         served(&mut download, &bytes, 0).unwrap().unwrap();

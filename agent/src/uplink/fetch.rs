@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use models::bundle::{BUNDLE_MAX, sha256};
 use models::program::ProgramId;
-use models::wire::{Offer, Request};
+use models::wire::Offer;
 
-use super::transfer::{Taken, Transfer};
+use super::transfer::{Piece, Taken, Transfer, Way};
 
 /// Offers that wait; one more drops the oldest, which the fleet offers again at the next connection.
 const OFFERS_MAX: usize = 256;
@@ -54,16 +54,16 @@ impl Fetch {
     }
 
     /// What to ask for now, if nothing is on its way.
-    pub(super) fn next(&mut self, now_ns: u64) -> Option<Request> {
+    pub(super) fn next(&mut self, now_ns: u64, way: Way) -> Option<Piece> {
         if self.current.is_none() {
             let offer = self.waiting.pop_front()?;
             let transfer = Transfer::new(offer.sha256, offer.size, 0, Vec::new());
             self.current = Some((offer, transfer));
         }
-        self.current.as_mut()?.1.next(now_ns)
+        self.current.as_mut()?.1.next(now_ns, way)
     }
 
-    /// Takes a chunk.
+    /// Takes a piece.
     pub(super) fn take(&mut self, hash: [u8; 32], offset: u32, chunk: &[u8]) -> Fetched {
         let Some((_, transfer)) = &mut self.current else { return Fetched::Nothing };
         match transfer.take(hash, offset, chunk) {
@@ -77,10 +77,10 @@ impl Fetch {
         }
     }
 
-    /// The connection is a new one: what was asked for in the old one does not come.
-    pub(super) fn restart(&mut self) {
+    /// What was asked for this way does not come.
+    pub(super) fn lost(&mut self, way: Way) {
         if let Some((_, transfer)) = &mut self.current {
-            transfer.restart();
+            transfer.lost(way);
         }
     }
 }
@@ -101,9 +101,9 @@ mod tests {
         let mut fetch = Fetch::default();
         fetch.add(offer(offered));
         for turn in 1..100 {
-            let Some(Request::Chunk { sha256, offset, len }) = fetch.next(0) else { return None };
+            let Piece { sha256, offset, len, .. } = fetch.next(0, Way::Mqtt)?;
             if turn % lose_every == 0 {
-                fetch.restart();
+                fetch.lost(Way::Mqtt);
                 continue;
             }
             let (from, to) = (offset as usize, (offset + len) as usize);
@@ -138,23 +138,23 @@ mod tests {
         let mut fetch = Fetch::default();
         let taken = offer(&[1; 10]);
         fetch.add(taken.clone());
-        let Some(Request::Chunk { sha256, offset, .. }) = fetch.next(0) else { panic!("it is fetched") };
+        let Piece { sha256, offset, .. } = fetch.next(0, Way::Mqtt).expect("it is fetched");
         fetch.forget(&taken.program, 2);
         assert!(fetch.current.is_some(), "another generation");
         fetch.forget(&taken.program, 1);
         assert!(matches!(fetch.take(sha256, offset, &[1; 10]), Fetched::Nothing));
-        assert!(fetch.next(0).is_none());
+        assert!(fetch.next(0, Way::Mqtt).is_none());
         fetch.add(taken.clone());
         fetch.forget(&taken.program, 1);
-        assert!(fetch.next(0).is_none(), "it waited");
+        assert!(fetch.next(0, Way::Mqtt).is_none(), "it waited");
     }
 
     #[test]
     fn an_overdue_chunk_is_asked_for_again() {
         let mut fetch = Fetch::default();
         fetch.add(offer(&[1; 10]));
-        assert!(fetch.next(0).is_some());
-        assert!(fetch.next(STALL_NS).is_none());
-        assert!(fetch.next(STALL_NS + 1).is_some());
+        assert!(fetch.next(0, Way::Mqtt).is_some());
+        assert!(fetch.next(STALL_NS, Way::Mqtt).is_none());
+        assert!(fetch.next(STALL_NS + 1, Way::Mqtt).is_some());
     }
 }

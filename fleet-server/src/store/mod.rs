@@ -82,7 +82,7 @@ pub use orders::{
     orders_waiting, put_configuration, put_order, put_relearn, spread,
 };
 pub use overview::{Overview, Suspect, overview};
-pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, training};
+pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, file_size, training};
 pub use retention::drop_older;
 pub use rollouts::{
     NotBegun, RolloutDevice, RolloutRow, UNDER_WAY_MAX, begin_rollout, pause_rollout, put_reason, put_stage,

@@ -178,6 +178,27 @@ pub fn chunk(
     }
 }
 
+/// How many bytes that file has; `None` when this device may not have it.
+///
+/// # Errors
+/// When the database fails.
+pub fn file_size(c: &Connection, device: &DeviceId, sha256: [u8; 32]) -> Result<Option<u32>, StoreError> {
+    let mut query = c.prepare_cached(
+        "SELECT b.size FROM bundles b JOIN devices d ON d.id = b.device
+             WHERE b.sha256 = ?1 AND b.device = ?2 AND d.revoked_ms = 0
+         UNION ALL
+         SELECT b.size FROM baselines b JOIN programs p ON p.key = b.key
+             JOIN devices d ON d.id = p.device AND (b.grp IS NULL OR b.grp = d.grp)
+             WHERE b.sha256 = ?1 AND p.device = ?2 AND d.revoked_ms = 0
+         UNION ALL
+         SELECT (SELECT sum(length(p.body)) FROM build_parts p WHERE p.build = b.id) FROM builds b
+             JOIN update_devices u ON u.sha256 = b.sha256 JOIN devices d ON d.id = u.device
+             WHERE b.sha256 = ?1 AND u.device = ?2 AND d.revoked_ms = 0",
+    )?;
+    let found = query.query_row(params![sha256, device.as_str()], |row| row.get::<i64>(0)).optional()?;
+    Ok(found.and_then(|size| u32::try_from(size).ok()))
+}
+
 /// Rejected messages kept at the moment.
 ///
 /// # Errors

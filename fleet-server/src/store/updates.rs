@@ -411,7 +411,7 @@ mod tests {
     use models::wire::{Answer, DeviceEvent, EventKind, Heartbeat, Request, Uplink, UplinkFrame, encode};
 
     use super::super::testing::{intake, join, on_both};
-    use super::super::{orders_waiting, put_frame, put_heartbeat};
+    use super::super::{file_size, orders_waiting, put_frame, put_heartbeat};
     use super::*;
     use crate::counters::Counters;
 
@@ -460,6 +460,8 @@ mod tests {
             assert_eq!(give(&c, &row, &targets, 10).unwrap(), 2);
             let sizes = [0, PART - 4, PART, PART + 10].map(|at| chunk("a", at).map(|part| part.len()));
             assert_eq!((sizes, chunk("c", 0)), ([Some(16), Some(4), Some(10), Some(0)], None));
+            let size = |name| file_size(&c, &device(name), file.sha256).unwrap();
+            assert_eq!((size("a"), size("c")), (Some(bytes.len() as u32), None));
 
             let states = || -> Vec<MemberState> {
                 members(&c, update_id, 500).unwrap().into_iter().map(|member| member.state).collect()

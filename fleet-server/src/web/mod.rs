@@ -11,6 +11,7 @@ mod devices;
 mod enrolment;
 mod error;
 mod extract;
+mod files;
 mod incidents;
 mod live;
 mod openapi;
@@ -44,6 +45,7 @@ use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -75,15 +77,16 @@ type Answer = Result<Json<Value>, ApiError>;
 /// The whole web interface.
 pub fn router(shared: Arc<Shared>) -> Router {
     let least = |role| middleware::from_fn_with_state((Arc::clone(&shared), role), access::require);
-    let Parts { viewer, analyst, admin, by_key, open } = Parts::new();
+    let Parts { viewer, analyst, admin, by_key, by_certificate, open } = Parts::new();
     let guarded = Router::from(viewer)
         .route_layer(least(Role::Viewer))
         .merge(Router::from(analyst).route_layer(least(Role::Analyst)))
         .merge(Router::from(admin).route_layer(least(Role::Admin)))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), access::authenticate));
+    let watched = Router::from(by_key).merge(Router::from(by_certificate));
     let limited = middleware::from_fn_with_state(Arc::clone(&shared), access::limit_failures);
     let api = guarded
-        .merge(Router::from(by_key).route_layer(limited))
+        .merge(watched.route_layer(limited))
         .merge(Router::from(open))
         .route("/openapi.json", get(described));
     Router::new()
@@ -105,6 +108,7 @@ struct Parts {
     analyst: OpenApiRouter<Arc<Shared>>,
     admin: OpenApiRouter<Arc<Shared>>,
     by_key: OpenApiRouter<Arc<Shared>>,
+    by_certificate: OpenApiRouter<Arc<Shared>>,
     open: OpenApiRouter<Arc<Shared>>,
 }
 
@@ -172,20 +176,24 @@ impl Parts {
             .routes(routes!(system::audit));
         let by_key =
             OpenApiRouter::default().routes(routes!(enrolment::enroll)).routes(routes!(enrolment::renew));
-        let open = OpenApiRouter::default().routes(routes!(system::health)).routes(routes!(system::ca));
-        Self { viewer, analyst, admin, by_key, open }
+        let by_certificate = OpenApiRouter::default().routes(routes!(files::download));
+        let open = OpenApiRouter::default()
+            .routes(routes!(system::health))
+            .routes(routes!(system::ca));
+        Self { viewer, analyst, admin, by_key, by_certificate, open }
     }
 }
 
 /// The API's description, OpenAPI 3.1.
 #[must_use]
 pub fn description() -> Value {
-    let Parts { viewer, analyst, admin, by_key, open } = Parts::new();
+    let Parts { viewer, analyst, admin, by_key, by_certificate, open } = Parts::new();
     openapi::describe(vec![
         (viewer.into_openapi(), Needs::Role(Role::Viewer)),
         (analyst.into_openapi(), Needs::Role(Role::Analyst)),
         (admin.into_openapi(), Needs::Role(Role::Admin)),
         (by_key.into_openapi(), Needs::Key),
+        (by_certificate.into_openapi(), Needs::Certificate),
         (open.into_openapi(), Needs::Nothing),
     ])
 }
@@ -227,6 +235,8 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let places = Arc::new(Semaphore::new(shared.config.web_connections_max as usize));
+    // Devices that fetch files leave room for people.
+    let of_devices = Arc::new(Semaphore::new(shared.config.web_connections_max.div_ceil(2) as usize));
     let router = router(Arc::clone(&shared));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -249,17 +259,29 @@ pub async fn serve(
             continue;
         };
         let router = router.clone().layer(Extension(access::Peer(peer.ip())));
-        let served = connection(tcp, tls.clone(), router, stop.clone());
+        let (tls, stop, shared, of_devices) =
+            (tls.clone(), stop.clone(), Arc::clone(&shared), Arc::clone(&of_devices));
         connections.spawn(async move {
-            served.await;
+            if let Some((stream, shown)) = secured(tcp, tls).await {
+                match shown.is_some().then(|| of_devices.try_acquire_owned()).transpose() {
+                    Ok(_place) => connection(stream, router.layer(Extension(shown)), stop).await,
+                    Err(_) => shared.counters.bump(Counter::WebOverLimit),
+                }
+            }
             drop(place);
         });
     }
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(tcp: TcpStream, tls: TlsAcceptor, router: Router, mut stop: watch::Receiver<bool>) {
-    let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(tcp)).await else { return };
+/// TLS, and the device's certificate if one was shown.
+async fn secured(tcp: TcpStream, tls: TlsAcceptor) -> Option<(TlsStream<TcpStream>, Option<files::Shown>)> {
+    let stream = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(tcp)).await.ok()?.ok()?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).and_then(files::Shown::read);
+    Some((stream, shown))
+}
+
+async fn connection(stream: TlsStream<TcpStream>, router: Router, mut stop: watch::Receiver<bool>) {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(BODY_MAX);
     let service = TowerToHyperService::new(router);

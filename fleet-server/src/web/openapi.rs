@@ -16,6 +16,8 @@ pub(super) enum Needs {
     Role(Role),
     /// An enrolment token or a device's key, in the body.
     Key,
+    /// A device's certificate, in TLS.
+    Certificate,
     /// Nothing.
     Nothing,
 }
@@ -48,12 +50,18 @@ pub(super) fn describe(parts: Vec<(OpenApi, Needs)>) -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "securitySchemes": { "bearer": {
-                "type": "http",
-                "scheme": "bearer",
-                "description": "The owner's is in `api.token` in the server's state folder, others are made with \
-                                `behaveguard-fleet user token`.",
-            } },
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The owner's is in `api.token` in the server's state folder, others are made with \
+                                    `behaveguard-fleet user token`.",
+                },
+                "certificate": {
+                    "type": "mutualTLS",
+                    "description": "The client certificate that a device got when it enrolled.",
+                },
+            },
         },
     });
     limit(&mut described);
@@ -109,6 +117,10 @@ fn complete(path: &str, operation: &mut Value, needs: Needs) {
         Needs::Key => {
             refusals.insert(429);
         }
+        Needs::Certificate => {
+            refusals.extend([401, 403, 429]);
+            operation["security"] = json!([{ "certificate": [] }]);
+        }
         Needs::Nothing => {}
     }
     for status in refusals {
@@ -138,8 +150,8 @@ fn complete(path: &str, operation: &mut Value, needs: Needs) {
 fn meaning(status: u16) -> &'static str {
     match status {
         400 => "The request cannot be understood.",
-        401 => "A valid token is needed.",
-        403 => "The token's role is not enough.",
+        401 => "A valid token, or a device's certificate, is needed.",
+        403 => "The token's role is not enough, or the device is not welcome any more.",
         404 => "There is no such thing.",
         422 => "The request asks for what cannot be.",
         429 => "Too many requests; `Retry-After` says when to come back.",
