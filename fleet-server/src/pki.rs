@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use models::pem;
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use tokio_rustls::rustls::pki_types::{
     CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _,
@@ -23,6 +24,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use crate::files::write_private;
 use crate::names::DeviceId;
 use crate::secret;
+use crate::store::Withdrawn;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -40,11 +42,19 @@ pub struct Pki {
     token_hash: [u8; 32],
 }
 
+/// Bytes of a serial number.
+pub const SERIAL_LEN: usize = 16;
+
+/// For how long a list of revoked certificates is good: a broker that has an older one turns everybody away.
+const CRL_LIFE: Duration = Duration::from_secs(30 * 86_400);
+
 /// A device's certificate, signed.
 #[derive(Clone, Debug)]
 pub struct Signed {
     /// For the device.
     pub pem: String,
+    /// Its serial number.
+    pub serial: [u8; SERIAL_LEN],
     /// SHA-256 of the DER form.
     pub sha256: [u8; 32],
     /// SHA-256 of the key in it, as [`key_of`] gives: who holds that key is the device.
@@ -130,13 +140,16 @@ impl Pki {
         life: Duration,
     ) -> Result<Signed, PkiError> {
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(PkiError::Request)?;
+        let serial = serial();
         let mut params = params(device.as_str(), now_unix_s, life);
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let certificate =
             params.signed_by(&request.public_key, &self.issuer).map_err(PkiError::Certificate)?;
         Ok(Signed {
             pem: certificate.pem(),
+            serial,
             sha256: models::bundle::sha256(certificate.der()),
             key_sha256: key_of(certificate.der())?,
             ends_unix_s: now_unix_s + life.as_secs(),
@@ -202,6 +215,29 @@ impl Pki {
         Ok((format!("{}{}", certificate.pem(), self.ca_pem), key.serialize_pem()))
     }
 
+    /// The list of certificates that are worth nothing although they have not ended (RFC 5280, section 5), in PEM form.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn sign_crl(&self, withdrawn: &[Withdrawn], now_unix_s: u64) -> Result<String, PkiError> {
+        let at = |unix_s| date_time_ymd(1970, 1, 1) + Duration::from_secs(unix_s);
+        let revoked = |one: &Withdrawn| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&one.serial),
+            revocation_time: at(one.since_s),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: at(now_unix_s) - DAY,
+            next_update: at(now_unix_s) + CRL_LIFE,
+            crl_number: SerialNumber::from(now_unix_s),
+            issuing_distribution_point: None,
+            revoked_certs: withdrawn.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).and_then(|list| list.pem()).map_err(PkiError::Certificate)
+    }
+
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         vec![self.server_der.clone(), self.ca_der.clone()]
     }
@@ -246,10 +282,16 @@ fn params(common_name: &str, now_unix_s: u64, life: Duration) -> CertificatePara
     let now = date_time_ymd(1970, 1, 1) + Duration::from_secs(now_unix_s);
     params.not_before = now - DAY;
     params.not_after = now + life;
-    let mut serial = models::bundle::sha256(secret::random().as_bytes());
-    serial[0] &= 0x7f;
-    params.serial_number = Some(SerialNumber::from_slice(&serial[..16]));
+    params.serial_number = Some(SerialNumber::from_slice(&serial()));
     params
+}
+
+/// Random; its first bits make it a positive number of the same length.
+fn serial() -> [u8; SERIAL_LEN] {
+    let random = models::bundle::sha256(secret::random().as_bytes());
+    let mut serial: [u8; SERIAL_LEN] = std::array::from_fn(|at| random[at]);
+    serial[0] = (serial[0] & 0x7f) | 0x40;
+    serial
 }
 
 fn authority(dir: &Path, now_unix_s: u64) -> Result<(String, Issuer<'static, KeyPair>), PkiError> {
@@ -381,6 +423,27 @@ mod tests {
         );
         assert!(pki.sign_device(&device, &pem, NOW, DAY).is_ok());
         assert!(matches!(pki.sign_device(&device, &changed, NOW, DAY), Err(PkiError::Request(_))));
+    }
+
+    #[test]
+    fn a_withdrawn_certificate_is_in_the_list_by_its_own_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path(), &[], NOW).unwrap();
+        let device = DeviceId::parse("gw-1").unwrap();
+        let sign = || pki.sign_device(&device, &csr("x", "y"), NOW, DAY).unwrap();
+        let (gone, stays) = (sign(), sign());
+        let list = pki.sign_crl(&[Withdrawn { serial: gone.serial, since_s: NOW - 5 }], NOW).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(list.as_bytes()).unwrap();
+        let (_, list) = x509_parser::parse_x509_crl(&pem.contents).unwrap();
+        let named: Vec<_> = list.iter_revoked_certificates().map(|one| one.raw_serial().to_vec()).collect();
+        let serial = |signed: &Signed| {
+            let (_, pem) = x509_parser::pem::parse_x509_pem(signed.pem.as_bytes()).unwrap();
+            pem.parse_x509().unwrap().raw_serial().to_vec()
+        };
+        assert_eq!(named, [serial(&gone)]);
+        assert_ne!(serial(&gone), serial(&stays));
+        let ends = list.next_update().unwrap().timestamp() as u64;
+        assert_eq!(ends, NOW + CRL_LIFE.as_secs());
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn mosquitto_keeps_devices_apart_and_tells_a_listener_with_a_password() {
     let device = Device::connect(&identity, tls.clone());
     device.welcome().unwrap();
     device.listen();
-    let other = Device::connect(&other_identity, other_tls);
+    let other = Device::connect(&other_identity, other_tls.clone());
     other.welcome().unwrap();
     for filter in ["bg/v1/gw-a/down", "bg/v1/gw-a/up", "#"] {
         other.client.subscribe(filter, QoS::AtLeastOnce).unwrap();
@@ -94,6 +94,7 @@ fn mosquitto_keeps_devices_apart_and_tells_a_listener_with_a_password() {
     siem.welcome().unwrap();
     siem.client.subscribe("bg-feed/v1/alert/#", QoS::AtLeastOnce).unwrap();
     siem.next(|packet| matches!(packet, Packet::SubAck(_)).then_some(())).unwrap();
+    let revoked_tls = tls.clone();
     let device = Device::connect(&identity, tls);
     device.welcome().unwrap();
     device.listen();
@@ -118,6 +119,19 @@ fn mosquitto_keeps_devices_apart_and_tells_a_listener_with_a_password() {
     })
     .unwrap();
     assert_eq!(fleet.alerts("gw-a").unwrap().len(), 2);
+
+    // With the list of the revoked the broker turns it away itself, and nobody else.
+    let (status, list) = fleet.file("crl.pem").unwrap();
+    assert_eq!(status, 200);
+    std::fs::write(broker.dir().join("crl.pem"), list).unwrap();
+    let config = broker.dir().join("mosquitto.conf");
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert!(text.contains("# crlfile"));
+    std::fs::write(&config, text.replace("# crlfile", "crlfile")).unwrap();
+    broker.kill().unwrap();
+    broker.restart().unwrap();
+    assert!(Device::connect(&identity, revoked_tls).welcome().is_err());
+    Device::connect(&other_identity, other_tls).welcome().unwrap();
 }
 
 #[test]

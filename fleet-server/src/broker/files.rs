@@ -23,6 +23,9 @@ pub fn write(folder: &Path, names: &[String], port: u16, pki: &Pki, now_unix_s: 
          listener {port}\ncafile {at}/ca.pem\ncertfile {at}/broker.pem\nkeyfile {at}/broker.key\n\
          # A device is who its certificate says.\nrequire_certificate true\nuse_identity_as_username true\n\
          allow_anonymous false\nacl_file {at}/mosquitto.acl\n\
+         # Turns revoked and replaced devices away: fetch this list from the fleet server every day, https://FLEET:8443/api/v1/crl.pem,\n\
+         # and restart the broker when it changed. A list that is 30 days old turns everybody away.\n\
+         # crlfile {at}/crl.pem\n\
          # Messages that a server may be storing at once, and that may wait for it.\n\
          max_inflight_messages 1000\nmax_queued_messages 100000\n"
     );

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::sql::{Connection, OptionalExtension as _, params};
 
-use super::{StoreError, int, uint};
+use super::{StoreError, certificates, int, uint};
 use crate::names::{DeviceId, GroupId, Tag};
 use crate::pki::Signed;
 
@@ -59,7 +59,7 @@ pub fn admitted(c: &Connection, device: &DeviceId) -> Result<Known, StoreError> 
 ///
 /// # Errors
 /// When the database fails.
-pub fn renewed(c: &Connection, device: &DeviceId, signed: &Signed) -> Result<Known, StoreError> {
+pub fn renewed(c: &Connection, device: &DeviceId, signed: &Signed, now_s: u64) -> Result<Known, StoreError> {
     let known = known(c, device, signed.key_sha256)?;
     if known == Known::Yes {
         c.prepare_cached("UPDATE devices SET certificate = ?, ends_s = ? WHERE id = ?")?.execute(params![
@@ -67,6 +67,7 @@ pub fn renewed(c: &Connection, device: &DeviceId, signed: &Signed) -> Result<Kno
             int(signed.ends_unix_s),
             device.as_str()
         ])?;
+        certificates::add(c, device, signed, now_s)?;
     }
     Ok(known)
 }
@@ -110,6 +111,7 @@ pub fn put_heartbeat(c: &Connection, device: &DeviceId, raw: &[u8], now_ms: u64)
 /// When the database fails.
 pub fn revoke(c: &Connection, device: &DeviceId, now_ms: u64) -> Result<bool, StoreError> {
     c.execute("DELETE FROM tokens WHERE device = ?", [device.as_str()])?;
+    certificates::withdraw(c, device, None, now_ms / 1000)?;
     let revoked = "UPDATE devices SET revoked_ms = ? WHERE id = ? AND revoked_ms = 0";
     let changed = c.execute(revoked, params![int(now_ms), device.as_str()])?;
     if changed > 0 {

@@ -11,6 +11,7 @@ mod audit;
 mod baselines;
 mod bundles;
 mod captures;
+mod certificates;
 mod channels;
 mod database;
 mod devices;
@@ -59,6 +60,7 @@ pub use bundles::{
     StoredWindows, has_windows, newest_offers, put_bundle, put_report, training_candidates, windows_of,
 };
 pub use captures::{CapturePart, CaptureRow, capture, drop_capture, put_part};
+pub use certificates::{Withdrawn, withdrawn};
 pub use channels::{
     CHANNELS_MAX, Channel, ChannelConfig, Channels, Format, MailConfig, Notice, add_channel, channel,
     channels, delivered, due, failed, load_channels, remove_channel,

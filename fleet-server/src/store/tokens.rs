@@ -3,7 +3,7 @@
 use super::sql::{Connection, OptionalExtension as _, params};
 
 use super::audit::Change;
-use super::{StoreError, int, uint};
+use super::{StoreError, certificates, int, uint};
 use crate::names::{DeviceId, GroupId};
 use crate::pki::Signed;
 
@@ -185,6 +185,9 @@ pub fn enrol(
             int(now_ms)
         ],
     )?;
+    certificates::add(c, device, signed, now_ms / 1000)?;
+    // Whoever held the name before is not that device any more.
+    certificates::withdraw(c, device, Some(signed.key_sha256), now_ms / 1000)?;
     let group = GroupId::parse(&group).unwrap_or_default();
     super::orders::configure(c, device, &group, !again, now_ms)?;
     Ok(Enrol::Done(group))

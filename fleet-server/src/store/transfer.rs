@@ -22,8 +22,9 @@ const ROWS: u32 = 500;
 const PART_MAX: u32 = 1 << 30;
 
 /// What is moved. Of the words of alerts each database makes an index of its own.
-const TABLES: [Table; 37] = [
+const TABLES: [Table; 38] = [
     by_key("devices", "id"),
+    by_key("certificates", "serial"),
     by_key("heartbeats", "device"),
     by_key("acks", "device, epoch"),
     by_key("ahead", "device, epoch, seq"),

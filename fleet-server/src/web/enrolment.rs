@@ -202,7 +202,7 @@ async fn renew_checked(shared: &Shared, body: Result<Body<RenewRequest>, ApiErro
     let signed = sign(shared, &device, &body.csr_pem)?;
     let (owner, certificate) = (device.clone(), signed.clone());
     let hint = "enrol the device again with a token of its own: behaveguard-fleet token create --device NAME";
-    match shared.store.write(move |c| store::renewed(c, &owner, &certificate)).await? {
+    match shared.store.write(move |c| store::renewed(c, &owner, &certificate, clock::unix_s())).await? {
         Known::Yes => {}
         Known::Revoked => {
             return Err(ApiError::new(StatusCode::FORBIDDEN, "revoked", "the device was revoked", hint));

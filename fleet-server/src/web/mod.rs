@@ -179,7 +179,8 @@ impl Parts {
         let by_certificate = OpenApiRouter::default().routes(routes!(files::download));
         let open = OpenApiRouter::default()
             .routes(routes!(system::health))
-            .routes(routes!(system::ca));
+            .routes(routes!(system::ca))
+            .routes(routes!(system::crl));
         Self { viewer, analyst, admin, by_key, by_certificate, open }
     }
 }

@@ -13,6 +13,7 @@ use utoipa::IntoParams;
 
 use super::admin_views::AuditView;
 use super::answers::{AuditList, CountersView, HealthView};
+use super::error::ApiError;
 use super::extract::Asked;
 use super::views::OverviewView;
 use super::{Answer, limit_of};
@@ -33,6 +34,16 @@ pub(super) async fn health(State(shared): State<Arc<Shared>>) -> Answer {
 #[utoipa::path(get, path = "/ca.pem", tag = "system", responses((status = 200, description = "Done.", body = String, content_type = "application/x-pem-file")))]
 pub(super) async fn ca(State(shared): State<Arc<Shared>>) -> Response {
     ([(header::CONTENT_TYPE, "application/x-pem-file")], shared.pki.ca_pem().to_string()).into_response()
+}
+
+/// The certificates of devices that are worth nothing although they have not ended (RFC 5280), for a broker of others: good for 30
+/// days.
+#[utoipa::path(get, path = "/crl.pem", tag = "system", responses((status = 200, description = "Done.", body = String, content_type = "application/x-pem-file")))]
+pub(super) async fn crl(State(shared): State<Arc<Shared>>) -> Result<Response, ApiError> {
+    let now_s = clock::unix_s();
+    let withdrawn = shared.store.search(move |c| store::withdrawn(c, now_s)).await?;
+    let list = shared.pki.sign_crl(&withdrawn, now_s)?;
+    Ok(([(header::CONTENT_TYPE, "application/x-pem-file")], list).into_response())
 }
 
 /// The last 24 hours at a glance.

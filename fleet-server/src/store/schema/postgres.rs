@@ -195,8 +195,19 @@ CREATE TABLE update_devices(
 CREATE INDEX update_devices_by_device ON update_devices(device, sha256);
 ";
 
+/// Certificates of devices that have not ended.
+const V12: &str = "
+CREATE TABLE certificates(
+    serial BYTEA PRIMARY KEY, device TEXT NOT NULL, key BYTEA NOT NULL, ends_s BIGINT NOT NULL,
+    withdrawn_s BIGINT NOT NULL DEFAULT 0
+);
+CREATE INDEX certificates_by_device ON certificates(device, ends_s);
+CREATE INDEX certificates_by_end ON certificates(ends_s);
+CREATE INDEX certificates_withdrawn ON certificates(serial) WHERE withdrawn_s > 0;
+";
+
 /// The steps from each version to the next, the first from nothing.
-const STEPS: [&str; 5] = [V7, V8, V9, V10, V11];
+const STEPS: [&str; 6] = [V7, V8, V9, V10, V11, V12];
 
 /// The version that the first step brings.
 const FIRST: u32 = VERSION + 1 - STEPS.len() as u32;

@@ -232,8 +232,19 @@ CREATE TABLE update_devices(
 CREATE INDEX update_devices_by_device ON update_devices(device, sha256);
 ";
 
+/// Certificates of devices that have not ended.
+const V12: &str = "
+CREATE TABLE certificates(
+    serial BLOB PRIMARY KEY, device TEXT NOT NULL, key BLOB NOT NULL, ends_s INTEGER NOT NULL,
+    withdrawn_s INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX certificates_by_device ON certificates(device, ends_s);
+CREATE INDEX certificates_by_end ON certificates(ends_s);
+CREATE INDEX certificates_withdrawn ON certificates(serial) WHERE withdrawn_s > 0;
+";
+
 /// The steps from each version to the next.
-const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7, V8, V9, V10, V11];
+const STEPS: [&str; VERSION as usize] = [V1, V2, V3, V4, V5, V6, V7, V8, V9, V10, V11, V12];
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(c: &Connection, place: &str) -> Result<(), StoreError> {
