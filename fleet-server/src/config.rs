@@ -1,5 +1,7 @@
 //! The operator's TOML file to a [`Config`], with every problem reported at once.
 
+mod oidc;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,6 +9,8 @@ use std::time::Duration;
 
 use models::train::WINDOWS_MIN;
 use toml::{Table, Value};
+
+pub use oidc::OidcConfig;
 
 /// Everything the operator can choose. Defaults are good for one machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +57,8 @@ pub struct Config {
     pub postgres: Option<String>,
     /// The file of the key that signs baselines and orders, when it is not in the state folder.
     pub signing_key: Option<PathBuf>,
+    /// Where people sign in, beside those who have a token.
+    pub oidc: Option<OidcConfig>,
 }
 
 /// A broker of others.
@@ -90,6 +96,7 @@ impl Default for Config {
             external: None,
             postgres: None,
             signing_key: None,
+            oidc: None,
         }
     }
 }
@@ -147,9 +154,8 @@ impl Config {
         config.external = reader.broker();
         config.postgres = reader.store();
         config.signing_key = reader.path("signing_key");
-        for key in reader.table.keys() {
-            reader.problems.push(Problem { key: key.clone(), text: "not a known key".into() });
-        }
+        config.oidc = reader.oidc();
+        reader.unknown();
         if config.windows_max < config.learn_windows {
             let text = format!("must be at least learn_windows ({})", config.learn_windows);
             reader.problems.push(Problem { key: "windows_max".into(), text });
@@ -291,6 +297,13 @@ impl Reader {
             );
         }
         parsed.map(|(host, port)| External { host, port, shared })
+    }
+
+    /// What nobody took.
+    fn unknown(&mut self) {
+        for key in self.table.keys() {
+            self.problems.push(Problem { key: key.clone(), text: "not a known key".into() });
+        }
     }
 
     fn names(&mut self, key: &str, into: &mut Vec<String>) {

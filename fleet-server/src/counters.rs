@@ -118,6 +118,10 @@ counters! {
     WebRateLimited = "web_rate_limited",
     /// Web connections closed at once because the limit was reached.
     WebOverLimit = "web_over_limit",
+    /// People who signed in at the identity provider.
+    SignedIn = "signed_in",
+    /// Those who came back from it and were not signed in.
+    SignInRefused = "sign_in_refused",
     /// Baselines and program files, or ranges of them, that devices fetched over HTTPS.
     FilesServed = "files_served",
     /// Live events a slow reader did not get.

@@ -19,16 +19,12 @@ use ring::hmac;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::rustls;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use crate::clock;
 use crate::counters::Counter;
 use crate::server::Shared;
 use crate::store::{self, Channel, Format, MailConfig, Notice, StoreError, StoredAlert};
-use crate::web;
+use crate::{trust, web};
 
 /// How often is looked for something due.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -49,10 +45,6 @@ const RETRY_MAX_MS: u64 = 3_600_000;
 const GIVEN_UP_MS: u64 = 86_400_000;
 
 const MINUTE_MS: u64 = 60_000;
-
-/// Certificates that are trusted when a channel has none of its own, as Debian, Alpine and Fedora have them.
-const TRUSTED: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"];
 
 /// What a test says.
 const TEST: &str = "BehaveGuard can reach this channel.";
@@ -252,14 +244,7 @@ fn post_blocking(channel: &Channel, body: &str, delivery: u64) -> Result<(), Str
         .max_redirects(0)
         .timeout_global(Some(TIMEOUT));
     if config.url.starts_with("https://") {
-        let roots = trusted(config.ca_pem.as_deref())?;
-        let roots: Vec<_> = roots.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::new_with_certs(&roots))
-            .build();
-        builder = builder.tls_config(tls);
+        builder = builder.tls_config(trust::tls(config.ca_pem.as_deref())?);
     }
     let client = builder.build().new_agent();
     let request = client
@@ -276,23 +261,6 @@ fn signature(secret: &str, now_s: u64, body: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
     let tag = hmac::sign(&key, format!("{now_s}.{body}").as_bytes());
     format!("t={now_s},v1={}", models::program::hex(tag.as_ref()))
-}
-
-fn trusted(own: Option<&str>) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = match own {
-        Some(pem) => pem.as_bytes().to_vec(),
-        None => TRUSTED.iter().find_map(|path| std::fs::read(path).ok()).ok_or(
-            "this machine has no list of trusted certificates: install ca-certificates, or give ca_pem",
-        )?,
-    };
-    let read = CertificateDer::pem_slice_iter(&pem);
-    let all: Vec<_> = read.filter_map(Result::ok).collect();
-    if all.is_empty() { Err("there is no certificate in ca_pem".into()) } else { Ok(all) }
-}
-
-/// Whether a channel's certificates can be used.
-pub(crate) fn check_ca(pem: &str) -> bool {
-    trusted(Some(pem)).is_ok()
 }
 
 fn body(format: Format, message: &Message<'_>, web_url: &str) -> String {

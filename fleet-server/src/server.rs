@@ -12,7 +12,7 @@ use rumqttc::{AsyncClient, EventLoop};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -26,6 +26,7 @@ use crate::hub::Hub;
 use crate::mqtt;
 use crate::names::DeviceId;
 use crate::notify;
+use crate::oidc::Provider;
 use crate::pki::{Pki, PkiError};
 use crate::retention;
 use crate::rollouts;
@@ -38,6 +39,9 @@ use crate::web::{self, Rates};
 
 /// How often counters are saved when nothing else is.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
+
+/// People who sign in at once; one more is asked to try again.
+const SIGN_INS_MAX: usize = 8;
 
 /// Threads that serve people.
 const WEB_THREADS: usize = 2;
@@ -65,6 +69,10 @@ pub struct Shared {
     standing: RwLock<Standing>,
     /// How many requests each client made.
     pub rates: Rates,
+    /// Where people sign in, if anywhere but with a token.
+    pub(crate) oidc: Option<Arc<Provider>>,
+    /// How many may do that at once: each waits for the provider on a thread.
+    pub(crate) sign_ins: Semaphore,
     /// Something was stored that others share.
     pub(crate) stored: Notify,
     /// Where we listen.
@@ -190,6 +198,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let hub = Hub::new(Arc::clone(&counters), devices.reach(&config, &counters));
     let (stop, stopped) = watch::channel(false);
     let rates = Rates::new(config.requests_per_minute);
+    let oidc = config.oidc.clone().map(|oidc| Arc::new(Provider::new(oidc, &addresses.web_url)));
     let stop_told = stopped.clone();
     let standing = RwLock::new(Standing::load(&store).await?);
     let stored = Notify::new();
@@ -203,6 +212,8 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
         trainer,
         standing,
         rates,
+        oidc,
+        sign_ins: Semaphore::new(SIGN_INS_MAX),
         stored,
         addresses,
         stop: stop_told,

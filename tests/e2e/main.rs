@@ -29,6 +29,7 @@ mod power;
 mod quarantined;
 mod rolled;
 mod shed;
+mod signed_in;
 mod story;
 mod taught;
 mod trained;

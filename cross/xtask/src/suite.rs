@@ -121,6 +121,9 @@ const PYTHON: &[Need] = &[Need {
 /// Sends the API what its description allows, and what it does not.
 const OF_API: &str = "schemathesis==4.32.5";
 
+/// Makes an identity provider that people sign in at.
+const OF_SIGN_IN: [&str; 2] = ["authlib==1.9.10", "flask==3.1.3"];
+
 /// Brings axe.min.js, which finds what assistive technology could not use. The browser runs it, so nothing else is needed.
 const OF_DASHBOARD: &str = "axe-playwright-python==0.1.8";
 
@@ -288,7 +291,7 @@ impl Aside {
 /// Installs the checkers into an environment of their own, `checkers` in the target folder, where tests look for them.
 fn install_checkers(root: &Path) -> Result<(), ToolError> {
     let dir = tools::target(root).join("checkers");
-    let wanted = format!("{OF_API}\n{OF_DASHBOARD}\n");
+    let wanted = [&[OF_API, OF_DASHBOARD], &OF_SIGN_IN[..]].concat().join("\n");
     let done = dir.join("installed");
     if std::fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) {
         return Ok(());
@@ -300,7 +303,7 @@ fn install_checkers(root: &Path) -> Result<(), ToolError> {
         pip.args(["install", "--quiet", "--disable-pip-version-check"]);
         pip
     };
-    tools::run(pip().arg(OF_API))?;
+    tools::run(pip().arg(OF_API).args(OF_SIGN_IN))?;
     tools::run(pip().args(["--no-deps", OF_DASHBOARD, "--target"]).arg(dir.join("axe")))?;
     std::fs::write(&done, wanted).map_err(|error| ToolError::Read(done, error))
 }

@@ -6,8 +6,9 @@ use lettre::transport::smtp::client::{Certificate, CertificateStore, Tls, TlsPar
 use lettre::{Message as Mail, SmtpTransport, Transport as _};
 use models::chain::chain;
 
-use super::{Message, TEST, TIMEOUT, counted, lines, plain, trusted};
+use super::{Message, TEST, TIMEOUT, counted, lines, plain};
 use crate::store::{Channel, MailConfig};
+use crate::trust;
 
 /// Whom one channel tells, at most.
 pub(super) const TO_MAX: usize = 20;
@@ -66,7 +67,7 @@ pub(super) async fn send(
     let url = channel.config.url.clone();
     let mail = written(config, message, web_url)?;
     let mut tls = TlsParameters::builder(address.host.to_owned()).certificate_store(CertificateStore::None);
-    for der in trusted(channel.config.ca_pem.as_deref())? {
+    for der in trust::roots(channel.config.ca_pem.as_deref())? {
         // Of a system's many authorities some may be of a kind that is not known here.
         if let Ok(certificate) = Certificate::from_der(der.to_vec()) {
             tls = tls.add_root_certificate(certificate);

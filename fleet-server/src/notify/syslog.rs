@@ -15,9 +15,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-use super::{Message, TEST, TIMEOUT, counted, trusted};
+use super::{Message, TEST, TIMEOUT, counted};
 use crate::clock;
 use crate::store::{Channel, Format, StoredAlert};
+use crate::trust;
 
 /// Security messages, RFC 5424 section 6.2.1.
 const FACILITY: u8 = 10;
@@ -67,7 +68,7 @@ pub(super) async fn send(
             return stream.shutdown().await.map_err(|error| failed(&error));
         }
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(trusted(channel.config.ca_pem.as_deref())?);
+        roots.add_parsable_certificates(trust::roots(channel.config.ca_pem.as_deref())?);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

@@ -101,8 +101,8 @@ pub use updates::{
     put_update_stage, remove_build, targets, update, updates, updates_under_way,
 };
 pub use users::{
-    ApiTokenRow, Changed, UserRow, add_api_token, add_user, principal, remove_api_token, remove_user,
-    set_role, token_used, users,
+    ApiTokenRow, Changed, UserRow, add_api_token, add_user, end_session, principal, remove_api_token,
+    remove_user, set_role, sign_in, token_used, users,
 };
 pub use work::{BULK_MAX, Comment, Work, Worked, comments, work, work_on_incident};
 

@@ -13,6 +13,12 @@ const USERS_MAX: i64 = 1000;
 /// Tokens of one user; one more is refused.
 const TOKENS_MAX: i64 = 32;
 
+/// Sessions of one user; one more ends the oldest.
+const SESSIONS_MAX: i64 = 8;
+
+/// The label of a session's token: no token that is made has it.
+const SESSION: &str = "\u{1}session";
+
 /// A token's last use is written down at most this often.
 const USED_EVERY_MS: u64 = 60_000;
 
@@ -165,6 +171,39 @@ pub fn add_api_token(
     Ok(Changed::Done)
 }
 
+/// Gives a user who signed in elsewhere this role and one more session: made when there is none, of too many sessions without the
+/// oldest.
+///
+/// # Errors
+/// When the database fails.
+pub fn sign_in(
+    c: &Connection,
+    user: &UserName,
+    role: Role,
+    hash: [u8; 32],
+    expires_s: u64,
+    now_ms: u64,
+) -> Result<Changed, StoreError> {
+    if set_role(c, user, role)? == Changed::Missing && add_user(c, user, role, now_ms)? == Changed::Full {
+        return Ok(Changed::Full);
+    }
+    c.execute(
+        "DELETE FROM api_tokens WHERE owner = ?1 AND label = ?2 AND hash NOT IN
+         (SELECT hash FROM api_tokens WHERE owner = ?1 AND label = ?2 ORDER BY created_ms DESC, hash LIMIT ?3)",
+        params![user.as_str(), SESSION, SESSIONS_MAX - 1],
+    )?;
+    add_api_token(c, user, hash, SESSION, Some(expires_s), now_ms)
+}
+
+/// Ends a session, and no token that somebody made.
+///
+/// # Errors
+/// When the database fails.
+pub fn end_session(c: &Connection, hash: [u8; 32]) -> Result<(), StoreError> {
+    c.execute("DELETE FROM api_tokens WHERE hash = ? AND label = ?", params![hash, SESSION])?;
+    Ok(())
+}
+
 /// Removes a token by its [`ApiTokenRow::id`].
 ///
 /// # Errors
@@ -203,7 +242,7 @@ fn tokens_of(c: &Connection, user: &str) -> Result<Vec<ApiTokenRow>, StoreError>
     let rows = query.query_map([user], |row| {
         Ok(ApiTokenRow {
             id: row.get(0)?,
-            label: row.get(1)?,
+            label: row.get::<String>(1)?.replace(SESSION, "signed in"),
             created_ms: uint(row.get(2)?),
             expires_s: row.get::<Option<i64>>(3)?.map(uint),
             used_ms: uint(row.get(4)?),

@@ -65,7 +65,7 @@ pub(super) async fn authenticate(
 }
 
 /// The token of a request. A browser's WebSocket cannot send it as everybody else does and names it among its protocols.
-fn token_of(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn token_of(headers: &HeaderMap) -> Option<&str> {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     match text(header::AUTHORIZATION) {
         Some(given) => given.strip_prefix("Bearer "),

@@ -115,6 +115,13 @@ pub(super) struct MeView<'a> {
 }
 
 #[derive(Serialize, ToSchema)]
+#[schema(as = SignIn)]
+pub(super) struct SignInView<'a> {
+    /// The identity provider; null when people need a token.
+    pub(super) issuer: Option<&'a str>,
+}
+
+#[derive(Serialize, ToSchema)]
 #[schema(as = Health)]
 pub(super) struct HealthView {
     /// `ok`; a server that is not answers 503.

@@ -24,6 +24,7 @@ use crate::notify;
 use crate::secret;
 use crate::server::Shared;
 use crate::store::{self, ChannelConfig, Format, MailConfig, Matcher};
+use crate::trust;
 
 /// The longest address, in bytes.
 const URL_MAX: usize = 2048;
@@ -114,7 +115,7 @@ fn checked(request: ChannelRequest) -> Result<(UserName, ChannelConfig), ApiErro
     if let Some(problem) = notify::problem(&request.url, format, request.mail.as_ref()) {
         return Err(ApiError::unprocessable(problem));
     }
-    if request.ca_pem.as_deref().is_some_and(|pem| !notify::check_ca(pem)) {
+    if request.ca_pem.as_deref().is_some_and(|pem| trust::roots(Some(pem)).is_err()) {
         return Err(ApiError::unprocessable("ca_pem holds no certificate"));
     }
     let severity: Severity = request.severity.unwrap_or(SeverityWord::High).into();

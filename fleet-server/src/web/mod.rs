@@ -21,6 +21,7 @@ mod pages;
 mod rates;
 mod rollout_views;
 mod rollouts;
+mod sign_in;
 mod stream;
 mod suppressions;
 mod system;
@@ -77,13 +78,13 @@ type Answer = Result<Json<Value>, ApiError>;
 /// The whole web interface.
 pub fn router(shared: Arc<Shared>) -> Router {
     let least = |role| middleware::from_fn_with_state((Arc::clone(&shared), role), access::require);
-    let Parts { viewer, analyst, admin, by_key, by_certificate, open } = Parts::new();
+    let Parts { viewer, analyst, admin, by_key, by_certificate, by_cookie, open } = Parts::new();
     let guarded = Router::from(viewer)
         .route_layer(least(Role::Viewer))
         .merge(Router::from(analyst).route_layer(least(Role::Analyst)))
         .merge(Router::from(admin).route_layer(least(Role::Admin)))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&shared), access::authenticate));
-    let watched = Router::from(by_key).merge(Router::from(by_certificate));
+    let watched = Router::from(by_key).merge(Router::from(by_certificate)).merge(Router::from(by_cookie));
     let limited = middleware::from_fn_with_state(Arc::clone(&shared), access::limit_failures);
     let api = guarded
         .merge(watched.route_layer(limited))
@@ -109,6 +110,7 @@ struct Parts {
     admin: OpenApiRouter<Arc<Shared>>,
     by_key: OpenApiRouter<Arc<Shared>>,
     by_certificate: OpenApiRouter<Arc<Shared>>,
+    by_cookie: OpenApiRouter<Arc<Shared>>,
     open: OpenApiRouter<Arc<Shared>>,
 }
 
@@ -139,6 +141,7 @@ impl Parts {
             .routes(routes!(system::counters))
             .routes(routes!(system::metrics))
             .routes(routes!(users::me))
+            .routes(routes!(sign_in::end))
             .routes(routes!(system::overview))
             .routes(routes!(stream::stream))
             .routes(routes!(stream::socket));
@@ -176,25 +179,29 @@ impl Parts {
             .routes(routes!(system::audit));
         let by_key =
             OpenApiRouter::default().routes(routes!(enrolment::enroll)).routes(routes!(enrolment::renew));
+        let by_cookie =
+            OpenApiRouter::default().routes(routes!(sign_in::begin)).routes(routes!(sign_in::finish));
         let by_certificate = OpenApiRouter::default().routes(routes!(files::download));
         let open = OpenApiRouter::default()
             .routes(routes!(system::health))
             .routes(routes!(system::ca))
+            .routes(routes!(sign_in::how))
             .routes(routes!(system::crl));
-        Self { viewer, analyst, admin, by_key, by_certificate, open }
+        Self { viewer, analyst, admin, by_key, by_certificate, by_cookie, open }
     }
 }
 
 /// The API's description, OpenAPI 3.1.
 #[must_use]
 pub fn description() -> Value {
-    let Parts { viewer, analyst, admin, by_key, by_certificate, open } = Parts::new();
+    let Parts { viewer, analyst, admin, by_key, by_certificate, by_cookie, open } = Parts::new();
     openapi::describe(vec![
         (viewer.into_openapi(), Needs::Role(Role::Viewer)),
         (analyst.into_openapi(), Needs::Role(Role::Analyst)),
         (admin.into_openapi(), Needs::Role(Role::Admin)),
         (by_key.into_openapi(), Needs::Key),
         (by_certificate.into_openapi(), Needs::Certificate),
+        (by_cookie.into_openapi(), Needs::Key),
         (open.into_openapi(), Needs::Nothing),
     ])
 }

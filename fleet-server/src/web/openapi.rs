@@ -14,7 +14,7 @@ use crate::access::Role;
 pub(super) enum Needs {
     /// A token of a user with this role at least.
     Role(Role),
-    /// An enrolment token or a device's key, in the body.
+    /// An enrolment token or a device's key in the body, or the cookie of a sign-in.
     Key,
     /// A device's certificate, in TLS.
     Certificate,

@@ -122,7 +122,11 @@ at("sign-in").addEventListener("submit", (event) => {
   at("token").value = "";
   start();
 });
-at("sign-out").addEventListener("click", signOut);
+at("sign-out").addEventListener("click", () => {
+  // What somebody made stays; a session of the identity provider ends.
+  ask("/session", { method: "DELETE" }).catch(() => {});
+  signOut();
+});
 window.addEventListener("hashchange", () => {
   if (session.me && location.hash.startsWith("#/")) show().then(() => {
     at("main").focus({ preventScroll: true });
@@ -134,4 +138,13 @@ if (location.hash.startsWith("#token=")) {
   session.token = location.hash.slice(7);
   history.replaceState(null, "", "/");
 }
+if (location.hash.startsWith("#refused=")) {
+  at("refused").textContent = new URLSearchParams(location.hash.slice(1)).get("refused");
+  history.replaceState(null, "", "/");
+}
+fetch("/api/v1/sign-in").then((answer) => answer.json()).then(({ issuer }) => {
+  if (!issuer) return;
+  at("provider").textContent = new URL(issuer).host;
+  at("elsewhere").hidden = false;
+}).catch(() => {});
 if (session.token) start();
