@@ -104,7 +104,8 @@ fn attack_the_agent(agent: &mut Agent, fleet: &Fleet, group: &Group) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    thread::sleep(Duration::from_secs(1));
+    // Known to the agent, also where others have most of the processors.
+    thread::sleep(Duration::from_secs(4));
     let held_up = attack("hold-up");
     thread::sleep(Duration::from_millis(500));
     patient.stdin.take().unwrap().write_all(b"go\n").unwrap();

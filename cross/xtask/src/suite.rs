@@ -192,7 +192,7 @@ pub(crate) fn run(root: &Path, filter: Option<&str>, all: bool) -> Result<Totals
     // Other kernels take what the tests leave of the processors, which must not be too little for their training. The kernel's
     // tests want these for themselves: they flood it. The end-to-end tests wait for windows and timeouts more than they compute,
     // so all others run beside them.
-    let machines = Aside::start(root, "vm", 15, vec![machines(root, all)])?;
+    let machines = Aside::start(root, "vm", 5, vec![machines(root, all)])?;
     totals.add(&aloud(&mut tests(root, &["--test", "kernel"], &[]))?);
     told("tested on this kernel");
     let others = ["--lib", "--bins", "--example", "evaluate", "--test", "proof", "--test", "tidy"];
