@@ -512,12 +512,13 @@ impl Shared {
 
     /// Asks for the next part of what is being fetched, and sends the next part of a capture, if there are any.
     fn ask(&self, sending: &mut Sending) {
-        if sending.client.is_none() {
-            return;
-        }
-        let now_ns = clock::boot_ns();
-        let is_usable = sending.web.as_ref().is_some_and(|web| web.is_usable(now_ns));
-        let way = if is_usable { Way::Web } else { Way::Mqtt };
+        let (now_ns, is_linked) = (clock::boot_ns(), sending.client.is_some());
+        let way = match &sending.web {
+            // What was begun goes on while the link to the broker is down.
+            Some(web) if web.is_usable(now_ns) => Way::Web,
+            _ if is_linked => Way::Mqtt,
+            _ => return,
+        };
         let pieces = [sending.fetch.next(now_ns, way), sending.download.next(now_ns, way)];
         for piece in pieces.into_iter().flatten() {
             let Piece { sha256, offset, len, way } = piece;
@@ -526,7 +527,10 @@ impl Shared {
                 _ => self.request(sending, &Request::Chunk { sha256, offset, len }),
             };
         }
-        match sending.deliver.next(clock::boot_ns()) {
+        if !is_linked {
+            return;
+        }
+        match sending.deliver.next(now_ns) {
             Ok(Some(part)) => {
                 self.request(sending, &part);
             }
