@@ -4,6 +4,9 @@
 //! as a mean over its distinct 6-grams, 6-gram novelty and `markov`, the surprisal of one call, as means over its calls. Means and not maxima, because the product's window has no fixed number of
 //! calls and a maximum grows with their number. The LSTM sees the trace in windows of 100 calls, 50 apart, and gives
 //! its mean over those that have nine before them.
+//!
+//! As in training for a device, what counts calls ([`Counted`]) is calibrated by what it learned from the other traces,
+//! and then learns those that calibrate too; the networks do not.
 
 use models::bundle::{self, Keyring, SigningKey};
 use models::detect::Detectors;
@@ -34,6 +37,59 @@ pub(crate) struct Raw {
     pub(crate) test: Vec<Option<f32>>,
 }
 
+/// What counts calls, their order, or which of them were made.
+struct Counted {
+    table: GramTable,
+    long: Surprisal,
+    pairs: PairSets,
+    prototypes: Prototypes,
+}
+
+impl Counted {
+    fn fit<'a>(traces: impl Iterator<Item = &'a Trace> + Clone) -> Self {
+        let learned: Vec<&[Symbol]> = traces.clone().map(|trace| &trace.symbols[..]).collect();
+        Self {
+            table: GramTable::build(&Surprisal::fit(&learned, ORDER - 1), &learned),
+            long: Surprisal::fit(&learned, ORDER_MAX),
+            pairs: PairSets::fit(&learned),
+            prototypes: Prototypes::fit(traces.map(Trace::whole)),
+        }
+    }
+
+    fn outputs(&self, trace: &Trace) -> [(&'static str, Option<f32>); 7] {
+        let sums = self.table.sums(&trace.symbols);
+        let distances = self.prototypes.score(&trace.whole());
+        [
+            ("ngram", sums.novelty()),
+            ("table", sums.bits()),
+            ("surprisal", self.long.mean_bits_of_kinds(&trace.symbols)),
+            ("markov", self.long.mean_bits(&trace.symbols)),
+            ("pairs", self.pairs.score(&trace.symbols)),
+            ("nearest", distances.as_ref().map(|found| found.nearest.score)),
+            ("repertoire", distances.as_ref().map(|found| found.repertoire.score)),
+        ]
+    }
+}
+
+/// Outputs of what counts: on the calibration traces before it learned these, on the test traces after.
+fn counted(program: &Program) -> Vec<Raw> {
+    let on = |traces: &[Trace], counted: &Counted| -> Vec<_> {
+        // A window without a call is not judged.
+        let judged = |trace: &Trace| {
+            counted.outputs(trace).map(|(name, score)| (name, score.filter(|_| !trace.symbols.is_empty())))
+        };
+        traces.iter().map(judged).collect()
+    };
+    let calibrate = on(&program.calibrate, &Counted::fit(program.fit.iter()));
+    let test = on(&program.test, &Counted::fit(program.fit.iter().chain(&program.calibrate)));
+    let raw = |at: usize| Raw {
+        name: calibrate[0][at].0,
+        calibrate: calibrate.iter().map(|outputs| outputs[at].1).collect(),
+        test: test.iter().map(|outputs| outputs[at].1).collect(),
+    };
+    (0..calibrate[0].len()).map(raw).collect()
+}
+
 /// Runs all detectors of the product, and those that are only compared.
 pub(crate) fn run(program: &Program) -> (Vec<Raw>, Raw) {
     let score = |name: &'static str, f: &mut dyn FnMut(&Trace) -> Option<f32>| {
@@ -45,21 +101,7 @@ pub(crate) fn run(program: &Program) -> (Vec<Raw>, Raw) {
             test: program.test.iter().map(&mut one).collect(),
         }
     };
-    let learned: Vec<&[Symbol]> = program.fit.iter().map(|trace| &trace.symbols[..]).collect();
-    let long = Surprisal::fit(&learned, ORDER_MAX);
-    let table = GramTable::build(&Surprisal::fit(&learned, ORDER - 1), &learned);
-    let pairs = PairSets::fit(&learned);
-    let whole: Vec<Vector> = program.fit.iter().map(Trace::whole).collect();
-    let prototypes = Prototypes::fit(&whole);
-    let mut raws = vec![
-        score("ngram", &mut |trace| table.sums(&trace.symbols).novelty()),
-        score("table", &mut |trace| table.sums(&trace.symbols).bits()),
-        score("surprisal", &mut |trace| long.mean_bits_of_kinds(&trace.symbols)),
-        score("markov", &mut |trace| long.mean_bits(&trace.symbols)),
-        score("pairs", &mut |trace| pairs.score(&trace.symbols)),
-        score("nearest", &mut |trace| Some(prototypes.score(&trace.whole())?.nearest.score)),
-        score("repertoire", &mut |trace| Some(prototypes.score(&trace.whole())?.repertoire.score)),
-    ];
+    let mut raws = counted(program);
     match fit_whole(program) {
         Ok(detectors) => {
             raws.push(score("vae", &mut |trace| detectors.vae(&trace.whole()).ok().map(|out| out.score)));

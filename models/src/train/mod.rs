@@ -2,7 +2,7 @@
 //!
 //! Windows are split in time: 60 % fit the weights, the next 20 % say when to stop and give each feature's residual
 //! variance, the last 20 % calibrate. Nothing of the last part is seen before but by the LSTM's look back across the
-//! border. Of more than [`WINDOWS_MAX`] windows, a [`Reservoir`] of runs of [`BLOCK`] neighbours is kept, in which every
+//! border; afterwards the prototypes and the table of grams, which do not train, learn it too. Of more than [`WINDOWS_MAX`] windows, a [`Reservoir`] of runs of [`BLOCK`] neighbours is kept, in which every
 //! hour of a long learning time has the same chance: at most three matrices of 20,000 x 427 values, 100 MB.
 
 mod accepted;
@@ -216,13 +216,10 @@ pub fn fit(
             return Err(TrainError::Diverged(name));
         }
     }
-    // Fit on what does not calibrate, kept in the bundle as it was calibrated.
-    let vectors = |part: &'_ [TrainingWindow]| -> Vec<Vector> {
-        part.iter().filter_map(|window| features::from_sparse(&window.vector)).collect()
-    };
+    // Calibrated by what the other windows taught. The device gets what all of them teach: more learned windows bring new ones
+    // nearer, so the promise errs towards silence.
     let prototypes = Prototypes::fit(vectors(&windows[..variance_end]));
-    let held = vectors(&windows[variance_end..]);
-    let distances = held.iter().filter_map(|vector| prototypes.score(vector));
+    let distances = vectors(&windows[variance_end..]).filter_map(|vector| prototypes.score(&vector));
     let (nearest, repertoire) = distances.map(|d| (d.nearest.score, d.repertoire.score)).unzip();
     let grams = order(&windows[..variance_end]);
     let bits = |window: &TrainingWindow| grams.as_ref()?.sums_of(&window.grams).bits();
@@ -240,8 +237,9 @@ pub fn fit(
     if let Some(auto) = &auto {
         parts.push(("lstm.onnx".to_owned(), onnx::lstm(auto, &lstm_inverse, SEQUENCE)));
     }
-    parts.push(("prototypes.bin".to_owned(), prototypes.to_bytes()));
-    if let Some(grams) = &grams {
+    parts.push(("prototypes.bin".to_owned(), Prototypes::fit(vectors(windows)).to_bytes()));
+    // No table without one that was calibrated.
+    if let Some(grams) = grams.and_then(|_| order(windows)) {
         parts.push(("grams.bin".to_owned(), grams.to_bytes()));
     }
     Ok(Trained {
@@ -288,6 +286,10 @@ fn rows(windows: &[TrainingWindow]) -> Result<Array2<f32>, TrainError> {
         row.assign(&ndarray::ArrayView1::from(&vector[..]));
     }
     Ok(rows)
+}
+
+fn vectors(windows: &[TrainingWindow]) -> impl Iterator<Item = Vector> {
+    windows.iter().filter_map(|window| features::from_sparse(&window.vector))
 }
 
 /// Every run of [`SEQUENCE`] neighbouring windows of one process.
@@ -545,6 +547,22 @@ mod tests {
         let z = |calls: Vec<u16>| surprisal.z(table.sums_of(&order_of(calls)).bits().unwrap());
         let (usual, reversed) = (z([0, 1, 2].repeat(23)), z([2, 1, 0].repeat(23)));
         assert!(usual < 3.0 && reversed > 10.0, "{usual} and {reversed}");
+    }
+
+    #[test]
+    fn what_calibrates_is_learned_when_it_has_calibrated() {
+        let mut windows = normal_windows(60);
+        for window in &mut windows[48..] {
+            (window.vector, window.grams) = (vec![(7, 0.5), (8, 0.5)], order_of([7, 8].repeat(20)));
+        }
+        let trained = fit(&windows, &quick(), &mut |_| {}).unwrap();
+        let part = |name| &trained.parts.iter().find(|part| part.0 == name).expect("it was learned").1;
+        let late = features::from_sparse(&windows[55].vector).unwrap();
+        let distances = Prototypes::from_bytes(part("prototypes.bin")).unwrap().score(&late).unwrap();
+        let sums = GramTable::from_bytes(part("grams.bin")).unwrap().sums_of(&windows[55].grams);
+        assert!(distances.repertoire.score < 1e-6 && sums.misses == 0, "{distances:?}, {sums:?}");
+        let repertoire = &trained.calibration.detectors[3];
+        assert!(repertoire.z(1.0).abs() < 1e-3, "calibrated while nothing was like it: {repertoire:?}");
     }
 
     #[cfg(feature = "infer")]
