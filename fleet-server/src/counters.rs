@@ -118,6 +118,8 @@ counters! {
     WebRateLimited = "web_rate_limited",
     /// Web connections closed at once because the limit was reached.
     WebOverLimit = "web_over_limit",
+    /// Certificates of devices that had more than 64 which had not ended: they will never be named as revoked.
+    CertificatesForgotten = "certificates_forgotten",
     /// People who signed in at the identity provider.
     SignedIn = "signed_in",
     /// Those who came back from it and were not signed in.

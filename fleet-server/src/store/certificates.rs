@@ -3,6 +3,7 @@
 use super::sql::{Connection, params};
 
 use super::{StoreError, int, uint};
+use crate::counters::{Counter, Counters};
 use crate::names::DeviceId;
 use crate::pki::{SERIAL_LEN, Signed};
 
@@ -19,13 +20,20 @@ pub struct Withdrawn {
 }
 
 /// Remembers one that was signed, and forgets those that have ended.
-pub(super) fn add(c: &Connection, device: &DeviceId, signed: &Signed, now_s: u64) -> Result<(), StoreError> {
+pub(super) fn add(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    signed: &Signed,
+    now_s: u64,
+) -> Result<(), StoreError> {
     c.prepare_cached("DELETE FROM certificates WHERE ends_s < ?")?.execute([int(now_s)])?;
     c.prepare_cached("INSERT INTO certificates(serial, device, key, ends_s) VALUES (?, ?, ?, ?)")?
         .execute(params![signed.serial, device.as_str(), signed.key_sha256, int(signed.ends_unix_s)])?;
     let oldest = "DELETE FROM certificates WHERE serial IN
         (SELECT serial FROM certificates WHERE device = ?1 ORDER BY ends_s DESC, serial LIMIT 1000 OFFSET ?2)";
-    c.prepare_cached(oldest)?.execute(params![device.as_str(), OF_DEVICE_MAX])?;
+    let forgotten = c.prepare_cached(oldest)?.execute(params![device.as_str(), OF_DEVICE_MAX])?;
+    counters.add(Counter::CertificatesForgotten, forgotten as u64);
     Ok(())
 }
 
@@ -79,19 +87,19 @@ mod tests {
     #[test]
     fn what_is_worth_nothing_is_named_until_it_ends() {
         on_both(|open: &dyn Fn() -> Connection| {
-            let c = open();
+            let (c, counters) = (open(), Counters::default());
             let [a, b] = ["a", "b"].map(|name| DeviceId::parse(name).unwrap());
-            add(&c, &a, &signed(1, 1, 100), 0).unwrap();
-            add(&c, &a, &signed(2, 1, 200), 0).unwrap();
-            add(&c, &a, &signed(3, 2, 300), 0).unwrap();
-            add(&c, &b, &signed(4, 3, 300), 0).unwrap();
+            add(&c, &counters, &a, &signed(1, 1, 100), 0).unwrap();
+            add(&c, &counters, &a, &signed(2, 1, 200), 0).unwrap();
+            add(&c, &counters, &a, &signed(3, 2, 300), 0).unwrap();
+            add(&c, &counters, &b, &signed(4, 3, 300), 0).unwrap();
             check(&c, 10, &[]);
             withdraw(&c, &a, Some([2; 32]), 11).unwrap();
             check(&c, 20, &[(1, 11), (2, 11)]);
             withdraw(&c, &a, None, 22).unwrap();
             check(&c, 30, &[(1, 11), (2, 11), (3, 22)]);
             check(&c, 150, &[(2, 11), (3, 22)]);
-            add(&c, &b, &signed(5, 3, 900), 250).unwrap();
+            add(&c, &counters, &b, &signed(5, 3, 900), 250).unwrap();
             check(&c, 0, &[(3, 22)]);
         });
     }
@@ -99,14 +107,15 @@ mod tests {
     #[test]
     fn one_device_does_not_fill_the_table() {
         on_both(|open: &dyn Fn() -> Connection| {
-            let c = open();
+            let (c, counters) = (open(), Counters::default());
             let a = DeviceId::parse("a").unwrap();
             for n in 0..=OF_DEVICE_MAX as u8 {
-                add(&c, &a, &signed(n, 1, 1000 + u64::from(n)), 0).unwrap();
+                add(&c, &counters, &a, &signed(n, 1, 1000 + u64::from(n)), 0).unwrap();
             }
             withdraw(&c, &a, None, 5).unwrap();
             let left = withdrawn(&c, 10).unwrap();
             assert_eq!((left.len() as i64, left[0].serial[0]), (OF_DEVICE_MAX, 1), "the oldest is forgotten");
+            assert_eq!(counters.get(Counter::CertificatesForgotten), 1);
         });
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::sql::{Connection, OptionalExtension as _, params};
 
 use super::{StoreError, certificates, int, uint};
+use crate::counters::Counters;
 use crate::names::{DeviceId, GroupId, Tag};
 use crate::pki::Signed;
 
@@ -59,7 +60,13 @@ pub fn admitted(c: &Connection, device: &DeviceId) -> Result<Known, StoreError> 
 ///
 /// # Errors
 /// When the database fails.
-pub fn renewed(c: &Connection, device: &DeviceId, signed: &Signed, now_s: u64) -> Result<Known, StoreError> {
+pub fn renewed(
+    c: &Connection,
+    counters: &Counters,
+    device: &DeviceId,
+    signed: &Signed,
+    now_s: u64,
+) -> Result<Known, StoreError> {
     let known = known(c, device, signed.key_sha256)?;
     if known == Known::Yes {
         c.prepare_cached("UPDATE devices SET certificate = ?, ends_s = ? WHERE id = ?")?.execute(params![
@@ -67,7 +74,7 @@ pub fn renewed(c: &Connection, device: &DeviceId, signed: &Signed, now_s: u64) -
             int(signed.ends_unix_s),
             device.as_str()
         ])?;
-        certificates::add(c, device, signed, now_s)?;
+        certificates::add(c, counters, device, signed, now_s)?;
     }
     Ok(known)
 }

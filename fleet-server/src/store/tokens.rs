@@ -4,6 +4,7 @@ use super::sql::{Connection, OptionalExtension as _, params};
 
 use super::audit::Change;
 use super::{StoreError, certificates, int, uint};
+use crate::counters::Counters;
 use crate::names::{DeviceId, GroupId};
 use crate::pki::Signed;
 
@@ -134,6 +135,7 @@ pub fn drop_token(c: &Connection, id: &str) -> Result<bool, StoreError> {
 /// When the database fails.
 pub fn enrol(
     c: &Connection,
+    counters: &Counters,
     hash: [u8; 32],
     device: &DeviceId,
     signed: &Signed,
@@ -185,7 +187,7 @@ pub fn enrol(
             int(now_ms)
         ],
     )?;
-    certificates::add(c, device, signed, now_ms / 1000)?;
+    certificates::add(c, counters, device, signed, now_ms / 1000)?;
     // Whoever held the name before is not that device any more.
     certificates::withdraw(c, device, Some(signed.key_sha256), now_ms / 1000)?;
     let group = GroupId::parse(&group).unwrap_or_default();

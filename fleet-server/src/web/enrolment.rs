@@ -137,9 +137,9 @@ async fn enroll_checked(
     let hash = secret::hash(&body.secret);
     let audit =
         actor.named(format!("token {}", hex(&hash[..8]))).audit(shared, "device.enrol", device.as_str(), "");
-    let (owner, certificate) = (device.clone(), signed.clone());
-    let enrolled =
-        audit.write(shared, move |c| store::enrol(c, hash, &owner, &certificate, clock::unix_ms()));
+    let (owner, certificate, counters) = (device.clone(), signed.clone(), Arc::clone(&shared.counters));
+    let enrolled = audit
+        .write(shared, move |c| store::enrol(c, &counters, hash, &owner, &certificate, clock::unix_ms()));
     let new = "make a new token: behaveguard-fleet token create";
     let refused = |status, code, public, hint| Err(ApiError::new(status, code, public, hint));
     let group = match enrolled.await? {
@@ -200,9 +200,13 @@ async fn renew_checked(shared: &Shared, body: Result<Body<RenewRequest>, ApiErro
     let Body(body) = body?;
     let device = body.device;
     let signed = sign(shared, &device, &body.csr_pem)?;
-    let (owner, certificate) = (device.clone(), signed.clone());
+    let (owner, certificate, counters) = (device.clone(), signed.clone(), Arc::clone(&shared.counters));
     let hint = "enrol the device again with a token of its own: behaveguard-fleet token create --device NAME";
-    match shared.store.write(move |c| store::renewed(c, &owner, &certificate, clock::unix_s())).await? {
+    match shared
+        .store
+        .write(move |c| store::renewed(c, &counters, &owner, &certificate, clock::unix_s()))
+        .await?
+    {
         Known::Yes => {}
         Known::Revoked => {
             return Err(ApiError::new(StatusCode::FORBIDDEN, "revoked", "the device was revoked", hint));

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use device::{Devices, Load};
+use fleet_server::counters::Counters;
 use fleet_server::names::{DeviceId, GroupId};
 use fleet_server::pki::Pki;
 use fleet_server::store::{self, NewToken};
@@ -190,11 +191,12 @@ fn enrol(state: &Path, count: usize) -> Result<Vec<device::Identity>, Failed> {
         let (ca_pem, key) = (pki.ca_pem().to_owned(), Arc::clone(&key));
         identities.push(device::Identity { name: device.to_string(), certificate: signed.pem, key, ca_pem });
     }
+    let counters = Counters::default();
     let put = store::alone(&connection, |c| {
         store::add_token(c, &token, now_s)?;
-        enrolled
-            .iter()
-            .try_for_each(|(device, signed)| store::enrol(c, hash, device, signed, now_s * 1000).map(|_| ()))
+        enrolled.iter().try_for_each(|(device, signed)| {
+            store::enrol(c, &counters, hash, device, signed, now_s * 1000).map(|_| ())
+        })
     });
     put.map_err(|error| failed("enrolling")(&error))?;
     Ok(identities)
