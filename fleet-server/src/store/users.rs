@@ -250,3 +250,32 @@ fn tokens_of(c: &Connection, user: &str) -> Result<Vec<ApiTokenRow>, StoreError>
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::on_both;
+    use super::*;
+
+    #[test]
+    fn a_session_ends_and_of_too_many_the_oldest_goes_while_what_was_made_stays() {
+        on_both(|open: &dyn Fn() -> Connection| {
+            let c = open();
+            let anna = UserName::parse("anna").unwrap();
+            let sign_in = |n: u8, role| sign_in(&c, &anna, role, [n; 32], 1000, u64::from(n)).unwrap();
+            let role_of = |n: u8| principal(&c, [n; 32], 500).unwrap().map(|(principal, _)| principal.role);
+            assert_eq!(sign_in(1, Role::Viewer), Changed::Done);
+            assert_eq!(add_api_token(&c, &anna, [100; 32], "made", None, 50).unwrap(), Changed::Done);
+            for n in 2..=9 {
+                sign_in(n, Role::Admin);
+            }
+            assert_eq!((role_of(1), role_of(2), role_of(9)), (None, Some(Role::Admin), Some(Role::Admin)));
+            end_session(&c, [9; 32]).unwrap();
+            end_session(&c, [100; 32]).unwrap();
+            assert_eq!((role_of(9), role_of(100)), (None, Some(Role::Admin)), "what was made is no session");
+            let labels: Vec<_> =
+                users(&c).unwrap()[0].tokens.iter().map(|token| token.label.clone()).collect();
+            assert_eq!(labels.iter().filter(|label| *label == "signed in").count(), 7, "{labels:?}");
+            assert!(principal(&c, [8; 32], 1001).unwrap().is_none(), "its time is over");
+        });
+    }
+}
