@@ -54,6 +54,16 @@ const CALL_LAYERS: [&str; 10] = [
 /// Layers whose best hooks only newer kernels have, and whose others only some.
 const MAY_LACK_HOOKS: [&str; 1] = ["capability"];
 
+#[test]
+fn what_looks_at_calls_costs_the_others_nothing() {
+    let _turn = turn();
+    let probe = load(&[]);
+    // With a tracepoint of its own for a call, each call of every process would become slower.
+    for state in probe.layers().iter().filter(|state| CALL_LAYERS.contains(&state.layer.as_str())) {
+        assert!(!state.backend.starts_with("tracepoint/syscalls"), "{state:?}");
+    }
+}
+
 /// Loads, of the layers behind the dispatcher, only these: an emulated processor needs seconds to verify all of them.
 fn load_only(layers: &[&str], forced_off: &[&str]) -> Probe {
     let others = CALL_LAYERS.iter().filter(|layer| !layers.contains(layer));
