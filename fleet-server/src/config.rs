@@ -249,54 +249,61 @@ impl Reader {
     }
 
     fn store(&mut self) -> Option<String> {
-        let value = self.table.remove("store")?;
-        let Value::Table(mut table) = value else {
-            self.problem(
-                "store",
-                "must be a table: [store] and below it postgres = \"postgres://USER:PASSWORD@HOST/NAME\"",
-            );
-            return None;
-        };
-        let address = table.remove("postgres");
-        for key in table.keys() {
-            self.problem(&format!("store.{key}"), "not a known key");
-        }
-        match address {
+        let form = "a table: [store] and below it postgres = \"postgres://USER:PASSWORD@HOST/NAME\"";
+        let mut keys = self.inner("store", form)??;
+        let address = match keys.table.remove("postgres") {
             Some(Value::String(address)) if address.starts_with("postgres://") => Some(address),
             _ => {
                 let text = "must be an address in quotes, e.g. \"postgres://fleet:PASSWORD@db.example.org/fleet?sslmode=require\"";
-                self.problem("store.postgres", text);
+                keys.problem("postgres", text);
                 None
+            }
+        };
+        self.take_problems("store", keys);
+        address
+    }
+
+    fn broker(&mut self) -> Option<External> {
+        let form = "a table: [broker] and below it external = \"mqtts://HOST:PORT\"";
+        let mut keys = self.inner("broker", form)??;
+        let shared = match keys.table.remove("shared") {
+            None => true,
+            Some(Value::Boolean(shared)) => shared,
+            Some(_) => {
+                keys.problem("shared", "must be true or false");
+                true
+            }
+        };
+        let url = keys.table.remove("external");
+        let parsed = url.as_ref().and_then(Value::as_str).and_then(broker_address);
+        if parsed.is_none() {
+            keys.problem(
+                "external",
+                "must be an address in quotes, e.g. \"mqtts://broker.example.org:8883\"",
+            );
+        }
+        self.take_problems("broker", keys);
+        parsed.map(|(host, port)| External { host, port, shared })
+    }
+
+    /// A table in this one: nothing when it is missing, `None` in it when it is no table.
+    #[allow(clippy::option_option, reason = "two ways of not being there that lead to different problems")]
+    fn inner(&mut self, key: &str, form: &str) -> Option<Option<Self>> {
+        match self.table.remove(key)? {
+            Value::Table(table) => Some(Some(Self { table, problems: Vec::new() })),
+            _ => {
+                self.problem(key, format!("must be {form}"));
+                Some(None)
             }
         }
     }
 
-    fn broker(&mut self) -> Option<External> {
-        let value = self.table.remove("broker")?;
-        let Value::Table(mut table) = value else {
-            self.problem("broker", "must be a table: [broker] and below it external = \"mqtts://HOST:PORT\"");
-            return None;
-        };
-        let shared = match table.remove("shared") {
-            None => true,
-            Some(Value::Boolean(shared)) => shared,
-            Some(_) => {
-                self.problem("broker.shared", "must be true or false");
-                true
-            }
-        };
-        let url = table.remove("external");
-        for key in table.keys() {
-            self.problem(&format!("broker.{key}"), "not a known key");
+    /// What was wrong in a table in this one.
+    fn take_problems(&mut self, table: &str, mut of: Self) {
+        of.unknown();
+        for Problem { key, text } in of.problems {
+            self.problem(&format!("{table}.{key}"), text);
         }
-        let parsed = url.as_ref().and_then(Value::as_str).and_then(broker_address);
-        if parsed.is_none() {
-            self.problem(
-                "broker.external",
-                "must be an address in quotes, e.g. \"mqtts://broker.example.org:8883\"",
-            );
-        }
-        parsed.map(|(host, port)| External { host, port, shared })
     }
 
     /// What nobody took.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use toml::Value;
 
-use super::{Problem, Reader};
+use super::Reader;
 use crate::access::Role;
 
 /// An identity provider (OpenID Connect).
@@ -39,7 +39,7 @@ impl OidcConfig {
 
 impl Reader {
     pub(super) fn oidc(&mut self) -> Option<OidcConfig> {
-        let mut keys = self.inner("oidc", "issuer, client_id and roles")??;
+        let mut keys = self.inner("oidc", "a table with issuer, client_id and roles")??;
         let address = "an address in quotes that begins with https://";
         let is_address = |text: &str| text.strip_prefix("https://").is_some_and(|rest| !rest.is_empty());
         let is_origin = |text: &str| is_address(text) && !text["https://".len()..].contains('/');
@@ -63,7 +63,7 @@ impl Reader {
     /// The groups of each role.
     fn roles(&mut self) -> Vec<(Role, Vec<String>)> {
         let example = "viewer, analyst or admin, each a list of groups";
-        let mut keys = match self.inner("roles", example) {
+        let mut keys = match self.inner("roles", &format!("a table with {example}")) {
             Some(Some(keys)) => keys,
             Some(None) => return Vec::new(),
             None => {
@@ -79,26 +79,6 @@ impl Reader {
         }
         self.take_problems("roles", keys);
         roles
-    }
-
-    /// A table in this one: nothing when it is missing, `None` in it when it is no table.
-    #[allow(clippy::option_option, reason = "two ways of not being there that lead to different problems")]
-    fn inner(&mut self, key: &str, what: &str) -> Option<Option<Self>> {
-        match self.table.remove(key)? {
-            Value::Table(table) => Some(Some(Self { table, problems: Vec::new() })),
-            _ => {
-                self.problem(key, format!("must be a table with {what}"));
-                Some(None)
-            }
-        }
-    }
-
-    /// What was wrong in a table in this one.
-    fn take_problems(&mut self, table: &str, mut of: Self) {
-        of.unknown();
-        for Problem { key, text } in of.problems {
-            self.problem(&format!("{table}.{key}"), text);
-        }
     }
 
     /// A text that `good` takes and that must be there.
