@@ -29,17 +29,12 @@ fn program(agent: &Agent) -> PathBuf {
     fs::read_link(format!("/proc/{}/exe", agent.id().unwrap_or(0))).unwrap_or_default()
 }
 
-fn build(arguments: &[&Path], command: &str) -> String {
-    let output =
-        Command::new(binary("behaveguard-fleet").unwrap()).args(["build", command]).args(arguments).output();
-    let output = output.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// Signs a program file and brings it to the server.
 fn offered(fleet: &Fleet, key: &Path, file: &Path, version: &str) {
-    build(&[Path::new("--key"), key, Path::new("--version"), Path::new(version), file], "sign");
+    let mut sign = Command::new(binary("behaveguard-fleet").unwrap());
+    let signed =
+        sign.args(["build", "sign", "--version", version, "--key"]).args([key, file]).output().unwrap();
+    assert!(signed.status.success(), "{}", String::from_utf8_lossy(&signed.stderr));
     fleet.command(&["build", "add", file.to_str().unwrap()]).unwrap();
 }
 
@@ -117,7 +112,11 @@ fn agents_are_replaced_in_stages_and_one_that_does_not_come_back_goes_no_further
     let dir = tempfile::tempdir().unwrap();
     let fleet = Fleet::start(&dir.path().join("fleet"), 1000).unwrap();
     let key = dir.path().join("builder.key");
-    let trust = build(&[Path::new("--out"), &key], "key");
+    // A name alone is a file of the folder that one is in.
+    let mut made = Command::new(binary("behaveguard-fleet").unwrap());
+    let made = made.args(["build", "key", "--out", "builder.key"]).current_dir(&dir).output().unwrap();
+    let trust = String::from_utf8(made.stdout).unwrap();
+    assert!(made.status.success() && key.exists(), "{}", String::from_utf8_lossy(&made.stderr));
     let common = "watch = [\"/nothing\"]\nwindow = \"1s\"\nheartbeat = \"2s\"\n";
     let mut agents: Vec<Agent> = ["gw-a", "gw-b", "gw-c"]
         .iter()
