@@ -71,7 +71,7 @@ pub struct Config {
     /// False alarms that may be sent; `None` sends every verdict from MEDIUM on.
     pub alert_budget: Option<AlertBudget>,
     /// Percent of the windows of programs that are learned which the fleet is given. No part of a capture: no verdict depends on it.
-    #[serde(skip, default = "all")]
+    #[serde(skip)]
     pub samples: u32,
     /// Tools beside those of the feature schema whose start is evidence, by file name.
     pub lolbins: Vec<String>,
@@ -151,7 +151,7 @@ impl Default for Config {
             outbox_engine: OutboxEngine::Log,
             policy: Policy::default(),
             alert_budget: Some(AlertBudget { alerts: 10, per: Period::Day }),
-            samples: all(),
+            samples: 0,
             lolbins: Vec::new(),
             redact: WORDS.iter().map(|word| (*word).to_owned()).collect(),
             quarantine: QuarantineRule::default(),
@@ -161,11 +161,6 @@ impl Default for Config {
             sinks: Vec::new(),
         }
     }
-}
-
-/// Percent.
-fn all() -> u32 {
-    100
 }
 
 /// What keeps the messages that wait for the fleet.

@@ -102,6 +102,9 @@ pub struct Status {
     pub fleet: Option<String>,
     /// The fleet listens.
     pub online: bool,
+    /// Percent of the windows of programs that are learned which the fleet is given.
+    #[serde(default)]
+    pub samples: u32,
     /// Which verdicts are sent; `None` when it is every one from MEDIUM on.
     pub alert_budget: Option<BudgetState>,
     /// How well the baselines keep their promise; at most as many as the heartbeat names programs.

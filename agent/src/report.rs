@@ -224,6 +224,9 @@ pub(crate) fn status(status: &Status, json: bool) -> Result<(), Box<dyn Error>> 
             );
         }
     }
+    if status.fleet.is_some() && status.samples == 0 && beat.programs.iter().any(|p| p.state != "ACTIVE") {
+        println!("what is learned stays here: the fleet makes no baseline of it while `samples` is 0");
+    }
     let lost = ["damaged", "dropped", "refused", "failed", "limited", "overflow", "errors", "rejected"];
     for (name, value) in &beat.counters {
         if *value > 0 && lost.iter().any(|word| name.contains(word)) {

@@ -74,6 +74,9 @@ pub enum Command {
     /// Devices: list, revoke, group.
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Groups: what their devices are configured with.
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// People and programs that use the API, and their tokens.
     #[command(subcommand)]
     User(UserCommand),
@@ -190,6 +193,35 @@ pub enum DeviceCommand {
         #[arg(value_parser = device)]
         device: DeviceId,
         /// Into which.
+        #[arg(value_parser = group)]
+        group: GroupId,
+    },
+}
+
+/// Groups.
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Give a group a configuration, which replaces the one before; prints what changes. Devices that are connected use it within
+    /// seconds, others when they come.
+    Configure {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// Only print what would change.
+        #[arg(long)]
+        dry_run: bool,
+        /// Which.
+        #[arg(value_parser = group)]
+        group: GroupId,
+        /// TOML, as in the agent's file; - for standard input.
+        file: PathBuf,
+    },
+    /// Print a group's configuration.
+    Show {
+        /// The server's folder.
+        #[arg(long)]
+        state: PathBuf,
+        /// Which.
         #[arg(value_parser = group)]
         group: GroupId,
     },

@@ -3,25 +3,25 @@
 use std::collections::BTreeMap;
 
 use models::orders::KEYS_OF_DEVICES;
-use models::wire::CONFIGURATION_MAX;
+pub use models::wire::CONFIGURATION_MAX;
 use toml::{Table, Value};
 
 /// A key whose value is another.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct KeyChange {
+pub struct KeyChange {
     /// With its table, e.g. `alerts.dedup`.
-    pub(crate) key: String,
+    pub key: String,
     /// `None` where there was none.
-    pub(crate) before: Option<Value>,
+    pub before: Option<Value>,
     /// `None` where there is none any more.
-    pub(crate) after: Option<Value>,
+    pub after: Option<Value>,
 }
 
 /// Checks what can be checked without a device: whether each key and value is good the devices say.
 ///
 /// # Errors
 /// A sentence that says what to change.
-pub(crate) fn check(text: &str) -> Result<(), String> {
+pub fn check(text: &str) -> Result<(), String> {
     if text.len() > CONFIGURATION_MAX {
         return Err(format!(
             "a configuration of {} bytes is over the limit of {CONFIGURATION_MAX}",
@@ -36,7 +36,7 @@ pub(crate) fn check(text: &str) -> Result<(), String> {
 }
 
 /// Keys that differ, by name. A text that is no TOML has none.
-pub(crate) fn changes(before: &str, after: &str) -> Vec<KeyChange> {
+pub fn changes(before: &str, after: &str) -> Vec<KeyChange> {
     let (before, after) = (flat(before), flat(after));
     let mut keys: Vec<&String> = before.keys().chain(after.keys()).collect();
     keys.sort_unstable();

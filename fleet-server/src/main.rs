@@ -4,6 +4,7 @@
 mod builds;
 mod commands;
 mod data;
+mod groups;
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Command::Build(command) => builds::run(command),
         Command::Token(command) => commands::token(command),
         Command::Device(command) => commands::device_command(command),
+        Command::Group(command) => groups::run(command),
         Command::User(command) => commands::user_command(command),
     };
     match result {

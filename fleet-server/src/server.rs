@@ -20,6 +20,7 @@ use crate::broker::{self, Reach};
 use crate::clock;
 use crate::config::{Config, External, host_and_port};
 use crate::counters::Counters;
+use crate::deliver;
 use crate::files;
 use crate::follow;
 use crate::hub::Hub;
@@ -75,6 +76,8 @@ pub struct Shared {
     pub(crate) sign_ins: Semaphore,
     /// Something was stored that others share.
     pub(crate) stored: Notify,
+    /// Orders were made.
+    pub(crate) ordered: Notify,
     /// Where we listen.
     pub addresses: Addresses,
     /// Says true when the server stops.
@@ -201,7 +204,6 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let oidc = config.oidc.clone().map(|oidc| Arc::new(Provider::new(oidc, &addresses.web_url)));
     let stop_told = stopped.clone();
     let standing = RwLock::new(Standing::load(&store).await?);
-    let stored = Notify::new();
     let shared = Shared {
         config,
         pki,
@@ -214,7 +216,8 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
         rates,
         oidc,
         sign_ins: Semaphore::new(SIGN_INS_MAX),
-        stored,
+        stored: Notify::new(),
+        ordered: Notify::new(),
         addresses,
         stop: stop_told,
     };
@@ -245,6 +248,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     if shared.store.is_shared() {
         tasks.spawn(follow::run(Arc::clone(&shared), stopped.clone()));
     }
+    tasks.spawn(deliver::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(retention::run(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(silence::watch(Arc::clone(&shared), stopped.clone()));
     tasks.spawn(notify::run(Arc::clone(&shared), stopped.clone()));

@@ -23,6 +23,7 @@ mod live;
 mod mailed;
 mod moved;
 mod notified;
+mod opted;
 mod ordered;
 mod postgres;
 mod power;

@@ -260,7 +260,7 @@ fn a_group_s_configuration_reaches_its_devices_and_what_they_cannot_use_changes_
     assert!(why.contains("`hartbeat`: not a known key"), "{why}");
     assert_eq!(shown(&agent, "alerts.per_minute")["value"], 9);
 
-    // Who is moved by a command beside the server is asked with the next heartbeat.
+    // Who is moved by a command beside the server is asked by the server that runs.
     let asked = json!({ "text": "heartbeat = \"2s\"" });
     assert_eq!(fleet.post("groups/plant/configurations", &asked).unwrap().0, 201);
     fleet.command(&["device", "group", "gw", "plant"]).unwrap();

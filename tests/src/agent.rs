@@ -27,7 +27,7 @@ impl Agent {
     /// # Errors
     /// When a file cannot be written or the server refuses.
     pub fn enroll(dir: &Path, watch: &Path, fleet: &Fleet, device: &str) -> Result<Self, Failed> {
-        let config = format!("watch = [{watch:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n");
+        let config = format!("watch = [{watch:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\nsamples = 100\n");
         Self::enroll_with(dir, &config, fleet, device)
     }
 

@@ -113,6 +113,16 @@ impl Fleet {
         self.command(&["token", "create", "--device", device])
     }
 
+    /// Lets the devices of the group `default` give their fleet all that they learn of.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn opt_in(&self) -> Result<(), Failed> {
+        let file = self.state.with_extension("samples.toml");
+        fs::write(&file, "samples = 100\n").map_err(|error| Failed::new(file.display(), error))?;
+        self.command(&["group", "configure", "default", &file.to_string_lossy()]).map(drop)
+    }
+
     /// Runs one of the server's commands on its folder; gives what it prints.
     ///
     /// # Errors

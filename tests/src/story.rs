@@ -54,6 +54,7 @@ impl Story {
     /// When a part does not start.
     pub fn start_with(dir: &Path, learn_windows: u32, agent: &str, fleet: &str) -> Result<Self, Failed> {
         let fleet = Fleet::start_with(&dir.join("fleet"), learn_windows, fleet)?;
+        fleet.opt_in()?;
         let watch = Gateway::executable(&dir.join("gateway"));
         let config = format!("watch = [{watch:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n{agent}");
         let mut agent = Agent::enroll_with(&dir.join("agent"), &config, &fleet, DEVICE)?;

@@ -222,12 +222,12 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "samples",
-        default: "100",
+        default: "0",
         form: Number(0, 100),
         applied: Reload,
-        text: "Percent of the windows of programs that are learned which the fleet is given to train on, in stretches of 20. \
-               0 keeps all of them on the device: its fleet learns nothing of them, and `behaveguard train` still does. A \
-               group's configuration may set it.",
+        text: "Percent of the windows of programs that are learned which the fleet is given to train on, in stretches of 20; \
+               also those of alarms that a person called false. 0 keeps all of them on the device: its fleet makes no baseline of \
+               them, and `behaveguard train` still does. For a group: `behaveguard-fleet group configure`.",
     },
     Key {
         name: "lolbins",

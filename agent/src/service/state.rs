@@ -22,6 +22,7 @@ impl Service {
             device: self.device.clone(),
             fleet: self.member.as_ref().map(|m| format!("{}:{}", m.identity.host, m.identity.port)),
             online: self.online,
+            samples: self.config.samples,
             sinks: self.sinks.states(),
             confinement: self.confinement.clone(),
             contained: self.containment.entries().to_vec(),

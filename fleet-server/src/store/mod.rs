@@ -80,8 +80,8 @@ pub use frames::{
 };
 pub use incidents::{IncidentRow, incident, incidents};
 pub use orders::{
-    Answered, ConfigurationRow, NotRelearned, OrderRow, Spread, cancel_order, configurations, order, orders,
-    orders_waiting, put_configuration, put_order, put_relearn, spread,
+    Answered, ConfigurationRow, NotRelearned, OrderRow, Spread, cancel_order, configurations, newest_order,
+    order, orders, orders_after, orders_waiting, put_configuration, put_order, put_relearn, spread,
 };
 pub use overview::{Overview, Suspect, overview};
 pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, file_size, training};

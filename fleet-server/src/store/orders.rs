@@ -221,6 +221,31 @@ pub fn orders_waiting(c: &Connection, device: &DeviceId, now_ms: u64) -> Result<
     Ok(rows.into_iter().map(|row| Order { id: row.id, errand: row.errand }).collect())
 }
 
+/// Orders after the one with this id that wait, in ascending order: the first `limit`.
+///
+/// # Errors
+/// When the database fails or holds damaged rows.
+pub fn orders_after(
+    c: &Connection,
+    after: u64,
+    limit: u32,
+    now_ms: u64,
+) -> Result<Vec<OrderRow>, StoreError> {
+    let sql = format!(
+        "{ORDER} WHERE o.id > ? AND answered_ms IS NULL AND (expires_ms IS NULL OR expires_ms > ?) ORDER BY o.id LIMIT ?"
+    );
+    rows(c, &sql, params![int(after), int(now_ms), limit])
+}
+
+/// The id of the newest order, 0 for none.
+///
+/// # Errors
+/// When the database fails.
+pub fn newest_order(c: &Connection) -> Result<u64, StoreError> {
+    let mut query = c.prepare_cached("SELECT coalesce(max(id), 0) FROM orders")?;
+    Ok(query.query_row([], |row| row.get(0).map(uint))?)
+}
+
 /// Notes what became of an order; `false` when nobody waits for the answer: only the first counts.
 ///
 /// # Errors

@@ -16,7 +16,6 @@ use super::access::Actor;
 use super::answers::{DeviceList, EventList, QueuedView};
 use super::error::ApiError;
 use super::extract::{Asked, Body, OfDevice};
-use super::orders::send_orders;
 use super::views::{DeviceView, EventView};
 use super::{Answer, limit_of};
 use crate::clock;
@@ -129,7 +128,7 @@ pub(super) async fn change(
     if !audit.write(&shared, job).await? {
         return Err(ApiError::not_found("device"));
     }
-    send_orders(&shared, &device).await?;
+    shared.ordered.notify_one();
     shared.hub.tell(Event::Device(device));
     Ok(StatusCode::NO_CONTENT)
 }

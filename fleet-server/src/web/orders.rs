@@ -20,10 +20,9 @@ use super::order_views::{
     ConfigurationList, ConfigurationPreviewView, ConfigurationView, Level, MadeConfigurationView, OrderList,
     OrderView, changes,
 };
-use super::{Answer, device_of, limit_of};
+use super::{Answer, limit_of};
 use crate::clock;
 use crate::hub::Event;
-use crate::ingest;
 use crate::names::{DeviceId, GroupId};
 use crate::server::Shared;
 use crate::store::{self, Connection, NotRelearned, StoreError};
@@ -181,7 +180,7 @@ pub(super) async fn create(
     };
     let id = id.ok_or_else(full)?;
     log::warn!("device {device} is given order {id} by {}", actor.who);
-    send_orders(&shared, &device).await?;
+    shared.ordered.notify_one();
     shared.hub.tell(Event::Device(device.clone()));
     let row = shared.store.read(move |c| store::order(c, &device, id)).await?;
     let row = row.ok_or_else(|| ApiError::not_found("order"))?;
@@ -232,16 +231,6 @@ pub(super) async fn cancel(
         return Err(ApiError::not_found("order that waits"));
     }
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// Sends everything that a device is to do, when it is connected. It knows what it did already.
-pub(super) async fn send_orders(shared: &Shared, device: &DeviceId) -> Result<(), StoreError> {
-    let owner = device.clone();
-    let orders = shared.store.read(move |c| store::orders_waiting(c, &owner, clock::unix_ms())).await?;
-    for message in orders.iter().filter_map(|order| ingest::signed(shared, device, order)) {
-        shared.hub.send(device, &message);
-    }
-    Ok(())
 }
 
 /// A group's configuration: its versions, the newest first, and how far the devices are.
@@ -326,31 +315,6 @@ pub(super) async fn configure(
         return Err(ApiError::new(StatusCode::CONFLICT, "changed", public, "read it again, and change that"));
     };
     log::warn!("group {group} is given configuration {version} by {}", actor.who);
-    tokio::spawn(async move {
-        if let Err(error) = send_to_group(&shared, &group).await {
-            log::error!("sending configuration {version}: {error}; devices get it when they connect");
-        }
-    });
+    shared.ordered.notify_one();
     Ok((StatusCode::CREATED, Json(MadeConfigurationView { version })).into_response())
-}
-
-/// Devices that are away get theirs when they connect.
-async fn send_to_group(shared: &Shared, group: &GroupId) -> Result<(), StoreError> {
-    let mut after = String::new();
-    loop {
-        let (of, from) = (group.clone(), after.clone());
-        let rows =
-            shared.store.read(move |c| store::devices(c, &from, 1000, Some(of.as_str()), None)).await?;
-        for row in &rows {
-            if shared.hub.is_online(&row.id)
-                && let Ok(device) = device_of(&row.id)
-            {
-                send_orders(shared, &device).await?;
-            }
-        }
-        match rows.last() {
-            Some(last) => after.clone_from(&last.id),
-            None => return Ok(()),
-        }
-    }
 }

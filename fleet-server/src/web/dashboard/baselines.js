@@ -49,7 +49,7 @@ function ofDevices(training, load) {
     may("analyst") ? [trainButton("Train", row, () => ({ device: row.device }), load), " ",
       trainButton("For its group", row, async () => ({ group: (await ask("/devices/" + row.device)).group }), load), " ",
       trainButton("For the fleet", row, () => ({}), load), may("admin") && pinButton(row, load)] : "",
-  ]), "No program is learned yet: windows come from devices whose programs are LEARNING.");
+  ]), "No program is learned yet: windows come from devices whose programs are LEARNING, if `samples` of their group's configuration is not 0.");
 }
 
 function generation(row) {
