@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("behaveguard: {}", chain(error.as_ref()));
+            eprintln!("behaveguard: {}", told(error.as_ref()));
             // An updated agent that cannot start is to be started again until its package's takes over.
             if is_service && needs_its_operator(error.as_ref()) && !updates::was_handed_over() {
                 ExitCode::from(CONFIGURATION)
@@ -61,6 +61,15 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// What went wrong, and the usual way out where it is known.
+fn told(error: &(dyn Error + 'static)) -> String {
+    let text = chain(error);
+    if text.contains("Permission denied") && !simulate::is_root() {
+        return format!("{text}; run it as root, with sudo for instance");
+    }
+    text
 }
 
 /// Whether only a change by people helps, so that whoever started the agent should not start it again.

@@ -224,7 +224,7 @@ pub async fn start(dir: &Path, config: Config, fit: Box<dyn Fit>) -> Result<Runn
     let shared = Arc::new(shared);
     let runtime = tokio::runtime::Handle::current();
     let trainer =
-        trainer::spawn(work, Arc::downgrade(&shared), runtime, fit).map_err(ServerError::Threads)?;
+        trainer::spawn(work, Arc::downgrade(&shared), runtime, dir, fit).map_err(ServerError::Threads)?;
     train_what_waited(&shared).await?;
     let mut tasks = JoinSet::new();
     let web = web_runtime().map_err(ServerError::Threads)?;

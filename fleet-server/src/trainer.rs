@@ -3,8 +3,12 @@
 //! A program is trained when it has enough windows and no bundle yet, or when an operator asks. A failed training is
 //! tried again after a quarter more windows.
 
+mod unfinished;
+
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -15,6 +19,7 @@ use models::train::{self, TrainOptions, Trained};
 use models::wire::Downlink;
 use tokio::runtime::Handle;
 
+use self::unfinished::Unfinished;
 use crate::clock;
 use crate::counters::{Counter, Counters};
 use crate::hub::Event;
@@ -81,6 +86,14 @@ pub enum TrainerError {
     /// The bundle could not be offered.
     #[error("the bundle of {0} bytes is over the limit for devices")]
     TooLarge(usize),
+    /// It ended the server before.
+    #[error(
+        "it ended the server twice, and is not tried again by itself before more windows came: report this, with the server's log"
+    )]
+    Ended,
+    /// What is being trained could not be noted.
+    #[error("noting what is being trained")]
+    Note(#[source] io::Error),
     /// No place for it.
     #[error("there are {BASELINES_MAX} baselines of many devices, which is as many as may be: remove some")]
     Full,
@@ -212,15 +225,17 @@ pub(crate) fn spawn(
     work: Work,
     shared: Weak<Shared>,
     runtime: Handle,
+    state: &Path,
     mut fit: Box<dyn Fit>,
-) -> std::io::Result<JoinHandle<()>> {
+) -> io::Result<JoinHandle<()>> {
+    let unfinished = Unfinished::of(state);
     std::thread::Builder::new().name("trainer".into()).spawn(move || {
         while let Ok(Asked { at, by }) = work.jobs.recv() {
             let Some(shared) = shared.upgrade() else { return };
             let (target, key) = at.clone();
             lock(&work.states).insert(at.clone(), State::Training);
             shared.hub.tell(Event::Training(target.clone()));
-            let result = train_one(&shared, &runtime, fit.as_mut(), &target, &key, &by);
+            let result = train_one(&shared, &runtime, &unfinished, fit.as_mut(), (&target, &key), &by);
             let mut states = lock(&work.states);
             match result {
                 Ok(()) => {
@@ -242,9 +257,9 @@ pub(crate) fn spawn(
 fn train_one(
     shared: &Shared,
     runtime: &Handle,
+    unfinished: &Unfinished,
     fit: &mut dyn Fit,
-    target: &Target,
-    key: &str,
+    (target, key): (&Target, &str),
     by: &str,
 ) -> Result<(), (u64, TrainerError)> {
     let (of, wanted, max) = (target.clone(), key.to_string(), shared.config.windows_max);
@@ -270,9 +285,14 @@ fn train_one(
         stored.windows.len(),
         stored.accepted.len()
     );
-    let fitted = fit
-        .fit(&stored, u64::from_le_bytes(seed), now_unix_s)
-        .map_err(|reason| (total, TrainerError::Fit(reason)))?;
+    match unfinished.begin(&format!("{key} of {target}")) {
+        Ok(true) => {}
+        Ok(false) => return Err((total, TrainerError::Ended)),
+        Err(error) => return Err((total, TrainerError::Note(error))),
+    }
+    let fitted = fit.fit(&stored, u64::from_le_bytes(seed), now_unix_s);
+    unfinished.end();
+    let fitted = fitted.map_err(|reason| (total, TrainerError::Fit(reason)))?;
     let grave = grave_acts(&fitted.traits);
     if let Some(text) = &grave {
         log::warn!("generation {generation} for {} of {target}: {text}", stored.program);

@@ -229,6 +229,13 @@ fn without_root_the_agent_says_what_it_needs() {
     let (code, text) = run(Path::new("/bin/su"), &["-s", "/bin/sh", "nobody", "-c", &command]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("needs root, or CAP_BPF with CAP_PERFMON"), "{text}");
+    // Also where it comes no further than its own folder.
+    let command = format!("{} --config {} --state /root/state run", behaveguard.display(), config.display());
+    let (code, text) = run(Path::new("/bin/su"), &["-s", "/bin/sh", "nobody", "-c", &command]);
+    assert!(
+        code == Some(1) && text.contains("/root/state") && text.contains("run it as root, with sudo"),
+        "{text}"
+    );
 }
 
 fn run(program: &Path, arguments: &[&str]) -> (Option<i32>, String) {

@@ -32,6 +32,7 @@ use models::chain::chain;
 use self::evasion::{EVASIONS, Evasion};
 use self::report::{Outcome, Report};
 use self::sandbox::{Problem, Sandbox};
+pub use self::sys::is_root;
 use self::table::{Log, THREATS, Threat, Variant};
 
 /// Exit code for a command line that cannot be understood, from sysexits(3).

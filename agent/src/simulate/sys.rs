@@ -19,7 +19,8 @@ fn text(path: &Path) -> io::Result<CString> {
 }
 
 /// Whether this process is root.
-pub(super) fn is_root() -> bool {
+#[must_use]
+pub fn is_root() -> bool {
     // SAFETY: the call takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }

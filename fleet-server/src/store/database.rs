@@ -19,6 +19,9 @@ const WRITER_CACHE_KIB: i64 = 64 * 1024;
 /// Pages of 4 KiB in the write-ahead log before it is copied into the database.
 const CHECKPOINT_PAGES: i64 = 8192;
 
+/// Bytes that this log keeps of the disk, when whoever read for long has let it grow beyond.
+const JOURNAL_KEPT: i64 = 2 * CHECKPOINT_PAGES * 4096;
+
 /// For a PostgreSQL server to answer at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -165,6 +168,7 @@ fn sqlite(path: &Path, purpose: Purpose) -> Result<Connection, Error> {
         // What undoes one job of many: read by this process only, and not after it.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "journal_size_limit", JOURNAL_KEPT)?;
     } else {
         connection.pragma_update(None, "query_only", true)?;
     }
@@ -213,5 +217,26 @@ mod tests {
         assert!(matches!(Database::postgres(address), Err(StoreError::NoAuthority(_))));
         assert_eq!(Database::postgres(&rest).unwrap().place(), "fleet of db.example:5432");
         assert!(matches!(Database::postgres("mysql://x"), Err(StoreError::Address(_))));
+    }
+
+    #[test]
+    fn the_log_gives_back_what_it_grew_by_while_somebody_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("fleet.db");
+        let (writer, reader) =
+            (sqlite(&file, Purpose::Write).unwrap(), sqlite(&file, Purpose::Read).unwrap());
+        let (writer, reader) = (writer.as_sqlite().unwrap(), reader.as_sqlite().unwrap());
+        writer.execute_batch("CREATE TABLE t(x)").unwrap();
+        let write = |mib: u32| {
+            for _ in 0..mib {
+                writer.execute("INSERT INTO t VALUES (zeroblob(1048576))", []).unwrap();
+            }
+            i64::try_from(std::fs::metadata(dir.path().join("fleet.db-wal")).unwrap().len()).unwrap()
+        };
+        reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+        assert!(write(100) > JOURNAL_KEPT);
+        reader.execute_batch("COMMIT").unwrap();
+        // One write copies it into the database, the next begins it anew.
+        assert!(write(3) <= JOURNAL_KEPT);
     }
 }

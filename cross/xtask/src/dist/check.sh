@@ -61,6 +61,34 @@ kill -9 "$killed"
 within 60 "it runs again and has a link" is_new_and_online "$killed"
 within 30 "the fleet was told" logged behaveguard-fleet "device packaged: killed"
 
+step "updated by its fleet, and a program that does not come back is left"
+fleet=/var/lib/behaveguard-fleet
+web=$(grep -o 'https://[^"]*' $fleet/addresses.json)
+behaveguard-fleet build key --out /root/builder.key >/root/update.toml
+cat /root/update.toml >>/etc/behaveguard/agent.toml
+systemctl restart behaveguard
+offer() {
+    behaveguard-fleet build sign --key /root/builder.key --version "$1" "$2"
+    behaveguard-fleet build add --state $fleet "$2"
+}
+begin_update() {
+    curl --silent --fail --cacert $fleet/ca.pem --header "Authorization: Bearer $(cat $fleet/api.token)" --json \
+        "{\"version\": \"$1\", \"group\": \"default\", \"plan\": {\"canary_percent\": 100, \"wait_s\": 10}}" "$web/api/v1/updates"
+}
+program_is() { [ "$(readlink "/proc/$(of_unit MainPID)/exe")" = "$1" ]; }
+cp /usr/bin/behaveguard /root/new
+printf x >>/root/new
+offer 9.0.0 /root/new
+within 90 "an update begins" begin_update 9.0.0
+within 120 "systemd starts the new program" program_is /var/lib/behaveguard/agent/program
+within 60 "the fleet was told" logged behaveguard-fleet "updated: version 9.0.0"
+cp /usr/bin/false /root/bad
+offer 10.0.0 /root/bad
+within 90 "another begins when the first is done" begin_update 10.0.0
+within 120 "the fleet was told that it did not come back" logged behaveguard-fleet "update_failed: version 10.0.0"
+program_is /usr/bin/behaveguard || fail "the package's program does not run"
+within 60 "it has a link" status_has '"online":true'
+
 step "memory below its limit, under attack"
 # Half of what the unit allows: a gateway that is smaller than the one the unit was written for.
 mkdir -p /etc/systemd/system/behaveguard.service.d

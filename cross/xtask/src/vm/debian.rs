@@ -21,8 +21,7 @@ const NEEDS: &[Need] = &[
 ];
 
 /// What it holds beyond the smallest system; the last name ends with the processor's.
-const INCLUDED: &str =
-    "systemd,systemd-sysv,udev,procps,python3-minimal,netcat-openbsd,initramfs-tools,linux-image-cloud-";
+const INCLUDED: &str = "systemd,systemd-sysv,udev,procps,curl,ca-certificates,python3-minimal,netcat-openbsd,initramfs-tools,linux-image-cloud-";
 
 /// Emulated, and it starts a whole Debian.
 const LIMIT: Duration = Duration::from_secs(3000);
