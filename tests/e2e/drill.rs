@@ -33,8 +33,9 @@ fn attacks_and_evasions_by_a_learned_tool_alarm_where_the_documents_say_so() {
     let group = Group::make(&unit).unwrap();
     let enacted = |arguments: &[&str]| enacted(&group, arguments);
     // On a busy machine numbers are odd, too, and would use up what may be told in a minute.
-    let config =
-        format!("watch = [{unit:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n[alerts]\nper_minute = 1000\n");
+    let config = format!(
+        "watch = [{unit:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\nsamples = 100\n[alerts]\nper_minute = 1000\n"
+    );
     let mut agent = Agent::enroll_with(&dir.path().join("agent"), &config, &fleet, DEVICE).unwrap();
     agent.run().unwrap();
     group.add(agent.id().unwrap()).unwrap();

@@ -30,7 +30,7 @@ fn two_agents_with_one_identity_are_told_and_nothing_of_either_is_lost() {
     one.stop().unwrap();
     let before = fleet.windows_collected().unwrap();
     assert!(Command::new("cp").arg("-a").arg(&first).arg(&second).status().unwrap().success());
-    let config = format!("watch = [{watch:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\n");
+    let config = format!("watch = [{watch:?}]\nwindow = \"1s\"\nheartbeat = \"2s\"\nsamples = 100\n");
     let mut two = Agent::alone(&second, &config).unwrap();
     one.run().unwrap();
     two.run().unwrap();

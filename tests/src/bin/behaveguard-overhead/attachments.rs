@@ -14,7 +14,7 @@ use crate::empty::Empty;
 use crate::workloads::{Workload, clock, cpu_of};
 
 /// Every program is learned, with the defaults, but in windows of 5 s: six times as many drains.
-const CONFIG: &str = "watch = [\"*\"]\nwindow = \"5s\"\nheartbeat = \"5s\"\n";
+const CONFIG: &str = "watch = [\"*\"]\nwindow = \"5s\"\nheartbeat = \"5s\"\nsamples = 100\n";
 /// No baseline is trained meanwhile.
 const LEARN_WINDOWS: u32 = 100_000;
 /// The simplest question that a peer can be asked.
