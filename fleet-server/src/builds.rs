@@ -52,7 +52,7 @@ fn key(out: &Path) -> Done {
     write_private(out, &pkcs8).map_err(|error| format!("{}: {error}", out.display()))?;
     println!("[update]\nkeys = [\"{}\"]", hex(&key.public().0));
     eprintln!(
-        "the key is in {}: keep it where programs are built, and put these lines into the devices' own configuration",
+        "the key is in {}: keep it where programs are built, and put `keys` below `[update]` of the devices' own configuration",
         out.display()
     );
     Ok(())

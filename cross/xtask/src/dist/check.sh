@@ -65,7 +65,9 @@ step "updated by its fleet, and a program that does not come back is left"
 fleet=/var/lib/behaveguard-fleet
 web=$(grep -o 'https://[^"]*' $fleet/addresses.json)
 behaveguard-fleet build key --out /root/builder.key >/root/update.toml
-cat /root/update.toml >>/etc/behaveguard/agent.toml
+# The file that `behaveguard init` writes has the table already, and nothing in it.
+sed -i "/^\[update\]/a $(grep '^keys' /root/update.toml)" /etc/behaveguard/agent.toml
+behaveguard config check
 systemctl restart behaveguard
 offer() {
     behaveguard-fleet build sign --key /root/builder.key --version "$1" "$2"
