@@ -91,6 +91,9 @@ within 120 "the fleet was told that it did not come back" logged behaveguard-fle
 program_is /usr/bin/behaveguard || fail "the package's program does not run"
 within 60 "it has a link" status_has '"online":true'
 
+# What is simulated from here on is what the smallest Debian has.
+dpkg --purge curl
+
 step "memory below its limit, under attack"
 # Half of what the unit allows: a gateway that is smaller than the one the unit was written for.
 mkdir -p /etc/systemd/system/behaveguard.service.d
