@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 use std::process::Command;
 
 use agent::probe::Probe;
@@ -27,12 +28,20 @@ fn a_log_on_a_file_system_mounted_below_a_watched_directory_is_watched() {
     let mut probe = load_with(|options| options.watched = vec![watched]);
     let log = mounted.join("log");
     fs::write(&log, "evidence\n").expect("writable");
+    let file = fs::File::options().write(true).open(&log).expect("it is there");
+    file.set_len(0).expect("writable");
     let mut truncate = Command::new("truncate").args(["-s", "0"]).arg(&log).spawn().expect("it starts");
     assert!(truncate.wait().expect("it ends").success());
     let events = events(&mut probe);
+    drop(file);
     // SAFETY: a C string that outlives the call.
     unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-    // Its descriptor is gone with it, so nobody could be asked: the kernel side was sure of it.
+    let seen = events.iter().any(|event| {
+        event.tgid == std::process::id()
+            && matches!(&event.kind, EventKind::Tamper { how: Tampering::Emptied, path } if Path::new(path.as_str()) == log)
+    });
+    assert!(seen, "{events:?}");
+    // The tool's descriptor is gone with it, so nobody could be asked: the kernel side was sure of it.
     let seen = events.iter().any(|event| {
         event.tgid == truncate.id() && matches!(event.kind, EventKind::Tamper { how: Tampering::Emptied, .. })
     });
