@@ -58,11 +58,7 @@ fn configure(state: &Path, dry_run: bool, group: &GroupId, file: &Path) -> Done 
     }
     let detail = format!("{} bytes", text.len());
     let version = change(state, "group.configure", group.as_str(), &detail, |c| {
-        let newest = store::configurations(c, group, None, 1)?.pop().map_or(0, |row| row.version);
-        if newest != seen {
-            return Ok(None);
-        }
-        store::put_configuration(c, group, &text, LOCAL, clock::unix_ms()).map(Some)
+        store::put_configuration_over(c, group, seen, &text, LOCAL, clock::unix_ms())
     })?;
     let version = version.ok_or("somebody else changed the configuration meanwhile: run this again")?;
     println!("configuration {version} of group {group}, which has {devices} devices");

@@ -81,7 +81,8 @@ pub use frames::{
 pub use incidents::{IncidentRow, incident, incidents};
 pub use orders::{
     Answered, ConfigurationRow, NotRelearned, OrderRow, Spread, cancel_order, configurations, newest_order,
-    order, orders, orders_after, orders_waiting, put_configuration, put_order, put_relearn, spread,
+    order, orders, orders_after, orders_waiting, put_configuration, put_configuration_over, put_order,
+    put_relearn, spread,
 };
 pub use overview::{Overview, Suspect, overview};
 pub use read::{DeviceRow, TrainingRow, chunk, count_rejected, device, devices, file_size, training};

@@ -314,6 +314,25 @@ pub fn put_configuration(
     Ok(uint(version))
 }
 
+/// The same, unless the newest version is another than the one that was seen; `None` then, and nothing is changed.
+///
+/// # Errors
+/// When the database fails.
+pub fn put_configuration_over(
+    c: &Connection,
+    group: &GroupId,
+    over: u64,
+    text: &str,
+    by: &str,
+    now_ms: u64,
+) -> Result<Option<u64>, StoreError> {
+    let newest = configurations(c, group, None, 1)?.pop().map_or(0, |row| row.version);
+    if newest != over {
+        return Ok(None);
+    }
+    put_configuration(c, group, text, by, now_ms).map(Some)
+}
+
 /// Asks a device to use the configuration of the group that it came into, unless it was asked to already.
 ///
 /// `anew`: it may have forgotten what it was asked before.

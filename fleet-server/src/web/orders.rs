@@ -303,12 +303,9 @@ pub(super) async fn configure(
     let (of, by) = (group.clone(), actor.who.clone());
     let told = format!("{} bytes", text.len());
     let audit = actor.audit(&shared, "group.configure", group.as_str(), told);
-    let job = move |c: &Connection| {
-        let newest = store::configurations(c, &of, None, 1)?.pop().map_or(0, |row| row.version);
-        if over.is_some_and(|over| over != newest) {
-            return Ok(None);
-        }
-        store::put_configuration(c, &of, &text, &by, clock::unix_ms()).map(Some)
+    let job = move |c: &Connection| match over {
+        Some(over) => store::put_configuration_over(c, &of, over, &text, &by, clock::unix_ms()),
+        None => store::put_configuration(c, &of, &text, &by, clock::unix_ms()).map(Some),
     };
     let Some(version) = audit.write(&shared, job).await? else {
         let public = "somebody else changed the configuration meanwhile";
