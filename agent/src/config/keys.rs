@@ -225,8 +225,8 @@ pub const KEYS: &[Key] = &[
         default: "0",
         form: Number(0, 100),
         applied: Reload,
-        text: "Percent of the windows of programs that are learned which the fleet is given to train on, in stretches of 20; \
-               also those of alarms that a person called false. 0 keeps all of them on the device: its fleet makes no baseline of \
+        text: "Percent of the windows of programs that are learned which the fleet is given to train on, in stretches of 20. \
+               Above 0 also the windows of alarms, which are trained on when a person calls them false. 0 keeps all of them on the device: its fleet makes no baseline of \
                them, and `behaveguard train` still does. For a group: `behaveguard-fleet group configure`.",
     },
     Key {
