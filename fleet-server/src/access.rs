@@ -70,6 +70,20 @@ pub fn user_name(text: &str) -> Result<UserName, String> {
     if is_reserved(&name) { Err(format!("`{name}` is a name of the server's own")) } else { Ok(name) }
 }
 
+/// The longest label of a token, in characters.
+const LABEL_MAX: usize = 100;
+
+/// What a token is said to be for.
+///
+/// # Errors
+/// A sentence that says what a label is.
+pub fn label(text: &str) -> Result<String, String> {
+    if text.chars().count() > LABEL_MAX || text.chars().any(char::is_control) {
+        return Err(format!("a label is at most {LABEL_MAX} printable characters"));
+    }
+    Ok(text.to_owned())
+}
+
 /// Whether a name is one of the server's own, which no user may have.
 #[must_use]
 pub fn is_reserved(name: &UserName) -> bool {
@@ -95,5 +109,15 @@ mod tests {
         }
         assert!(Role::ALL.is_sorted());
         assert_eq!(Role::parse("root"), None);
+    }
+
+    #[test]
+    fn a_label_is_short_and_printable() {
+        for good in ["", "laptop of Zoë", &"x".repeat(LABEL_MAX)] {
+            assert_eq!(label(good).as_deref(), Ok(good));
+        }
+        for bad in ["a\nb", "\u{1}session", &"x".repeat(LABEL_MAX + 1)] {
+            assert!(label(bad).is_err(), "{bad:?}");
+        }
     }
 }

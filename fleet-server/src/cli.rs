@@ -269,7 +269,7 @@ pub enum UserCommand {
         #[arg(value_parser = user)]
         name: UserName,
         /// What it is for.
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", value_parser = access::label)]
         label: String,
         /// How long it is good, e.g. 12h or 30d; for ever when not given.
         #[arg(long, value_parser = seconds)]

@@ -37,7 +37,8 @@ pub(crate) fn run(command: GroupCommand) -> Done {
 }
 
 fn configure(state: &Path, dry_run: bool, group: &GroupId, file: &Path) -> Done {
-    let in_file = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+    let name = if is_stdin(file) { Path::new("standard input") } else { file };
+    let in_file = |error: &dyn std::fmt::Display| format!("{}: {error}", name.display());
     let text = read(file).map_err(|error| in_file(&error))?;
     configuration::check(&text).map_err(|error| in_file(&error))?;
     let connection = open(state)?;
@@ -69,12 +70,16 @@ fn configure(state: &Path, dry_run: bool, group: &GroupId, file: &Path) -> Done 
 fn read(file: &Path) -> std::io::Result<String> {
     let mut text = String::new();
     let most = CONFIGURATION_MAX as u64 + 1;
-    if file == Path::new("-") {
+    if is_stdin(file) {
         std::io::stdin().lock().take(most).read_to_string(&mut text)?;
     } else {
         std::fs::File::open(file)?.take(most).read_to_string(&mut text)?;
     }
     Ok(text)
+}
+
+fn is_stdin(file: &Path) -> bool {
+    file == Path::new("-")
 }
 
 /// Values as in the API.

@@ -24,9 +24,6 @@ use crate::secret;
 use crate::server::Shared;
 use crate::store::{self, Changed};
 
-/// The longest label of a token, in characters.
-const LABEL_MAX: usize = 100;
-
 /// Who asks.
 #[utoipa::path(get, path = "/me", tag = "users", responses((status = 200, description = "Done.", body = MeView)))]
 pub(super) async fn me(axum::Extension(principal): axum::Extension<Principal>) -> Answer {
@@ -96,9 +93,7 @@ pub(super) async fn create_token(
     Body(body): Body<ApiTokenRequest>,
 ) -> Result<Response, ApiError> {
     let user = name_of(&name)?;
-    if body.label.chars().count() > LABEL_MAX || body.label.chars().any(char::is_control) {
-        return Err(ApiError::bad_request(format!("a label is at most {LABEL_MAX} printable characters")));
-    }
+    access::label(&body.label).map_err(ApiError::bad_request)?;
     let token = secret::random();
     let hash = secret::hash(&token);
     let now_ms = clock::unix_ms();
