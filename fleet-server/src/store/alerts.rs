@@ -1,10 +1,11 @@
 //! Alerts: stored once, found again by anything in them, and worked on.
 //!
-//! An alert's columns repeat what is looked for in its body; its words are in the full-text index `alert_words`.
+//! An alert's columns repeat what is looked for in its body; its words are in the full-text index, see [`super::words`].
 
-use super::sql::{Connection, Dialect, OptionalExtension as _, Row, params};
+use std::collections::BTreeMap;
+
+use super::sql::{Connection, OptionalExtension as _, Row, params};
 use models::policy::Severity;
-use models::program::ProgramId;
 use models::wire::{Alert, UplinkFrame};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,9 +14,15 @@ use super::devices::group_of;
 use super::evidence::{forget_evidence, note_evidence, print_of};
 use super::frames::Intake;
 use super::incidents::{join_incident, leave_incident};
-use super::{StoreError, bits, int, uint};
+use super::{StoreError, bits, int, uint, words};
 use crate::counters::{Counter, Counters};
 use crate::names::DeviceId;
+
+/// Of the alerts that are kept, the part that goes at once when there are too many.
+const DROPPED_SHARE: u32 = 1000;
+
+/// The most that go at once.
+const DROPPED_MAX: i64 = 255;
 
 /// How far people are with an alert or an incident.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -98,7 +105,7 @@ pub(super) const ALERT: &str =
     "SELECT a.id, a.device, a.received_ms, a.state, a.assignee, a.incident, a.suppressed, a.body,
     coalesce((SELECT grp FROM devices d WHERE d.id = a.device), '') FROM alerts a";
 
-/// Stores an alert and everything that helps to find it again; `None` when its number is there already.
+/// Stores an alert and everything that helps to find it again but its words; `None` when its number is there already.
 pub(super) fn put_alert(
     c: &Connection,
     counters: &Counters,
@@ -147,9 +154,9 @@ pub(super) fn put_alert(
         suppressed.map(int),
     ];
     let row: i64 = insert.query_row(values, |row| row.get(0))?;
-    index(c, row, device.as_str(), alert, print, now_ms)?;
+    note_evidence(c, print, device.as_str(), now_ms)?;
     c.prepare_cached("UPDATE devices SET alerts = alerts + 1 WHERE id = ?")?.execute([device.as_str()])?;
-    drop_oldest(c, counters, row - i64::from(intake.limits.alerts))?;
+    make_room(c, counters, row, intake.limits.alerts)?;
     let stored = StoredAlert {
         id: uint(row),
         device: device.to_string(),
@@ -167,55 +174,39 @@ pub(super) fn put_alert(
     Ok(Some(stored))
 }
 
-/// Notes an alert's words, and that its device told this.
-fn index(
-    c: &Connection,
-    row: i64,
-    device: &str,
-    alert: &Alert,
-    print: i64,
-    now_ms: u64,
-) -> Result<(), StoreError> {
-    put_words(c, row, device, alert)?;
-    note_evidence(c, print, device, now_ms)
-}
-
-/// Notes an alert's words.
-pub(super) fn put_words(c: &Connection, row: i64, device: &str, alert: &Alert) -> Result<(), StoreError> {
-    let words = words(device, alert);
-    match c.dialect() {
-        Dialect::Sqlite => c
-            .prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, ?)")?
-            .execute(params![row, words])?,
-        Dialect::Postgres => c
-            .prepare_cached("INSERT INTO alert_words(rowid, words) VALUES (?, to_tsvector('simple', ?))")?
-            .execute(params![row, split(&words).join(" ")])?,
-    };
-    Ok(())
+/// Makes room when there are more than `most`: for some at once, for one by one each would cost as much as storing one.
+fn make_room(c: &Connection, counters: &Counters, newest: i64, most: u32) -> Result<(), StoreError> {
+    let oldest: Option<i64> =
+        c.prepare_cached("SELECT min(id) FROM alerts")?.query_row([], |row| row.get(0))?;
+    let too_old = newest - i64::from(most);
+    if oldest.is_none_or(|oldest| oldest > too_old) {
+        return Ok(());
+    }
+    drop_oldest(c, counters, too_old + i64::from(most / DROPPED_SHARE).min(DROPPED_MAX))
 }
 
 /// Drops alerts up to this one, with all that belongs to them.
 pub(super) fn drop_oldest(c: &Connection, counters: &Counters, up_to: i64) -> Result<(), StoreError> {
-    if up_to <= 0 {
-        return Ok(());
-    }
-    let mut drop =
-        c.prepare_cached("DELETE FROM alerts WHERE id <= ? RETURNING id, device, print, incident")?;
+    let mut drop = c.prepare_cached("DELETE FROM alerts WHERE id <= ? RETURNING device, print, incident")?;
     let mut rows = drop.query([up_to])?;
-    let mut dropped = Vec::new();
+    let (mut dropped, mut evidence, mut incidents) = (0, BTreeMap::new(), BTreeMap::new());
     while let Some(row) = rows.next()? {
-        let (id, device, print): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        dropped.push((id, device, print, row.get::<Option<i64>>(3)?));
-    }
-    for (id, device, print, incident) in &dropped {
-        c.prepare_cached("DELETE FROM alert_words WHERE rowid = ?")?.execute([id])?;
-        c.prepare_cached("DELETE FROM comments WHERE alert = ?")?.execute([id])?;
-        forget_evidence(c, *print, device)?;
-        if let Some(incident) = incident {
-            leave_incident(c, *incident)?;
+        dropped += 1;
+        let (device, print): (String, i64) = (row.get(0)?, row.get(1)?);
+        *evidence.entry((print, device)).or_insert(0) += 1;
+        if let Some(incident) = row.get::<Option<i64>>(2)? {
+            *incidents.entry(incident).or_insert(0) += 1;
         }
     }
-    counters.add(Counter::AlertsDropped, dropped.len() as u64);
+    words::forget(c, up_to)?;
+    c.prepare_cached("DELETE FROM comments WHERE alert <= ?")?.execute([up_to])?;
+    for ((print, device), alerts) in evidence {
+        forget_evidence(c, print, &device, alerts)?;
+    }
+    for (incident, alerts) in incidents {
+        leave_incident(c, incident, alerts)?;
+    }
+    counters.add(Counter::AlertsDropped, dropped);
     Ok(())
 }
 
@@ -227,20 +218,6 @@ fn techniques(alert: &Alert) -> String {
         text.push(' ');
     }
     text
-}
-
-fn words(device: &str, alert: &Alert) -> String {
-    let ProgramId { unit, exe, script } = &alert.program;
-    let reasons = alert.reasons.iter().flat_map(|reason| [reason.name.as_str(), reason.text.as_str()]);
-    let own = [device, unit, exe, script.as_deref().unwrap_or(""), &alert.comm, &alert.summary];
-    let all = own.into_iter().chain(reasons).chain(alert.techniques.iter().map(String::as_str));
-    all.collect::<Vec<_>>().join(" ")
-}
-
-/// A text's words as SQLite's index takes them: what is neither letter nor digit is between words.
-pub(super) fn split(text: &str) -> Vec<String> {
-    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    words.map(str::to_lowercase).collect()
 }
 
 /// From the number in the column `severity`.
@@ -277,9 +254,9 @@ pub(super) fn fill(c: &Connection) -> Result<(), StoreError> {
             int(incident),
             id
         ])?;
-        index(c, id, &device, &alert, print, uint(received_ms))?;
+        note_evidence(c, print, &device, uint(received_ms))?;
     }
-    Ok(())
+    words::index_new(c)
 }
 
 /// One alert.
@@ -306,4 +283,39 @@ pub(super) fn read(row: &Row<'_>) -> Result<StoredAlert, StoreError> {
         group: row.get(8)?,
         alert,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use models::wire::Uplink;
+
+    use super::*;
+    use crate::store::testing::{alert, intake, join, on_both};
+    use crate::store::{Limits, put_frame};
+
+    #[test]
+    fn too_many_alerts_make_room_some_at_once_and_every_sum_stays_right() {
+        on_both(|empty| {
+            let c = empty();
+            let (counters, device) = (Counters::default(), DeviceId::parse("gw").unwrap());
+            join(&c, &["gw"]);
+            let few = Intake { limits: Limits { alerts: 1000, ..intake().limits }, ..intake() };
+            let number = |sql: &str| -> i64 { c.query_row(sql, [], |row| row.get(0)).unwrap() };
+            for seq in 1..=1003 {
+                let of = if seq % 2 == 0 { "pump" } else { "fan" };
+                let frame = UplinkFrame { epoch: 1, seq, body: Uplink::Alert(alert(of)) };
+                put_frame(&c, &counters, &device, &frame, 10, &few).unwrap();
+                assert!(seq < 1000 || (999..=1000).contains(&number("SELECT count(*) FROM alerts")));
+            }
+            assert_eq!((number("SELECT min(id) FROM alerts"), counters.get(Counter::AlertsDropped)), (5, 4));
+            for table in ["evidence", "incidents"] {
+                let sum = format!("SELECT CAST(sum(alerts) AS BIGINT) FROM {table}");
+                assert_eq!(number(&sum), 999, "{table}");
+            }
+            drop_oldest(&c, &counters, 1003).unwrap();
+            for table in ["alerts", "evidence", "incidents", "incident_devices"] {
+                assert_eq!(number(&format!("SELECT count(*) FROM {table}")), 0, "{table}");
+            }
+        });
+    }
 }

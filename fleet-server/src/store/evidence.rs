@@ -49,12 +49,20 @@ pub(super) fn note_evidence(c: &Connection, print: i64, device: &str, now_ms: u6
     Ok(())
 }
 
-/// One alert less: so there are never more rows than alerts.
-pub(super) fn forget_evidence(c: &Connection, print: i64, device: &str) -> Result<(), StoreError> {
-    c.prepare_cached("UPDATE evidence SET alerts = alerts - 1 WHERE print = ? AND device = ?")?
-        .execute(params![print, device])?;
-    c.prepare_cached("DELETE FROM evidence WHERE print = ? AND device = ? AND alerts <= 0")?
-        .execute(params![print, device])?;
+/// So many alerts less: so there are never more rows than alerts.
+pub(super) fn forget_evidence(
+    c: &Connection,
+    print: i64,
+    device: &str,
+    alerts: i64,
+) -> Result<(), StoreError> {
+    let gone = c
+        .prepare_cached("DELETE FROM evidence WHERE print = ? AND device = ? AND alerts <= ?")?
+        .execute(params![print, device, alerts])?;
+    if gone == 0 {
+        c.prepare_cached("UPDATE evidence SET alerts = alerts - ? WHERE print = ? AND device = ?")?
+            .execute(params![alerts, print, device])?;
+    }
     Ok(())
 }
 

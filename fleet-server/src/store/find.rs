@@ -6,7 +6,8 @@ use models::policy::Severity;
 
 use super::sql::{Cell, Connection, Dialect, ToCell};
 
-use super::alerts::{ALERT, StoredAlert, WorkState, read, severity_of, split};
+use super::alerts::{ALERT, StoredAlert, WorkState, read, severity_of};
+use super::words::split;
 use super::{StoreError, int};
 
 /// Alerts that facets are counted over at most: the newest that fit.

@@ -106,12 +106,16 @@ fn open(c: &Connection, which: &str, value: &dyn ToCell, since_ms: u64) -> Resul
     Ok(found)
 }
 
-/// One alert less; without any the incident goes.
-pub(super) fn leave_incident(c: &Connection, id: i64) -> Result<(), StoreError> {
-    c.prepare_cached("UPDATE incidents SET alerts = alerts - 1 WHERE id = ?")?.execute([id])?;
-    let gone = c.prepare_cached("DELETE FROM incidents WHERE id = ? AND alerts <= 0")?.execute([id])?;
+/// So many alerts less; without any the incident goes.
+pub(super) fn leave_incident(c: &Connection, id: i64, alerts: i64) -> Result<(), StoreError> {
+    let gone = c
+        .prepare_cached("DELETE FROM incidents WHERE id = ? AND alerts <= ?")?
+        .execute(params![id, alerts])?;
     if gone > 0 {
         c.prepare_cached("DELETE FROM incident_devices WHERE incident = ?")?.execute([id])?;
+    } else {
+        c.prepare_cached("UPDATE incidents SET alerts = alerts - ? WHERE id = ?")?
+            .execute(params![alerts, id])?;
     }
     Ok(())
 }

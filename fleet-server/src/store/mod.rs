@@ -36,6 +36,7 @@ mod tokens;
 mod transfer;
 mod updates;
 mod users;
+mod words;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -105,6 +106,7 @@ pub use users::{
     ApiTokenRow, Changed, UserRow, add_api_token, add_user, end_session, principal, remove_api_token,
     remove_user, set_role, sign_in, token_used, users,
 };
+pub use words::index_new;
 pub use work::{BULK_MAX, Comment, Work, Worked, comments, work, work_on_incident};
 
 /// Jobs of one commit at most.

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::database::{Database, Purpose};
 use super::sql::Connection;
-use super::{GROUP_MAX, Job, Reply, SEARCH_MAX, schema};
+use super::{GROUP_MAX, Job, Reply, SEARCH_MAX, StoreError, schema, words};
 use crate::clock;
 use crate::counters::{Counter, Counters};
 
@@ -66,11 +66,13 @@ pub(super) fn write(mut kept: Kept, mut jobs: mpsc::Receiver<Job>, counters: &Co
             next = if replies.len() < GROUP_MAX { jobs.try_recv().ok() } else { None };
         }
         let committed = began
-            .and_then(|()| schema::save_counters(connection, counters, &mut saved))
-            .and_then(|()| connection.commit());
+            .map_err(StoreError::from)
+            .and_then(|()| words::index_new(connection))
+            .and_then(|()| Ok(schema::save_counters(connection, counters, &mut saved)?))
+            .and_then(|()| Ok(connection.commit()?));
         if let Err(error) = &committed {
             counters.bump(Counter::CommitsFailed);
-            log::error!("committing {} jobs: {error}", replies.len());
+            log::error!("committing {} jobs: {}", replies.len(), models::chain::chain(error));
             // Without a transaction there is nothing to roll back, and that is fine.
             let _ = connection.roll_back();
             saved = before;

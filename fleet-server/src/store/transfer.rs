@@ -5,13 +5,11 @@
 
 use std::io::{self, Read, Write};
 
-use models::wire::Alert;
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use serde::{Deserialize, Serialize};
 
-use super::alerts::put_words;
 use super::sql::{Cell, Connection, Dialect, params};
-use super::{StoreError, uint};
+use super::{StoreError, uint, words};
 
 const MAGIC: &[u8; 8] = b"BGFLEET1";
 
@@ -245,16 +243,15 @@ fn import_all(
             Part::Rows(rows) => {
                 let (name, columns, sql) = into.as_ref().ok_or(TransferError::Damaged)?;
                 let mut insert = c.prepare_cached(sql)?;
-                let indexed = (name == "alerts").then(|| Indexed::of(columns)).flatten();
                 for row in rows {
                     if row.len() != columns.len() {
                         return Err(TransferError::Damaged);
                     }
-                    if let Some(indexed) = &indexed {
-                        indexed.put(c, &row)?;
-                    }
                     insert.execute(row)?;
                     (all, of_table) = (all + 1, of_table + 1);
+                }
+                if name == "alerts" {
+                    words::index_new(c)?;
                 }
                 tell(name, of_table);
             }
@@ -276,30 +273,6 @@ fn import_all(
         }
     }
     Ok(all)
-}
-
-/// Where an alert's row has what its words are made of.
-struct Indexed {
-    id: usize,
-    device: usize,
-    body: usize,
-}
-
-impl Indexed {
-    fn of(columns: &[String]) -> Option<Self> {
-        let at = |name: &str| columns.iter().position(|column| column == name);
-        Some(Self { id: at("id")?, device: at("device")?, body: at("body")? })
-    }
-
-    fn put(&self, c: &Connection, row: &[Cell<'_>]) -> Result<(), TransferError> {
-        let (Cell::Int(id), Cell::Text(device), Cell::Blob(body)) =
-            (&row[self.id], &row[self.device], &row[self.body])
-        else {
-            return Err(TransferError::Damaged);
-        };
-        let alert: Alert = postcard::from_bytes(body).map_err(|_| TransferError::Damaged)?;
-        Ok(put_words(c, *id, device, &alert)?)
-    }
 }
 
 /// Gives back to the machine's disk what dropped rows left free; a server that runs waits meanwhile.

@@ -101,6 +101,7 @@ impl Server {
             for (device, message) in &read {
                 all.push(ingest::take(c, &counters, &self.names[*device], message, now_ms, intake)?);
             }
+            store::index_new(c)?;
             if commits { Ok(all) } else { Err(StoreError::NotCommitted) }
         });
         let all = match done {

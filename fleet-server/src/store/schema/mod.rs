@@ -8,7 +8,7 @@ use super::{StoreError, int, uint};
 use crate::counters::{Counter, Counters};
 
 /// The version of the tables that this server writes.
-const VERSION: u32 = 12;
+const VERSION: u32 = 13;
 
 /// Brings an older or empty database to [`VERSION`], in one transaction.
 pub(super) fn migrate(connection: &Connection, place: &str) -> Result<(), StoreError> {
