@@ -62,17 +62,16 @@ pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(),
         Bench::Overhead => {
             tools::install(OVERHEAD)?;
             tools::mount_tracefs();
-            tools::run(tools::cargo(root).args(["build", "--workspace", "--locked"]).args(FEATURES))?;
-            tools::run(Command::new(tools::target(root).join("debug/behaveguard-overhead")).args(arguments))?;
+            tools::run(shipped(root, "behaveguard-overhead")?.args(arguments))?;
         }
         Bench::Flood => {
             let mut test = tools::cargo(root);
             test.args(["test", "--workspace", "--locked", "--test", "kernel"]).args(FEATURES);
             tools::run(test.args(["--", "floods", "--nocapture"]).args(arguments).env("FLOOD_FULL", "1"))?;
         }
-        Bench::Agent => tools::run(shipped(root, "bench-agent")?.args(arguments))?,
-        Bench::Fleet => tools::run(shipped(root, "bench-fleet")?.args(arguments))?,
-        Bench::Soak => tools::run(shipped(root, "soak")?.args(arguments))?,
+        Bench::Agent => tools::run(shipped(root, "examples/bench-agent")?.args(arguments))?,
+        Bench::Fleet => tools::run(shipped(root, "examples/bench-fleet")?.args(arguments))?,
+        Bench::Soak => tools::run(shipped(root, "examples/soak")?.args(arguments))?,
         Bench::Infer => {
             let mut build = tools::cargo(root);
             build.args(["build", "--workspace", "--example", "infer", "--locked"]).args(FEATURES);
@@ -102,7 +101,7 @@ pub(crate) fn example(root: &Path, name: &str, arguments: &[String]) -> Result<(
     Ok(())
 }
 
-/// A bench beside the binaries that users get.
+/// A bench, by its place among what is built, beside the binaries that users get.
 fn shipped(root: &Path, bench: &str) -> Result<Command, Box<dyn Error>> {
     let shipped = dist::for_this_machine(root)?;
     let mut build = tools::cargo(root);
@@ -110,10 +109,12 @@ fn shipped(root: &Path, bench: &str) -> Result<Command, Box<dyn Error>> {
     let folder = tools::target(root).join("shipped");
     let debug = tools::target(root).join("debug");
     std::fs::create_dir_all(&folder)?;
-    for program in [debug.join("examples").join(bench), debug.join("benign-gateway")].iter().chain(&shipped) {
-        std::fs::copy(program, folder.join(program.file_name().unwrap_or_default()))?;
+    let bench = debug.join(bench);
+    let copied = |program: &Path| folder.join(program.file_name().unwrap_or_default());
+    for program in [&bench, &debug.join("benign-gateway")].into_iter().chain(&shipped) {
+        std::fs::copy(program, copied(program))?;
     }
-    Ok(Command::new(folder.join(bench)))
+    Ok(Command::new(copied(&bench)))
 }
 
 /// A Python with ONNX Runtime in a folder of its own, made when it is not there.

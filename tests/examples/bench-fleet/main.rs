@@ -40,6 +40,9 @@ struct Arguments {
     /// Alerts that are stored before searches and the restart are timed.
     #[arg(long, default_value_t = 1_000_000)]
     alerts: u64,
+    /// Alerts that the server keeps (`alerts_max`); with fewer than are stored, each new one drops the oldest.
+    #[arg(long, default_value_t = 100_000_000)]
+    kept: u32,
     /// Kills the server again and again for so many seconds while devices send what they can, and measures nothing.
     #[arg(long, default_value_t = 0)]
     kills: u64,
@@ -69,7 +72,8 @@ fn run(arguments: &Arguments) -> Result<(), Failed> {
     if arguments.kills > 0 {
         return kills::run(&state, identities, Duration::from_secs(arguments.kills));
     }
-    let config = format!("mqtt_connections_max = {}\nalerts_max = 100000000\n", arguments.devices + 100);
+    let connections = arguments.devices + 100;
+    let config = format!("mqtt_connections_max = {connections}\nalerts_max = {}\n", arguments.kept);
     let mut fleet = Fleet::start_with(&state, 1000, &config)?;
     let empty_mib = fleet.resident_mib()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
