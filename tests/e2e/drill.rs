@@ -144,7 +144,11 @@ fn alert_of(agent: &mut Agent, report: &Value) -> String {
         agent.check()?;
         Ok(agent.alerts()?.into_iter().find(|alert| alert["pid"] == report["pid"]))
     });
-    alert.unwrap_or_else(|error| panic!("{error}\n{report}")).to_string()
+    let why = |error| {
+        let counters = agent.status().map(|status| status["heartbeat"]["counters"].to_string());
+        format!("{error}\n{report}\n{counters:?}\n{:?}\n{}", agent.alerts(), agent.log())
+    };
+    alert.unwrap_or_else(|error| panic!("{}", why(error))).to_string()
 }
 
 /// What was said to be new of the acting process, once all is judged. Its numbers may be unusual by chance, or because the

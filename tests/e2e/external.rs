@@ -1,5 +1,6 @@
 //! A fleet whose devices are behind a broker of others.
 
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -88,6 +89,11 @@ fn mosquitto_keeps_devices_apart_and_tells_a_listener_with_a_password() {
         .unwrap();
     broker.add("mosquitto.acl", "user siem\ntopic read bg-feed/v1/#\n").unwrap();
     broker.restart().unwrap();
+    // The listener that devices use is there before this one.
+    wait_for("the listener for others", Duration::from_secs(10), || {
+        Ok(TcpStream::connect(("127.0.0.1", port)).ok())
+    })
+    .unwrap();
     let mut login = identity.clone();
     (login.device, login.port) = ("siem".into(), port);
     let siem = Device::connect_as(&login, tls.clone(), Some(("siem", "a secret")));
