@@ -3,12 +3,15 @@
 use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Read as _};
+use std::path::Path;
 
 use models::program::{NO_UNIT, ProgramId};
 use serde::{Deserialize, Serialize};
 
 /// The longest part of a command line that is read to find a script, in bytes.
 const CMDLINE_MAX: u64 = 4096;
+/// How often a process is asked that starts one program after the other meanwhile.
+const LOOKS_MAX: u32 = 3;
 /// A kernel thread, in a process's flags (`include/linux/sched.h`).
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -91,7 +94,7 @@ pub struct ProcFs;
 
 impl Lookup for ProcFs {
     fn identity(&mut self, tgid: u32, started: Option<&Started>) -> Identity {
-        let there = look(tgid).unwrap_or_else(|error| {
+        let there = look(tgid, started.is_some()).unwrap_or_else(|error| {
             log::debug!("process {tgid}: {error}");
             Identity::Gone
         });
@@ -124,28 +127,64 @@ fn interpreter_of(started: &Started) -> Option<&str> {
     (runs_it && is_interpreter(interpreter)).then_some(interpreter)
 }
 
-fn look(tgid: u32) -> io::Result<Identity> {
+/// Asks the kernel. When it was told how the process was started, an interpreter that shows no command line is taken for gone.
+fn look(tgid: u32, was_told: bool) -> io::Result<Identity> {
     let stat = fs::read_to_string(format!("/proc/{tgid}/stat"))?;
     let Some(Stat { comm, flags, start_ticks }) = Stat::parse(&stat) else { return Ok(Identity::Gone) };
-    let exe = match fs::read_link(format!("/proc/{tgid}/exe")) {
-        Ok(exe) => exe.to_string_lossy().into_owned(),
+    let link = format!("/proc/{tgid}/exe");
+    let mut exe = match fs::read_link(&link) {
+        Ok(exe) => exe,
         // One that left and waits for its parent has no executable either.
         Err(error) if error.kind() == io::ErrorKind::NotFound && flags & PF_KTHREAD != 0 => {
             return Ok(Identity::Kernel);
         }
         Err(error) => return Err(error),
     };
+    let unit = unit_of(&fs::read_to_string(format!("/proc/{tgid}/cgroup")).unwrap_or_default());
+    let mut script = Script::None;
+    for _ in 0..LOOKS_MAX {
+        script = script_run_by(&exe, tgid)?;
+        // While it was asked for its command line it may have started another program.
+        let again = fs::read_link(&link)?;
+        if again == exe && script != Script::Unknown {
+            break;
+        }
+        exe = again;
+    }
+    let script = match script {
+        Script::Named(script) => Some(script),
+        Script::Unknown if was_told => return Ok(Identity::Gone),
+        Script::None | Script::Unknown => None,
+    };
+    let exe = exe.to_string_lossy();
     // A program replaced by an update keeps its baseline until it is started anew.
     let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe).to_owned();
-    let unit = unit_of(&fs::read_to_string(format!("/proc/{tgid}/cgroup")).unwrap_or_default());
-    let script = if is_interpreter(&exe) {
-        let mut cmdline = Vec::new();
-        fs::File::open(format!("/proc/{tgid}/cmdline"))?.take(CMDLINE_MAX).read_to_end(&mut cmdline)?;
-        script_of(&exe, &cmdline)
-    } else {
-        None
-    };
     Ok(Identity::Program(Found { program: ProgramId { unit, exe, script }, comm, start_ticks }))
+}
+
+/// What an interpreter runs.
+#[derive(Debug, PartialEq)]
+enum Script {
+    /// No file, or it is no interpreter.
+    None,
+    /// This file.
+    Named(String),
+    /// It has no command line: it is about to leave, or in the middle of its start.
+    Unknown,
+}
+
+fn script_run_by(exe: &Path, tgid: u32) -> io::Result<Script> {
+    let exe = exe.to_string_lossy();
+    let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
+    if !is_interpreter(exe) {
+        return Ok(Script::None);
+    }
+    let mut cmdline = Vec::new();
+    fs::File::open(format!("/proc/{tgid}/cmdline"))?.take(CMDLINE_MAX).read_to_end(&mut cmdline)?;
+    if cmdline.is_empty() {
+        return Ok(Script::Unknown);
+    }
+    Ok(script_of(exe, &cmdline).map_or(Script::None, Script::Named))
 }
 
 /// Three fields of `/proc/<pid>/stat`, see proc_pid_stat(5).
@@ -259,6 +298,25 @@ mod tests {
             panic!("not found")
         };
         assert_ne!(found.program.unit, "gw.service");
+    }
+
+    #[test]
+    fn a_script_that_leaves_while_it_is_asked_for_is_never_its_interpreter_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("job");
+        fs::write(&script, "exec /bin/true -x /no/script\n").unwrap();
+        let script = script.display().to_string();
+        let mut asked = 0;
+        for _ in 0..200 {
+            let mut child = std::process::Command::new("/bin/sh").arg(&script).spawn().unwrap();
+            while child.try_wait().unwrap().is_none() {
+                let Ok(Identity::Program(found)) = look(child.id(), true) else { continue };
+                let ProgramId { exe, script: of, .. } = found.program;
+                assert!(!is_interpreter(&exe) || of.as_ref() == Some(&script), "{exe} {of:?}");
+                asked += 1;
+            }
+        }
+        assert!(asked > 0);
     }
 
     #[test]
