@@ -24,6 +24,9 @@ const DROPPED_SHARE: u32 = 1000;
 /// The most that go at once.
 const DROPPED_MAX: i64 = 255;
 
+/// The most that go with one new alert, so that nobody waits long.
+const CAUGHT_UP_BY: i64 = 499;
+
 /// How far people are with an alert or an incident.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -179,10 +182,10 @@ fn make_room(c: &Connection, counters: &Counters, newest: i64, most: u32) -> Res
     let oldest: Option<i64> =
         c.prepare_cached("SELECT min(id) FROM alerts")?.query_row([], |row| row.get(0))?;
     let too_old = newest - i64::from(most);
-    if oldest.is_none_or(|oldest| oldest > too_old) {
-        return Ok(());
-    }
-    drop_oldest(c, counters, too_old + i64::from(most / DROPPED_SHARE).min(DROPPED_MAX))
+    let Some(oldest) = oldest.filter(|oldest| *oldest <= too_old) else { return Ok(()) };
+    let wanted = too_old + i64::from(most / DROPPED_SHARE).min(DROPPED_MAX);
+    // Many more than may be are there after `alerts_max` was lowered: each new alert then takes some of them along.
+    drop_oldest(c, counters, wanted.min(oldest + CAUGHT_UP_BY))
 }
 
 /// Drops alerts up to this one, with all that belongs to them.
@@ -312,7 +315,14 @@ mod tests {
                 let sum = format!("SELECT CAST(sum(alerts) AS BIGINT) FROM {table}");
                 assert_eq!(number(&sum), 999, "{table}");
             }
-            drop_oldest(&c, &counters, 1003).unwrap();
+            // Fewer may be kept from now on.
+            let fewer = Intake { limits: Limits { alerts: 100, ..intake().limits }, ..intake() };
+            for (seq, kept) in [(1004, 500), (1005, 100)] {
+                let frame = UplinkFrame { epoch: 1, seq, body: Uplink::Alert(alert("pump")) };
+                put_frame(&c, &counters, &device, &frame, 10, &fewer).unwrap();
+                assert_eq!(number("SELECT count(*) FROM alerts"), kept);
+            }
+            drop_oldest(&c, &counters, 1005).unwrap();
             for table in ["alerts", "evidence", "incidents", "incident_devices"] {
                 assert_eq!(number(&format!("SELECT count(*) FROM {table}")), 0, "{table}");
             }
