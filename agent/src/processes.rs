@@ -304,7 +304,7 @@ mod tests {
     fn a_script_that_leaves_while_it_is_asked_for_is_never_its_interpreter_alone() {
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("job");
-        fs::write(&script, "exec /bin/true -x /no/script\n").unwrap();
+        fs::write(&script, "sleep 0.005\nexec /bin/true -x /no/script\n").unwrap();
         let script = script.display().to_string();
         let mut asked = 0;
         for _ in 0..200 {
