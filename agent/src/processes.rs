@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Read as _};
-use std::path::Path;
 
 use models::program::{NO_UNIT, ProgramId};
 use serde::{Deserialize, Serialize};
@@ -131,8 +130,7 @@ fn interpreter_of(started: &Started) -> Option<&str> {
 fn look(tgid: u32, was_told: bool) -> io::Result<Identity> {
     let stat = fs::read_to_string(format!("/proc/{tgid}/stat"))?;
     let Some(Stat { comm, flags, start_ticks }) = Stat::parse(&stat) else { return Ok(Identity::Gone) };
-    let link = format!("/proc/{tgid}/exe");
-    let mut exe = match fs::read_link(&link) {
+    let mut exe = match executable_of(tgid) {
         Ok(exe) => exe,
         // One that left and waits for its parent has no executable either.
         Err(error) if error.kind() == io::ErrorKind::NotFound && flags & PF_KTHREAD != 0 => {
@@ -141,50 +139,33 @@ fn look(tgid: u32, was_told: bool) -> io::Result<Identity> {
         Err(error) => return Err(error),
     };
     let unit = unit_of(&fs::read_to_string(format!("/proc/{tgid}/cgroup")).unwrap_or_default());
-    let mut script = Script::None;
+    let mut cmdline = Vec::new();
     for _ in 0..LOOKS_MAX {
-        script = script_run_by(&exe, tgid)?;
-        // While it was asked for its command line it may have started another program.
-        let again = fs::read_link(&link)?;
-        if again == exe && script != Script::Unknown {
+        if !is_interpreter(&exe) {
+            break;
+        }
+        cmdline.clear();
+        fs::File::open(format!("/proc/{tgid}/cmdline"))?.take(CMDLINE_MAX).read_to_end(&mut cmdline)?;
+        // Meanwhile it may have started another program; and one that is about to leave, or in the middle of its start, has none.
+        let again = executable_of(tgid)?;
+        if again == exe && !cmdline.is_empty() {
             break;
         }
         exe = again;
     }
-    let script = match script {
-        Script::Named(script) => Some(script),
-        Script::Unknown if was_told => return Ok(Identity::Gone),
-        Script::None | Script::Unknown => None,
+    let script = match is_interpreter(&exe) {
+        true if cmdline.is_empty() && was_told => return Ok(Identity::Gone),
+        true => script_of(&exe, &cmdline),
+        false => None,
     };
-    let exe = exe.to_string_lossy();
-    // A program replaced by an update keeps its baseline until it is started anew.
-    let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe).to_owned();
     Ok(Identity::Program(Found { program: ProgramId { unit, exe, script }, comm, start_ticks }))
 }
 
-/// What an interpreter runs.
-#[derive(Debug, PartialEq)]
-enum Script {
-    /// No file, or it is no interpreter.
-    None,
-    /// This file.
-    Named(String),
-    /// It has no command line: it is about to leave, or in the middle of its start.
-    Unknown,
-}
-
-fn script_run_by(exe: &Path, tgid: u32) -> io::Result<Script> {
+fn executable_of(tgid: u32) -> io::Result<String> {
+    let exe = fs::read_link(format!("/proc/{tgid}/exe"))?;
     let exe = exe.to_string_lossy();
-    let exe = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
-    if !is_interpreter(exe) {
-        return Ok(Script::None);
-    }
-    let mut cmdline = Vec::new();
-    fs::File::open(format!("/proc/{tgid}/cmdline"))?.take(CMDLINE_MAX).read_to_end(&mut cmdline)?;
-    if cmdline.is_empty() {
-        return Ok(Script::Unknown);
-    }
-    Ok(script_of(exe, &cmdline).map_or(Script::None, Script::Named))
+    // A program replaced by an update keeps its baseline until it is started anew.
+    Ok(exe.strip_suffix(" (deleted)").unwrap_or(&exe).to_owned())
 }
 
 /// Three fields of `/proc/<pid>/stat`, see proc_pid_stat(5).
