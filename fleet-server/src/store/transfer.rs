@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use serde::{Deserialize, Serialize};
 
-use super::sql::{Cell, Connection, Dialect, params};
+use super::sql::{self, Cell, Connection, Dialect, params};
 use super::{StoreError, uint, words};
 
 const MAGIC: &[u8; 8] = b"BGFLEET1";
@@ -107,8 +107,8 @@ pub enum TransferError {
     NotEmpty,
 }
 
-impl From<super::sql::Error> for TransferError {
-    fn from(error: super::sql::Error) -> Self {
+impl From<sql::Error> for TransferError {
+    fn from(error: sql::Error) -> Self {
         Self::Store(error.into())
     }
 }
@@ -172,7 +172,7 @@ fn export_table(
         let mut came = 0;
         while let Some(row) = rows.next()? {
             let cells = columns.iter().map(|(_, at)| row.get::<Cell<'static>>(*at));
-            let cells = cells.collect::<super::sql::Result<Vec<_>>>()?;
+            let cells = cells.collect::<sql::Result<Vec<_>>>()?;
             if let Some(Cell::Int(id)) = at_id.map(|at| &cells[at]) {
                 last = *id;
             }
@@ -251,7 +251,12 @@ fn import_all(
                     (all, of_table) = (all + 1, of_table + 1);
                 }
                 if name == "alerts" {
-                    words::index_new(c)?;
+                    words::index_new(c).map_err(|error| match error {
+                        StoreError::Damaged(_) | StoreError::Query(sql::Error::Column(_)) => {
+                            TransferError::Damaged
+                        }
+                        error => error.into(),
+                    })?;
                 }
                 tell(name, of_table);
             }
@@ -349,8 +354,13 @@ impl In<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::on_both;
+    use models::wire::{Uplink, UplinkFrame};
+
+    use super::super::put_frame;
+    use super::super::testing::{self, on_both};
     use super::*;
+    use crate::counters::Counters;
+    use crate::names::DeviceId;
 
     fn exported(c: &Connection) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -380,6 +390,23 @@ mod tests {
             assert_eq!(exported(&target), good);
             let again = import(&target, &mut &*good, &mut |_, _| {});
             assert!(matches!(again, Err(TransferError::NotEmpty)));
+        });
+    }
+
+    #[test]
+    fn an_alert_that_cannot_be_read_is_a_damaged_export() {
+        on_both(|empty| {
+            let source = empty();
+            testing::join(&source, &["gw"]);
+            let alert = Uplink::Alert(testing::alert("pump"));
+            let frame = UplinkFrame { epoch: 1, seq: 1, body: alert };
+            let device = DeviceId::parse("gw").unwrap();
+            put_frame(&source, &Counters::default(), &device, &frame, 10, &testing::intake()).unwrap();
+            let mut bytes = exported(&source);
+            let at = bytes.windows(4).position(|text| text == b"pump").unwrap();
+            bytes[at] = 0xff;
+            let imported = import(&empty(), &mut &*bytes, &mut |_, _| {});
+            assert!(matches!(imported, Err(TransferError::Damaged)), "{imported:?}");
         });
     }
 }
