@@ -3,10 +3,11 @@
 //! tract reads the file. When its nodes are, one by one, those of [`VAE`] or [`LSTM`], the weights are kept here as
 //! integers of 16 bits with one scale for each row, and the arithmetic is done on floats of 32; any other graph is tract's. Three things are known here that a
 //! runtime cannot know: most of a window's 427 values are zero, the decoder sees the same code at every step, and only
-//! its last state is used. Hyperbolic tangents are Eigen's rational function, which ONNX Runtime and tract use too.
+//! its last state is used. Hyperbolic tangents are Eigen's rational function, which ONNX Runtime and tract use too ([`lanes`]).
 
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
 
+use crate::lanes;
 use crate::nearest::Output;
 use crate::schema::FEATURES;
 
@@ -97,9 +98,9 @@ impl Compact {
         match &self.0 {
             Net::Vae([encoder, mean, decoder], residual) => {
                 let mut hidden = encoder.run(&roots);
-                tanh(&mut hidden);
+                lanes::tanh(&mut hidden);
                 let mut hidden = decoder.run(&mean.run(&hidden));
-                tanh(&mut hidden);
+                lanes::tanh(&mut hidden);
                 residual.run(&roots, &hidden)
             }
             Net::Lstm([encoder, decoder], residual) => {
@@ -192,17 +193,6 @@ impl Matrix {
         Some((*self.scales.get(place)?, steps))
     }
 
-    fn widened(&self) -> Vec<f32> {
-        let mut wide = vec![0.0; self.rows() * self.columns];
-        for (at, wide) in wide.chunks_exact_mut(self.columns).enumerate() {
-            let Some((scale, row)) = self.row(at) else { continue };
-            for (column, step) in self.shown.iter().zip(row) {
-                wide[usize::from(*column)] = scale * f32::from(*step);
-            }
-        }
-        wide
-    }
-
     /// Adds `x W`.
     fn add(&self, x: &[f32], sum: &mut [f32]) {
         if self.shown.len() == sum.len() {
@@ -213,23 +203,12 @@ impl Matrix {
         self.shown.iter().zip(shown).for_each(|(column, add)| sum[usize::from(*column)] += add);
     }
 
-    /// The same for the columns shown: four rows at a time, so that each sum is read and written once for four products.
+    /// The same for the columns shown.
     fn add_shown(&self, x: &[f32], sum: &mut [f32]) {
         let moved = x.iter().enumerate().filter(|(_, x)| **x != 0.0);
         let used: Vec<(f32, &[i16])> =
             moved.filter_map(|(at, x)| self.row(at).map(|(scale, row)| (x * scale, row))).collect();
-        let (fours, rest) = used.as_chunks::<4>();
-        for four in fours {
-            let [x0, x1, x2, x3] = four.map(|(x, _)| x);
-            let [r0, r1, r2, r3] = four.map(|(_, row)| &row[..sum.len()]);
-            for (at, sum) in sum.iter_mut().enumerate() {
-                let [v0, v1, v2, v3] = [r0[at], r1[at], r2[at], r3[at]].map(f32::from);
-                *sum += (x0 * v0 + x1 * v1) + (x2 * v2 + x3 * v3);
-            }
-        }
-        for (x, row) in rest {
-            sum.iter_mut().zip(*row).for_each(|(sum, step)| *sum += x * f32::from(*step));
-        }
+        lanes::add_rows(&used, sum);
     }
 }
 
@@ -245,22 +224,18 @@ impl Layer {
     /// The last hidden state, from what the inputs of each step add to the gates.
     fn run(&self, steps: impl Iterator<Item = Vec<f32>>) -> Vec<f32> {
         let n = self.recurrent.rows();
-        // Each is used at every step: widened once.
-        let recurrent = self.recurrent.widened();
         let (mut hidden, mut cell) = (vec![0.0; n], vec![0.0; n]);
         for mut gates in steps {
-            for (h, rows) in hidden.chunks(4).zip(recurrent.chunks(16 * n)) {
-                add(h, rows, &mut gates);
-            }
+            self.recurrent.add(&hidden, &mut gates);
             // A sigmoid is half a tangent of the half.
             gates[..3 * n].iter_mut().for_each(|gate| *gate *= 0.5);
-            tanh(&mut gates);
+            lanes::tanh(&mut gates);
             gates[..3 * n].iter_mut().for_each(|gate| *gate = 0.5 * *gate + 0.5);
             for at in 0..n {
                 cell[at] = gates[2 * n + at] * cell[at] + gates[at] * gates[3 * n + at];
             }
             hidden.copy_from_slice(&cell);
-            tanh(&mut hidden);
+            lanes::tanh(&mut hidden);
             hidden.iter_mut().zip(&gates[n..]).for_each(|(hidden, out)| *hidden *= out);
         }
         hidden
@@ -314,42 +289,24 @@ fn layer(graph: &GraphProto, name: &str) -> Option<Layer> {
     Some(Layer { input: Dense { weights: turned(input?)?, bias }, recurrent: turned(recurrent?)? })
 }
 
-/// Adds `x W` for up to four rows.
-fn add(x: &[f32], rows: &[f32], sum: &mut [f32]) {
-    let n = sum.len();
-    if let (&[x0, x1, x2, x3], true) = (x, rows.len() == 4 * n) {
-        let (r0, rest) = rows.split_at(n);
-        let (r1, rest) = rest.split_at(n);
-        let (r2, r3) = rest.split_at(n);
-        let (r2, r3) = (&r2[..n], &r3[..n]);
-        for (at, sum) in sum.iter_mut().enumerate() {
-            *sum += (x0 * r0[at] + x1 * r1[at]) + (x2 * r2[at] + x3 * r3[at]);
-        }
-        return;
-    }
-    for (x, row) in x.iter().zip(rows.chunks_exact(n)) {
-        sum.iter_mut().zip(row).for_each(|(sum, weight)| *sum += x * weight);
-    }
-}
-
-/// Hyperbolic tangents in place, to 4 units in the last place.
-fn tanh(values: &mut [f32]) {
-    for value in values {
-        let x = value.clamp(-7.905_311, 7.905_311);
-        let q = x * x;
-        let p = -2.760_768_5e-16 * q + 2.000_188e-13;
-        let p = (p * q - 8.604_672e-11) * q + 5.122_297e-8;
-        let p = ((p * q + 1.485_722_4e-5) * q + 6.372_619e-4) * q + 4.893_525e-3;
-        let d = ((1.198_258_4e-6 * q + 1.185_347_1e-4) * q + 2.268_434_6e-3) * q + 4.893_525e-3;
-        *value = x * p / d;
-    }
-}
-
 const FLOAT: i32 = 1;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Matrix {
+        fn widened(&self) -> Vec<f32> {
+            let mut wide = vec![0.0; self.rows() * self.columns];
+            for (at, wide) in wide.chunks_exact_mut(self.columns).enumerate() {
+                let Some((scale, row)) = self.row(at) else { continue };
+                for (column, step) in self.shown.iter().zip(row) {
+                    wide[usize::from(*column)] = scale * f32::from(*step);
+                }
+            }
+            wide
+        }
+    }
 
     #[test]
     fn a_weight_is_off_by_half_a_step_of_its_row_at_most() {
@@ -373,32 +330,5 @@ mod tests {
         let expected = [1.0, 7.5, 1.0, 0.0, 1.0, 1.0];
         assert!(sum.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3), "{sum:?}");
         assert!(Matrix::of(&[1.0; 7], 3).is_none() && Matrix::of(&[], 0).is_none());
-    }
-
-    #[test]
-    fn products_are_the_same_in_fours_and_one_by_one() {
-        let weights: Vec<f32> = (0..70_u16).map(|at| f32::from(at * 13 % 71) - 30.0).collect();
-        let x = [0.5, 0.0, 2.0, -1.0, 3.0, 0.25, 0.0, 1.0, -2.0, 4.0];
-        let matrix = Matrix::of(&weights, 7).unwrap();
-        let plain: Vec<f32> = (0..7)
-            .map(|column| x.iter().enumerate().map(|(row, x)| x * weights[row * 7 + column]).sum())
-            .collect();
-        let (mut by_steps, mut by_floats) = (vec![0.0; 7], vec![0.0; 7]);
-        matrix.add(&x, &mut by_steps);
-        x.chunks(4).zip(weights.chunks(28)).for_each(|(x, rows)| add(x, rows, &mut by_floats));
-        for (at, plain) in plain.iter().enumerate() {
-            assert!((by_steps[at] - plain).abs() < 0.02, "{} and {plain}", by_steps[at]);
-            assert!((by_floats[at] - plain).abs() < 1e-3, "{} and {plain}", by_floats[at]);
-        }
-    }
-
-    #[test]
-    fn tangents_are_those_of_the_standard_library() {
-        for at in -2000..=2000_i16 {
-            let x = f32::from(at) / 150.0;
-            let mut y = [x];
-            tanh(&mut y);
-            assert!((y[0] - x.tanh()).abs() < 5e-7, "{x}: {} and {}", y[0], x.tanh());
-        }
     }
 }

@@ -3,7 +3,7 @@
 //! [`event`] and [`window`] hold what happened, [`features`] turns a window into 427 values, `detect` runs a
 //! baseline's models, [`calibration`] turns their outputs into a score, [`verdict`] explains it, [`policy`] decides
 //! what is sent, [`wire`] and [`bundle`] are the bytes that travel. `train` makes the baselines.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod attack;
 pub mod budget;
@@ -20,6 +20,8 @@ pub mod event;
 pub mod explain;
 pub mod features;
 pub mod feed;
+#[cfg(feature = "infer")]
+mod lanes;
 pub mod nearest;
 pub mod novelty;
 pub mod orders;
