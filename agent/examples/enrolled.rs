@@ -91,7 +91,7 @@ fn window(at: u32) -> TrainingWindow {
         unix_ms: u64::from(at) * 1000,
         run: 1,
         vector,
-        traits: window.traits(),
+        traits: window.traits().to_vec(),
         grams: Vec::new(),
     }
 }

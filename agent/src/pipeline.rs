@@ -462,7 +462,7 @@ impl<L: Lookup> Pipeline<L> {
             let room = LOOSE_MAX.saturating_sub(program.loose.len());
             let traits = window.traits();
             self.counters.window_overflow += traits.len().saturating_sub(room) as u64;
-            program.loose.extend(traits.into_iter().take(room));
+            program.loose.extend(traits.iter().take(room));
             self.units.remember(&program.id, &window);
         }
     }

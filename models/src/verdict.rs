@@ -76,7 +76,7 @@ pub fn judge(
     baseline: &Manifest,
     expected: &[u64],
 ) -> Verdict {
-    let news = window.traits().into_iter().filter(|id| baseline.traits.binary_search(id).is_err());
+    let news = window.traits().iter().copied().filter(|id| baseline.traits.binary_search(id).is_err());
     let mut fresh: Vec<(u64, Kind)> = news.filter_map(|id| Kind::of(id).map(|kind| (id, kind))).collect();
     let unlearned = fresh.len();
     fresh.retain(|(id, _)| !expected.contains(id));
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn what_was_learned_is_no_evidence() {
         let mut baseline = baseline();
-        baseline.traits = shadow().traits();
+        baseline.traits = shadow().traits().to_vec();
         let verdict = judge(&shadow(), None, &[], &baseline, &[]);
         assert!(verdict.score < 40.0 && verdict.reasons.is_empty(), "{verdict:?}");
     }

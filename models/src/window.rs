@@ -1,5 +1,6 @@
 //! Events and kernel counts of one process in one window, folded into bounded sets.
 
+mod distinct;
 mod odd_names;
 mod sums;
 mod texts;
@@ -7,16 +8,15 @@ mod words;
 
 use core::net::IpAddr;
 
-use heapless::index_set::FnvIndexSet;
-
 use crate::capability;
 use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, Volume, call_name};
 use crate::novelty::{Kind, trait_id};
 use crate::schema::{LOLBINS, TOR_PORTS};
 use crate::syscalls;
+pub use distinct::{Distinct, Full};
 use odd_names::OddNames;
 pub use sums::Sums;
-use texts::{Commands, Shown, Texts};
+use texts::{Commands, Texts};
 use words::{
     PROGRAM_DIRS, SHELLS, SYSTEM_DIRS, TEMPORARY_DIRS, decades, entropy, is_private, namespaces, operations,
     process_file, shown, tool,
@@ -39,17 +39,17 @@ pub struct Window {
     /// The kernel's counts.
     pub syscalls: SyscallWindow,
     /// Remote addresses.
-    pub addresses: FnvIndexSet<IpAddr, DISTINCT_MAX>,
+    pub addresses: Distinct<IpAddr, DISTINCT_MAX>,
     /// Remote ports.
-    pub ports: FnvIndexSet<u16, DISTINCT_MAX>,
+    pub ports: Distinct<u16, DISTINCT_MAX>,
     /// Hashes of paths.
-    pub files: FnvIndexSet<u64, DISTINCT_MAX>,
+    pub files: Distinct<u64, DISTINCT_MAX>,
     /// Sums and flags.
     pub sums: Sums,
     /// Distinct values refused because a set was full.
     pub overflow: u64,
     odd_names: OddNames,
-    traits: FnvIndexSet<u64, TRAITS_MAX>,
+    traits: Distinct<u64, TRAITS_MAX>,
     texts: Texts,
     commands: Commands,
     /// Of what is folded in just now; 0 for the kernel's counts, which have no instant.
@@ -80,13 +80,13 @@ impl Window {
             opened_ns,
             closed_ns: opened_ns,
             syscalls: SyscallWindow::empty(tgid, 0),
-            addresses: FnvIndexSet::new(),
-            ports: FnvIndexSet::new(),
-            files: FnvIndexSet::new(),
+            addresses: Distinct::default(),
+            ports: Distinct::default(),
+            files: Distinct::default(),
             sums: Sums::default(),
             overflow: 0,
             odd_names: OddNames::default(),
-            traits: FnvIndexSet::new(),
+            traits: Distinct::default(),
             texts: Texts::default(),
             commands: Commands::default(),
             now_ns: 0,
@@ -160,23 +160,25 @@ impl Window {
 
     /// Takes over what another process did for this one: a child, before it started a program of its own.
     pub fn absorb(&mut self, child: &Self) {
-        for address in &child.addresses {
+        for address in child.addresses.values() {
             self.overflow += u64::from(self.addresses.insert(*address).is_err());
         }
-        for port in &child.ports {
+        for port in child.ports.values() {
             self.overflow += u64::from(self.ports.insert(*port).is_err());
         }
-        for file in &child.files {
+        for file in child.files.values() {
             self.overflow += u64::from(self.files.insert(*file).is_err());
         }
         self.overflow += child.overflow;
         self.sums.absorb(&child.sums);
-        for id in &child.traits {
+        for id in child.traits.values() {
             match self.traits.insert(*id) {
                 Ok(false) => {}
-                Err(_) => self.overflow += 1,
+                Err(Full) => self.overflow += 1,
                 Ok(true) => {
-                    self.overflow += child.texts.get(*id).map_or(0, |shown| self.texts.keep(shown.clone()));
+                    let shown = child.texts.get(*id);
+                    self.overflow +=
+                        shown.map_or(0, |shown| self.texts.keep(*id, &shown.text, shown.first_ns));
                 }
             }
         }
@@ -270,10 +272,10 @@ impl Window {
     pub fn of_stranger(&self, program: &str, is_known: impl Fn(u64) -> bool) -> Self {
         let mut stranger = self.clone();
         // Being there comes first: a window full of calls has no room left for it.
-        stranger.traits.clear();
+        stranger.traits = Distinct::default();
         stranger.note_stranger(program);
         let being_there = std::mem::take(&mut stranger.traits);
-        for id in being_there.iter().chain(&self.traits) {
+        for id in being_there.values().iter().chain(self.traits.values()) {
             if Kind::of(*id).is_some_and(Kind::tells_of_strangers) && !is_known(*id) {
                 let _ = stranger.traits.insert(*id);
             }
@@ -292,12 +294,10 @@ impl Window {
         }
     }
 
-    /// The traits shown so far.
+    /// The traits shown so far, ascending.
     #[must_use]
-    pub fn traits(&self) -> Vec<u64> {
-        let mut traits: Vec<u64> = self.traits.iter().copied().collect();
-        traits.sort_unstable();
-        traits
+    pub fn traits(&self) -> &[u64] {
+        self.traits.values()
     }
 
     fn open(&mut self, path: &str, flags: u32, sensitive: bool) -> Option<u64> {
@@ -397,10 +397,8 @@ impl Window {
         let id = trait_id(kind, value);
         match self.traits.insert(id) {
             Ok(false) => {}
-            Err(_) => self.overflow += 1,
-            Ok(true) => {
-                self.overflow += self.texts.keep(Shown { id, text: text.to_owned(), first_ns: self.now_ns });
-            }
+            Err(Full) => self.overflow += 1,
+            Ok(true) => self.overflow += self.texts.keep(id, text, self.now_ns),
         }
         id
     }
@@ -543,7 +541,7 @@ mod tests {
         let traits = |path: &str, sensitive| {
             let mut window = Window::new(1, 0);
             window.add(&open(path, 0, sensitive));
-            window.traits()
+            window.traits().to_vec()
         };
         assert_eq!(traits("/proc/77/mem", true), traits("/proc/78/mem", true));
         assert_eq!(traits("/proc/77/environ", false), [trait_id(Kind::Sensitive, "/proc/*/environ")]);
@@ -556,7 +554,7 @@ mod tests {
         let traits = |read, written| {
             let mut window = Window::new(1, 0);
             window.moved(Volume { read, written });
-            window.traits()
+            window.traits().to_vec()
         };
         assert!(traits(999_999, 0).is_empty());
         assert_eq!(traits(1_000_000, 0), traits(9_999_999, 0));

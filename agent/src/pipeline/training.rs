@@ -45,12 +45,11 @@ impl<L: Lookup> Pipeline<L> {
         let program = process.key.as_ref().and_then(|key| self.programs.get(key));
         let Some(program) = program.filter(|_| !alerts.is_empty()) else { return };
         let vector = vector.filter(|_| saw_everything).map(features::to_sparse).unwrap_or_default();
-        let traits: BTreeSet<u64> = window.traits().into_iter().collect();
         let window = TrainingWindow {
             unix_ms: now.unix_ms,
             run: process.run,
             vector,
-            traits: traits.into_iter().collect(),
+            traits: window.traits().to_vec(),
             grams: Vec::new(),
         };
         out.push(Output::Alarmed(Box::new(AlarmedWindow { program: program.id.clone(), alerts, window })));
@@ -78,7 +77,7 @@ impl<L: Lookup> Pipeline<L> {
                 traits: loose
                     .into_iter()
                     .flatten()
-                    .chain(window.traits())
+                    .chain(window.traits().iter().copied())
                     .collect::<BTreeSet<u64>>()
                     .into_iter()
                     .collect(),

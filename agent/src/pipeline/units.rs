@@ -82,7 +82,7 @@ impl Units {
         if program.unit == NO_UNIT {
             return;
         }
-        let mut acts = window.traits();
+        let mut acts = window.traits().to_vec();
         // Who comes when the unit is learned stays a stranger.
         if !self.known.contains_key(&program.unit) {
             let mut being_there = Window::new(window.tgid, window.opened_ns);

@@ -14,7 +14,7 @@ impl Window {
             let mut names = (0..SYSCALL_SLOTS).map(syscalls::name);
             return names.find(|name| trait_id(Kind::Syscall, name) == id);
         }
-        self.texts.get(id).map(|shown| shown.text.as_str())
+        self.texts.get(id).map(|shown| &*shown.text)
     }
 
     /// The command line of the program whose start a trait is, where it was kept.
@@ -37,12 +37,12 @@ const TEXTS_MAX: usize = 24;
 #[derive(Clone, Debug)]
 pub(super) struct Shown {
     pub(super) id: u64,
-    pub(super) text: String,
+    pub(super) text: Box<str>,
     pub(super) first_ns: u64,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Texts(heapless::Vec<Shown, TEXTS_MAX>);
+pub(super) struct Texts(Vec<Shown>);
 
 impl Texts {
     pub(super) fn get(&self, id: u64) -> Option<&Shown> {
@@ -50,11 +50,15 @@ impl Texts {
     }
 
     /// Keeps one that is not there yet; gives how many found no room. A call needs none: its number names it.
-    pub(super) fn keep(&mut self, shown: Shown) -> u64 {
-        if Kind::of(shown.id) == Some(Kind::Syscall) {
+    pub(super) fn keep(&mut self, id: u64, text: &str, first_ns: u64) -> u64 {
+        if Kind::of(id) == Some(Kind::Syscall) {
             return 0;
         }
-        u64::from(self.0.push(shown).is_err())
+        if self.0.len() >= TEXTS_MAX {
+            return 1;
+        }
+        self.0.push(Shown { id, text: text.into(), first_ns });
+        0
     }
 }
 
