@@ -30,9 +30,14 @@ pub struct Counters {
     pub follows_refused: u64,
 }
 
+/// Records for which there is room from one look at the rings to the next: what one process starts and leaves behind is fewer.
+const EVENTS_KEPT: usize = 128;
+
 /// A probe whose records are judged.
 pub struct Watch {
     probe: Probe,
+    /// Empty between two looks at the rings. A record takes half a kilobyte, so memory for them is not asked for each time.
+    events: Vec<Event>,
     pipeline: Pipeline<Tapped<ProcFs>>,
     /// Tables that an open window may still be looked up in.
     retired: Vec<TableId>,
@@ -59,6 +64,7 @@ impl Watch {
         let pipeline = Pipeline::new(config.clone(), Tapped::new(ProcFs), probe.epoch().1);
         let mut watch = Self {
             probe,
+            events: Vec::new(),
             pipeline,
             retired: Vec::new(),
             dropped_before: 0,
@@ -169,7 +175,7 @@ impl Watch {
 
     /// Gives waiting records to the pipeline; those after `until_ns` are kept for the caller.
     pub fn take_events(&mut self, until_ns: u64, out: &mut Vec<Output>) -> Vec<Event> {
-        let (mut now_events, mut later) = (Vec::new(), Vec::new());
+        let (mut now_events, mut later) = (std::mem::take(&mut self.events), Vec::new());
         let words = &self.pipeline.config().redact;
         self.probe.poll_events(&mut |mut event| {
             redact(&mut event, words);
@@ -178,7 +184,9 @@ impl Watch {
         // Two rings: what happened first is told first.
         now_events.sort_by_key(|event| event.boot_ns);
         later.sort_by_key(|event| event.boot_ns);
-        self.feed(now_events, out);
+        self.feed(now_events.drain(..), out);
+        now_events.shrink_to(EVENTS_KEPT);
+        self.events = now_events;
         later
     }
 
@@ -286,7 +294,7 @@ impl Watch {
         self.pipeline.set_degraded(degraded);
     }
 
-    fn feed(&mut self, events: Vec<Event>, out: &mut Vec<Output>) {
+    fn feed(&mut self, events: impl IntoIterator<Item = Event>, out: &mut Vec<Output>) {
         for event in events {
             self.step(Input::Event(event), out);
         }

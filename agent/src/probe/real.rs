@@ -39,8 +39,10 @@ pub(super) struct Real {
 /// Follows links.
 #[derive(Debug)]
 pub(super) struct RealPaths {
-    /// Of the process that was asked about last, until [`RealPaths::forget_root`].
-    root: Option<(u32, OwnedFd)>,
+    /// Of the process that was asked about last, until [`RealPaths::forget_root`]; `None` when it had left.
+    root: Option<(u32, Option<OwnedFd>)>,
+    /// This process's, once one was asked about that had left.
+    own_root: Option<OwnedFd>,
     helper: Option<Helper>,
     /// The helper has not answered yet, and what it will say nobody waits for.
     stuck: bool,
@@ -59,7 +61,15 @@ struct Helper {
 impl RealPaths {
     /// Starts no thread before one is needed.
     pub(super) fn new() -> Self {
-        Self { root: None, helper: None, stuck: false, patience_ns: SAVED_NS, counted_ns: 0, unanswered: 0 }
+        Self {
+            root: None,
+            own_root: None,
+            helper: None,
+            stuck: false,
+            patience_ns: SAVED_NS,
+            counted_ns: 0,
+            unanswered: 0,
+        }
     }
 
     /// Lookups that took too long, or were not tried because others did.
@@ -86,9 +96,15 @@ impl RealPaths {
     fn root(&mut self, tgid: u32) -> Result<&OwnedFd, Errno> {
         let root = match self.root.take() {
             Some((of, root)) if of == tgid => root,
-            _ => root_of(tgid)?,
+            _ => root_of(tgid).ok(),
         };
-        Ok(&self.root.insert((tgid, root)).1)
+        if let Some(root) = &self.root.insert((tgid, root)).1 {
+            return Ok(root);
+        }
+        if self.own_root.is_none() {
+            self.own_root = Some(root_at(Path::new("/"))?);
+        }
+        self.own_root.as_ref().ok_or(Errno::NOENT)
     }
 
     fn ask(&mut self, tgid: u32, path: &Path) -> Option<Real> {
@@ -126,7 +142,7 @@ impl Helper {
         let (answer, answers) = sync_channel(1);
         thread::Builder::new().name("links".into()).stack_size(64 * 1024).spawn(move || {
             while let Ok((tgid, path)) = asked.recv() {
-                let root = root_of(tgid);
+                let root = root_of(tgid).or_else(|_| root_at(Path::new("/")));
                 let found = root.and_then(|root| look_up(&root, tgid, &path, ResolveFlags::empty())).ok();
                 if answer.send(found).is_err() {
                     return;
@@ -137,10 +153,12 @@ impl Helper {
     }
 }
 
-/// Of a process that has left, this one's own.
 fn root_of(tgid: u32) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
-    open(format!("/proc/{tgid}/root"), flags, Mode::empty()).or_else(|_| open("/", flags, Mode::empty()))
+    root_at(Path::new(&format!("/proc/{tgid}/root")))
+}
+
+fn root_at(path: &Path) -> Result<OwnedFd, Errno> {
+    open(path, OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY, Mode::empty())
 }
 
 fn look_up(root: &OwnedFd, tgid: u32, path: &Path, how: ResolveFlags) -> Result<Real, Errno> {
@@ -193,16 +211,12 @@ mod tests {
             paths.find(u32::MAX, Path::new("/usr/lib")).map(|real| real.path),
             Some("/usr/lib".into())
         );
-        assert_eq!(paths.root.as_ref().map(|(tgid, _)| *tgid), Some(u32::MAX));
-        paths.root = Some((own, root_at(dir.path())));
+        assert!(matches!(paths.root, Some((u32::MAX, None))) && paths.own_root.is_some());
+        paths.root = Some((own, root_at(dir.path()).ok()));
         assert!(paths.find(own, Path::new("/here")).is_some() && paths.find(1, Path::new("/here")).is_none());
-        paths.root = Some((own, root_at(dir.path())));
+        paths.root = Some((own, root_at(dir.path()).ok()));
         paths.forget_root();
         assert_eq!(paths.find(own, Path::new("/here")), None);
-    }
-
-    fn root_at(path: &Path) -> OwnedFd {
-        open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
     }
 
     #[test]
