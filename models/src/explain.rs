@@ -176,13 +176,8 @@ pub(crate) fn learned(list: &[(u16, f32)], index: usize) -> Option<f32> {
 
 /// The largest terms by feature, and the sum of the others.
 fn feature_parts(raw: &Raw<'_>, vector: &Vector, baseline: &Manifest) -> (Vec<Part>, f32) {
-    let mut order: Vec<usize> = (0..raw.contributions.len().min(vector.len())).collect();
-    let largest = |a: &usize, b: &usize| raw.contributions[*b].total_cmp(&raw.contributions[*a]);
-    if order.len() > PARTS_MAX {
-        order.select_nth_unstable_by(PARTS_MAX, largest);
-    }
-    let (named, others) = order.split_at_mut(PARTS_MAX.min(raw.contributions.len()));
-    named.sort_by(largest);
+    let contributions = &raw.contributions[..raw.contributions.len().min(vector.len())];
+    let named = largest(contributions, PARTS_MAX);
     let training = &baseline.training;
     let part = |index: &usize| {
         let shown = |value: f32| in_unit(*index, value).0;
@@ -195,8 +190,24 @@ fn feature_parts(raw: &Raw<'_>, vector: &Vector, baseline: &Manifest) -> (Vec<Pa
             contribution: raw.contributions[*index],
         }
     };
-    let rest = others.iter().map(|index| raw.contributions[*index]).sum();
+    let others = contributions.iter().enumerate().filter(|(index, _)| !named.contains(index));
+    let rest = others.map(|(_, contribution)| contribution).sum();
     (named.iter().filter(|index| raw.contributions[**index] > 0.0).map(part).collect(), rest)
+}
+
+/// Where the so many largest values are, the largest first. One pass over them: this is asked for each window that is judged, and a
+/// standard library that is built for size selects and sorts slowly.
+pub(crate) fn largest(values: &[f32], most: usize) -> Vec<usize> {
+    let mut found: Vec<usize> = Vec::with_capacity(most + 1);
+    for (at, value) in values.iter().enumerate() {
+        let place =
+            found.iter().rposition(|known| values[*known].total_cmp(value).is_ge()).map_or(0, |at| at + 1);
+        if place < most {
+            found.insert(place, at);
+            found.truncate(most);
+        }
+    }
+    found
 }
 
 /// Mean surprisal as calls that the table does not hold, each worth [`MISS`], and those that it holds.
@@ -312,6 +323,14 @@ mod tests {
         assert_eq!((&*part.name, part.observed), ("unique_remote_ips", 25.0));
         assert_eq!((part.usual, part.high), (Some(1.0), Some(5.0)));
         assert_eq!(why.detectors[0].parts.len(), 1, "what adds nothing is not shown");
+    }
+
+    #[test]
+    fn the_largest_come_first_and_of_equal_ones_the_first() {
+        let values = [0.5, 2.0, f32::NEG_INFINITY, 2.0, 0.5, 1.0];
+        assert_eq!(largest(&values, 3), [1, 3, 5]);
+        assert_eq!(largest(&values, 9), [1, 3, 5, 0, 4, 2]);
+        assert_eq!((largest(&values, 0), largest(&[], 3)), (vec![], vec![]));
     }
 
     #[test]

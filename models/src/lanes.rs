@@ -1,10 +1,16 @@
 //! The loops of the networks, in the widest vectors that the processor has.
 //!
-//! What is shipped runs on every x86-64, whose vectors hold four floats. Where the processor has AVX2, the same loops,
-//! compiled once more for vectors of eight, run instead. Each element has the same operations in the same order, and none
-//! are fused, so both give the same bits: a capture replays the same on every machine.
+//! Vectors are written out, not left to the compiler: it makes none in a program that is built for size, as the agent that is
+//! shipped. On x86-64 they hold four floats (SSE2, which every one has), eight where the processor has AVX2; on aarch64 four.
+//! Each element has the same operations in the same order whatever the width, and none are fused, so all give the same bits: a
+//! capture replays the same on every machine.
 
-/// Adds `x W`: to each sum, the products of every factor and its row's value there. Rows are at least as long as the sums.
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// Adds `x W`: to each sum, the products of every factor and its row's value there. Rows are as long as the sums.
 pub(crate) fn add_rows(rows: &[(f32, &[i16])], sums: &mut [f32]) {
     widest(AddRows { rows, sums });
 }
@@ -14,23 +20,39 @@ pub(crate) fn tanh(values: &mut [f32]) {
     widest(Tanh(values));
 }
 
-/// Work that gains from wide vectors; to be inlined into each place that is compiled for other ones.
-trait Work {
-    fn run(self);
+/// A vector of `N` floats. Those that not every processor has are used in [`widest`] alone.
+trait Lanes<const N: usize>: Copy {
+    fn splat(value: f32) -> Self;
+    fn load(from: &[f32; N]) -> Self;
+    /// Integers as floats.
+    fn widen(from: &[i16; N]) -> Self;
+    fn store(self, to: &mut [f32; N]);
+    fn add(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    fn clamp(self, low: Self, high: Self) -> Self;
 }
 
-#[allow(unsafe_code, reason = "the compiler cannot know which processor it will be")]
+/// What is done with vectors; inlined wherever it is compiled for some.
+trait Work {
+    fn run<const N: usize, V: Lanes<N>>(self);
+}
+
+#[cfg(target_arch = "x86_64")]
 fn widest(work: impl Work) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        #[target_feature(enable = "avx2")]
-        fn with_avx2(work: impl Work) {
-            work.run();
-        }
-        // SAFETY: the processor has just been asked for what the function needs.
-        return unsafe { with_avx2(work) };
+    if let Err(work) = x86::with_avx2(work) {
+        work.run::<4, x86::Four>();
     }
-    work.run();
+}
+
+#[cfg(target_arch = "aarch64")]
+fn widest(work: impl Work) {
+    work.run::<4, neon::Four>();
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn widest(work: impl Work) {
+    work.run::<1, f32>();
 }
 
 struct AddRows<'a> {
@@ -40,20 +62,35 @@ struct AddRows<'a> {
 
 impl Work for AddRows<'_> {
     #[inline(always)]
-    fn run(self) {
-        let (n, sums) = (self.sums.len(), self.sums);
-        let (fours, rest) = self.rows.as_chunks::<4>();
+    fn run<const N: usize, V: Lanes<N>>(self) {
+        let n = self.sums.len();
+        let (vectors, single) = self.sums.as_chunks_mut::<N>();
+        let done = n - single.len();
+        let (fours, others) = self.rows.as_chunks::<4>();
         // Each sum is read and written once for four products.
         for four in fours {
             let [x0, x1, x2, x3] = four.map(|(x, _)| x);
             let [r0, r1, r2, r3] = four.map(|(_, row)| &row[..n]);
-            for (at, sum) in sums.iter_mut().enumerate() {
-                let [v0, v1, v2, v3] = [r0[at], r1[at], r2[at], r3[at]].map(f32::from);
-                *sum += (x0 * v0 + x1 * v1) + (x2 * v2 + x3 * v3);
+            let [v0, v1, v2, v3] = [r0, r1, r2, r3].map(|row| row.as_chunks::<N>().0);
+            let [y0, y1, y2, y3] = [x0, x1, x2, x3].map(V::splat);
+            for (at, sum) in vectors.iter_mut().enumerate() {
+                let first = y0.mul(V::widen(&v0[at])).add(y1.mul(V::widen(&v1[at])));
+                let second = y2.mul(V::widen(&v2[at])).add(y3.mul(V::widen(&v3[at])));
+                V::load(sum).add(first.add(second)).store(sum);
+            }
+            for (at, sum) in single.iter_mut().enumerate() {
+                let [s0, s1, s2, s3] = [r0, r1, r2, r3].map(|row| f32::from(row[done + at]));
+                *sum += (x0 * s0 + x1 * s1) + (x2 * s2 + x3 * s3);
             }
         }
-        for (x, row) in rest {
-            sums.iter_mut().zip(*row).for_each(|(sum, value)| *sum += x * f32::from(*value));
+        for (x, row) in others {
+            let y = V::splat(*x);
+            for (sum, steps) in vectors.iter_mut().zip(row.as_chunks::<N>().0) {
+                V::load(sum).add(y.mul(V::widen(steps))).store(sum);
+            }
+            for (sum, step) in single.iter_mut().zip(&row[done..]) {
+                *sum += x * f32::from(*step);
+            }
         }
     }
 }
@@ -62,16 +99,77 @@ struct Tanh<'a>(&'a mut [f32]);
 
 impl Work for Tanh<'_> {
     #[inline(always)]
-    fn run(self) {
-        for value in self.0 {
-            let x = value.clamp(-7.905_311, 7.905_311);
-            let q = x * x;
-            let p = -2.760_768_5e-16 * q + 2.000_188e-13;
-            let p = (p * q - 8.604_672e-11) * q + 5.122_297e-8;
-            let p = ((p * q + 1.485_722_4e-5) * q + 6.372_619e-4) * q + 4.893_525e-3;
-            let d = ((1.198_258_4e-6 * q + 1.185_347_1e-4) * q + 2.268_434_6e-3) * q + 4.893_525e-3;
-            *value = x * p / d;
+    fn run<const N: usize, V: Lanes<N>>(self) {
+        let (vectors, single) = self.0.as_chunks_mut::<N>();
+        for values in vectors {
+            tangent(V::load(values)).store(values);
         }
+        for value in single {
+            *value = tangent(*value);
+        }
+    }
+}
+
+#[inline(always)]
+fn tangent<const N: usize, V: Lanes<N>>(x: V) -> V {
+    let polynomial = |factors: &[f32], q: V| {
+        let (first, rest) = factors.split_first().expect("it has factors");
+        rest.iter().fold(V::splat(*first), |sum, factor| sum.mul(q).add(V::splat(*factor)))
+    };
+    let x = x.clamp(V::splat(-7.905_311), V::splat(7.905_311));
+    let q = x.mul(x);
+    let above = [
+        -2.760_768_5e-16,
+        2.000_188e-13,
+        -8.604_672e-11,
+        5.122_297e-8,
+        1.485_722_4e-5,
+        6.372_619e-4,
+        4.893_525e-3,
+    ];
+    let below = [1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3];
+    x.mul(polynomial(&above, q)).div(polynomial(&below, q))
+}
+
+impl Lanes<1> for f32 {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32; 1]) -> Self {
+        from[0]
+    }
+
+    #[inline(always)]
+    fn widen(from: &[i16; 1]) -> Self {
+        Self::from(from[0])
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; 1]) {
+        to[0] = self;
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self + other
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self * other
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self / other
+    }
+
+    #[inline(always)]
+    fn clamp(self, low: Self, high: Self) -> Self {
+        f32::clamp(self, low, high)
     }
 }
 
@@ -85,10 +183,17 @@ mod tests {
             let x = (0..count).map(|at| f32::from(at * 13 % 71_u16) / 7.0 - 4.9);
             let steps: Vec<i16> = (0..count as i16 * 100).map(|at| at % 71 * 10 - 350).collect();
             let rows: Vec<(f32, &[i16])> = x.zip(steps.chunks(100)).collect();
-            let (mut here, mut plain) = (vec![1.0; columns], vec![1.0; columns]);
+            let sums = || vec![1.0; columns];
+            let (mut here, mut plain) = (sums(), sums());
             add_rows(&rows, &mut here);
-            AddRows { rows: &rows, sums: &mut plain }.run();
+            AddRows { rows: &rows, sums: &mut plain }.run::<1, f32>();
             assert_eq!(here, plain, "{count} rows of {columns}");
+            #[cfg(target_arch = "x86_64")]
+            {
+                let mut fours = sums();
+                AddRows { rows: &rows, sums: &mut fours }.run::<4, x86::Four>();
+                assert_eq!(fours, plain, "{count} rows of {columns}");
+            }
             for (at, sum) in here.iter().enumerate() {
                 let expected = 1.0 + rows.iter().map(|(x, row)| x * f32::from(row[at])).sum::<f32>();
                 assert!((sum - expected).abs() < 0.01, "{sum} and {expected}");
@@ -101,8 +206,14 @@ mod tests {
         let x: Vec<f32> = (-2000..=2000_i16).map(|at| f32::from(at) / 150.0).collect();
         let (mut here, mut plain) = (x.clone(), x.clone());
         tanh(&mut here);
-        Tanh(&mut plain).run();
+        Tanh(&mut plain).run::<1, f32>();
         assert_eq!(here, plain);
+        #[cfg(target_arch = "x86_64")]
+        {
+            let mut fours = x.clone();
+            Tanh(&mut fours).run::<4, x86::Four>();
+            assert_eq!(fours, plain);
+        }
         for (x, y) in x.iter().zip(here) {
             assert!((y - x.tanh()).abs() < 5e-7, "{x}: {y} and {}", x.tanh());
         }

@@ -232,11 +232,8 @@ fn top(raw: &[Raw<'_>]) -> Vec<(usize, f32)> {
     }
     #[allow(clippy::cast_precision_loss, reason = "a few detectors")]
     let n = raw.iter().filter(|raw| !raw.contributions.is_empty()).count().max(1) as f32;
-    let mut top: Vec<(usize, f32)> = shares.iter().map(|share| share / n).enumerate().collect();
-    top.sort_by(|a, b| b.1.total_cmp(&a.1));
-    top.truncate(FEATURES_SHOWN);
-    top.retain(|(_, share)| *share > 0.01);
-    top
+    let top = explain::largest(&shares, FEATURES_SHOWN).into_iter();
+    top.map(|index| (index, shares[index] / n)).filter(|(_, share)| *share > 0.01).collect()
 }
 
 fn feature_sentence(index: usize, value: f32, usual: f32) -> String {

@@ -251,7 +251,7 @@ fn unsafe_stays_where_it_is_argued() {
                 "agent/src/probe/",
                 "agent/tests/",
                 "agent/src/simulate",
-                "models/src/lanes.rs",
+                "models/src/lanes/",
                 "tests/src/bin/behaveguard-overhead/",
                 "tests/tidy/",
             ];

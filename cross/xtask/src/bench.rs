@@ -73,11 +73,19 @@ pub(crate) fn run(root: &Path, bench: Bench, arguments: &[String]) -> Result<(),
         Bench::Fleet => tools::run(shipped(root, "examples/bench-fleet")?.args(arguments))?,
         Bench::Soak => tools::run(shipped(root, "examples/soak")?.args(arguments))?,
         Bench::Infer => {
+            // As the agent is built that is shipped: for size, which is another program than one for speed.
             let mut build = tools::cargo(root);
-            build.args(["build", "--workspace", "--example", "infer", "--locked"]).args(FEATURES);
-            tools::run(&mut build)?;
+            tools::run(build.args([
+                "build",
+                "--release",
+                "--package",
+                "agent",
+                "--example",
+                "infer",
+                "--locked",
+            ]))?;
             let folder = tools::target(root).join("onnxruntime");
-            let mut infer = Command::new(tools::target(root).join("debug/examples/infer"));
+            let mut infer = Command::new(tools::target(root).join("release/examples/infer"));
             match onnx_runtime(&folder) {
                 Ok(python) => _ = infer.arg(python),
                 Err(error) => println!("without ONNX Runtime, which cannot be installed: {error}"),
