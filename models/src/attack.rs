@@ -65,7 +65,7 @@ pub fn techniques(kind: Kind, value: &str) -> Vec<&'static str> {
         Kind::DnsTunnel => vec!["T1071.004", "T1048"],
         Kind::IoUring => vec!["T1106"],
         Kind::Volume => vec!["T1005"],
-        Kind::Sent => vec!["T1041", "T1048"],
+        Kind::Sent | Kind::Relayed => vec!["T1041", "T1048"],
         Kind::Temporary => vec!["T1036.005"],
     }
 }

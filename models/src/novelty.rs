@@ -63,9 +63,11 @@ pub enum Kind {
     Sent = 26,
     /// A program without a baseline ran from a folder that everyone may write to.
     Temporary = 27,
+    /// Much was sent by a program over a connection that it neither made nor took.
+    Relayed = 28,
 }
 
-const KINDS: [Kind; 27] = [
+const KINDS: [Kind; 28] = [
     Kind::Shell,
     Kind::Exec,
     Kind::Sensitive,
@@ -93,6 +95,7 @@ const KINDS: [Kind; 27] = [
     Kind::SetUserId,
     Kind::Sent,
     Kind::Temporary,
+    Kind::Relayed,
 ];
 
 impl Kind {
@@ -131,7 +134,7 @@ impl Kind {
             | Self::Bpf
             | Self::SetUserId => 10.0,
             Self::Shell | Self::Redate | Self::DnsTunnel => 8.0,
-            Self::IoUring => 6.0,
+            Self::IoUring | Self::Relayed => 6.0,
             Self::Exec | Self::Port | Self::SystemWrite | Self::Lolbin | Self::Stranger | Self::Temporary => {
                 4.0
             }
@@ -190,7 +193,7 @@ impl Kind {
             | Self::SetUserId
             | Self::Temporary => Layer::Process,
             Self::Sensitive | Self::SystemWrite | Self::Volume => Layer::File,
-            Self::Port | Self::Tor | Self::Sent => Layer::Network,
+            Self::Port | Self::Tor | Self::Sent | Self::Relayed => Layer::Network,
             Self::Syscall | Self::IoUring => Layer::Syscall,
             Self::Lolbin => Layer::Lolbin,
             Self::Injection | Self::Injected => Layer::Injection,
@@ -231,6 +234,7 @@ impl Kind {
             Self::SetUserId => "first_set_user_id",
             Self::Sent => "first_bytes_sent",
             Self::Temporary => "first_temporary_program",
+            Self::Relayed => "first_bytes_relayed",
         }
     }
 
@@ -270,6 +274,11 @@ impl Kind {
             Self::Stranger => format!("{value} ran, which was never learned in this unit"),
             Self::SetUserId => format!("gave a file the set-user-id bit by {value}; it never did before"),
             Self::Sent => format!("sent {value} in one window; it never sent that much before"),
+            Self::Relayed => {
+                format!(
+                    "sent {value} over a connection that whoever started it had made; it never did before"
+                )
+            }
             Self::Temporary => {
                 format!("ran from {value}, a folder that everyone may write to; no program of this unit did")
             }

@@ -4,12 +4,13 @@ mod distinct;
 mod odd_names;
 mod sums;
 mod texts;
+mod volumes;
 mod words;
 
 use core::net::IpAddr;
 
 use crate::capability;
-use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, Volume, call_name};
+use crate::event::{DnsQuestion, Event, EventKind, SyscallWindow, Tampering, call_name};
 use crate::novelty::{Kind, trait_id};
 use crate::schema::{LOLBINS, TOR_PORTS};
 use crate::syscalls;
@@ -64,9 +65,7 @@ const O_APPEND: u32 = 0o2000;
 const EPHEMERAL_PORT: u16 = 32768;
 /// A DNS query above this size may carry data: an ordinary one has some 30 to 60 bytes.
 const DNS_LARGE: u32 = 100;
-/// The smallest volume that is a trait, bytes.
-const VOLUME_FROM: u64 = 1_000_000;
-/// The same of what is sent.
+/// The smallest sum of what is sent that is a trait, bytes.
 const SENT_FROM: u64 = 100_000;
 /// Bytes of a header and the shortest question (RFC 1035).
 const DNS_SHORTEST: u32 = 17;
@@ -252,17 +251,6 @@ impl Window {
         for (slot, _) in part.calls.iter().enumerate().filter(|(_, n)| **n > 0) {
             let name = syscalls::name(slot);
             self.note(Kind::Syscall, name, name);
-        }
-    }
-
-    /// Adds what was read and written in this window, in bytes. Each decade from a megabyte on is a trait, so that less than
-    /// what was usual is nothing new.
-    pub fn moved(&mut self, volume: Volume) {
-        for (bytes, verb) in [(volume.read, "read"), (volume.written, "wrote")] {
-            for decade in decades(VOLUME_FROM).take_while(|decade| *decade <= bytes) {
-                let text = format!("{verb} {} MB", bytes / 1_000_000);
-                self.note(Kind::Volume, &format!("{verb} {decade}"), &text);
-            }
         }
     }
 
@@ -547,22 +535,6 @@ mod tests {
         assert_eq!(traits("/proc/77/environ", false), [trait_id(Kind::Sensitive, "/proc/*/environ")]);
         assert!(traits("/proc/1/environ", false).is_empty(), "its own");
         assert!(traits("/proc/77/stat", false).is_empty());
-    }
-
-    #[test]
-    fn a_volume_is_new_only_by_its_decade() {
-        let traits = |read, written| {
-            let mut window = Window::new(1, 0);
-            window.moved(Volume { read, written });
-            window.traits().to_vec()
-        };
-        assert!(traits(999_999, 0).is_empty());
-        assert_eq!(traits(1_000_000, 0), traits(9_999_999, 0));
-        let usual = traits(30_000_000, 2_000_000);
-        assert_eq!(usual.len(), 3);
-        assert!(traits(5_000_000, 0).iter().all(|id| usual.contains(id)), "less is nothing new");
-        assert!(!traits(100_000_000, 0).iter().all(|id| usual.contains(id)));
-        assert!(traits(u64::MAX, u64::MAX).len() < 32);
     }
 
     #[test]

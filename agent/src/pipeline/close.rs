@@ -81,6 +81,10 @@ impl<L: Lookup> Pipeline<L> {
             window.moved(after.since(before));
         }
         process.volume = window.syscalls.volume.or(process.volume);
+        // It started its program in this window. A forked worker serves what its server took, so it is none.
+        if process.forked_by.is_none() && process.born_ns > 0 && window.opened_ns <= process.born_ns {
+            window.relayed();
+        }
         self.counters.window_overflow += window.overflow;
         let long_enough = window.closed_ns - window.opened_ns >= nanoseconds(self.config.window) / 2;
         if window.opened_ns > process.born_ns && process.exited_ns.is_some() && !long_enough {

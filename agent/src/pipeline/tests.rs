@@ -1,4 +1,5 @@
 mod bench;
+mod children;
 mod secrets;
 mod taught;
 mod whitelisted;
@@ -373,38 +374,6 @@ fn two_alerts_of_one_moment_are_told_apart() {
 }
 
 #[test]
-fn a_shell_started_by_a_child_is_the_parents_doing() {
-    let mut bench = Bench::new(|_| {});
-    bench.learn();
-    bench.event(GATEWAY, EventKind::Fork { child: 200 });
-    bench.pipeline.lookup.0.insert(200, found("/bin/sh"));
-    assert_eq!(bench.exec(200, "/bin/sh").len(), 0);
-    bench.event(200, EventKind::Exit);
-    let found = alerts(bench.close(&[GATEWAY]));
-    let [alert] = &found[..] else { panic!("{found:?}") };
-    assert_eq!(alert.pid, GATEWAY);
-    assert!(alert.summary.contains("shell"), "{}", alert.summary);
-    assert_eq!(alert.techniques.first().map(String::as_str), Some("T1059"));
-    assert_eq!(bench.pipeline.followed(), 1, "the shell is not watched");
-}
-
-#[test]
-fn what_a_child_does_before_it_starts_a_program_is_the_parents_doing_too() {
-    let mut bench = Bench::new(|_| {});
-    bench.learn();
-    bench.event(GATEWAY, EventKind::Fork { child: 200 });
-    let kind = EventKind::Connect { addr: [10, 9, 8, 7].into(), port: 4444 };
-    bench.event(200, kind);
-    bench.exec(200, "/bin/sh");
-    let found = alerts(bench.close(&[GATEWAY]));
-    let [alert] = &found[..] else { panic!("{found:?}") };
-    assert!(alert.severity >= Severity::High, "a connection and a shell: {alert:?}");
-    let names: Vec<&str> = alert.reasons.iter().map(|reason| &*reason.name).collect();
-    assert!(names.contains(&"first_port") && names.contains(&"first_shell"), "{names:?}");
-    assert!(alert.summary.contains("10.9.8.7 port 4444"), "{}", alert.summary);
-}
-
-#[test]
 fn programs_that_run_once_make_room_and_learned_ones_do_not() {
     let mut bench = Bench::new(|config| config.programs_max = 3);
     bench.learn();
@@ -432,15 +401,6 @@ fn a_tool_that_the_operator_named_is_evidence() {
         let technique = |alert: &Alert| alert.techniques.iter().any(|id| id == "T1218");
         assert_eq!(found.iter().any(technique), told, "{found:?}");
     }
-}
-
-#[test]
-fn a_forked_worker_is_judged_by_its_parents_baseline() {
-    let mut bench = Bench::new(|_| {});
-    bench.learn();
-    bench.event(GATEWAY, EventKind::Fork { child: 201 });
-    let found = alerts(bench.open(201, "/etc/shadow", true));
-    assert_eq!((found.len(), found[0].pid), (1, 201));
 }
 
 #[test]
