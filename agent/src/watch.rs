@@ -196,7 +196,7 @@ impl Watch {
             Ok(syscalls) => syscalls,
             Err(error) => {
                 self.counters.drains_failed += 1;
-                log::error!("taking the kernel's counts: {error}");
+                log::error!("taking the kernel's counts: {}", chain(&error));
                 Vec::new()
             }
         };
