@@ -63,34 +63,33 @@ struct AddRows<'a> {
 impl Work for AddRows<'_> {
     #[inline(always)]
     fn run<const N: usize, V: Lanes<N>>(self) {
-        let n = self.sums.len();
-        let (vectors, single) = self.sums.as_chunks_mut::<N>();
-        let done = n - single.len();
-        let (fours, others) = self.rows.as_chunks::<4>();
-        // Each sum is read and written once for four products.
-        for four in fours {
-            let [x0, x1, x2, x3] = four.map(|(x, _)| x);
-            let [r0, r1, r2, r3] = four.map(|(_, row)| &row[..n]);
-            let [v0, v1, v2, v3] = [r0, r1, r2, r3].map(|row| row.as_chunks::<N>().0);
-            let [y0, y1, y2, y3] = [x0, x1, x2, x3].map(V::splat);
-            for (at, sum) in vectors.iter_mut().enumerate() {
-                let first = y0.mul(V::widen(&v0[at])).add(y1.mul(V::widen(&v1[at])));
-                let second = y2.mul(V::widen(&v2[at])).add(y3.mul(V::widen(&v3[at])));
-                V::load(sum).add(first.add(second)).store(sum);
-            }
-            for (at, sum) in single.iter_mut().enumerate() {
-                let [s0, s1, s2, s3] = [r0, r1, r2, r3].map(|row| f32::from(row[done + at]));
-                *sum += (x0 * s0 + x1 * s1) + (x2 * s2 + x3 * s3);
-            }
+        let whole = self.sums.len() / N * N;
+        let (vectors, single) = self.sums.split_at_mut(whole);
+        add_columns::<N, V>(self.rows, 0, vectors);
+        add_columns::<1, f32>(self.rows, whole, single);
+    }
+}
+
+/// Adds the columns of the rows from one on, in whole vectors.
+#[inline(always)]
+fn add_columns<const N: usize, V: Lanes<N>>(rows: &[(f32, &[i16])], from: usize, sums: &mut [f32]) {
+    let to = from + sums.len();
+    let sums = sums.as_chunks_mut::<N>().0;
+    let (fours, others) = rows.as_chunks::<4>();
+    // Each sum is read and written once for four products.
+    for four in fours {
+        let [x0, x1, x2, x3] = four.map(|(x, _)| V::splat(x));
+        let [r0, r1, r2, r3] = four.map(|(_, row)| row[from..to].as_chunks::<N>().0);
+        for (at, sum) in sums.iter_mut().enumerate() {
+            let first = x0.mul(V::widen(&r0[at])).add(x1.mul(V::widen(&r1[at])));
+            let second = x2.mul(V::widen(&r2[at])).add(x3.mul(V::widen(&r3[at])));
+            V::load(sum).add(first.add(second)).store(sum);
         }
-        for (x, row) in others {
-            let y = V::splat(*x);
-            for (sum, steps) in vectors.iter_mut().zip(row.as_chunks::<N>().0) {
-                V::load(sum).add(y.mul(V::widen(steps))).store(sum);
-            }
-            for (sum, step) in single.iter_mut().zip(&row[done..]) {
-                *sum += x * f32::from(*step);
-            }
+    }
+    for (x, row) in others {
+        let x = V::splat(*x);
+        for (sum, steps) in sums.iter_mut().zip(row[from..to].as_chunks::<N>().0) {
+            V::load(sum).add(x.mul(V::widen(steps))).store(sum);
         }
     }
 }
