@@ -2,10 +2,11 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io::Read as _;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use agent::probe::Probe;
 use models::event::{Event, EventKind, Tampering};
@@ -57,13 +58,21 @@ fn a_sensitive_file_is_seen_by_every_other_name() {
     let sleeper = Sleeper::start();
     let victim = sleeper.0.id();
     let mut probe = load_only(&["file", "file_write", "injection"], &[]);
+    let link = link.display();
+    // What it says tells that all is done, and it stays until it is answered.
     let script = format!(
-        "cat {} /etc/../etc//shadow > /dev/null; cd /proc/{victim} && : 3<>mem; sleep 0.3",
-        link.display()
+        "cat {link} /etc/../etc//shadow > /dev/null; cd /proc/{victim} && : 3<>mem; echo; read answer"
     );
-    let mut shell = Command::new("/bin/sh").args(["-c", &script]).spawn().expect("it starts");
-    std::thread::sleep(std::time::Duration::from_millis(150));
+    let mut shell = Command::new("/bin/sh")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    shell.stdout.take().expect("piped").read_exact(&mut [0]).expect("it says that it is done");
     let events = events(&mut probe);
+    let unchecked = probe.counters().expect("read").unchecked;
+    drop(shell.stdin.take());
     shell.wait().expect("it ends");
     let sensitive = |wanted: &str| {
         let open =
@@ -71,8 +80,8 @@ fn a_sensitive_file_is_seen_by_every_other_name() {
         // Others on the machine may read it too.
         events.iter().filter(|e| ["cat", "sh"].contains(&e.comm.as_str())).filter(open).count()
     };
-    assert_eq!(sensitive("/etc/shadow"), 2);
-    assert_eq!(sensitive(&format!("/proc/{victim}/mem")), 1);
+    assert_eq!(sensitive("/etc/shadow"), 2, "{unchecked} unchecked: {events:?}");
+    assert_eq!(sensitive(&format!("/proc/{victim}/mem")), 1, "{events:?}");
     let held = |e: &Event| {
         e.tgid == shell.id() && matches!(e.kind, EventKind::Inject { victim: v, .. } if v == victim)
     };
