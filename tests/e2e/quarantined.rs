@@ -129,7 +129,7 @@ fn a_quarantined_device_reaches_its_fleet_only_until_somebody_or_its_time_ends_i
     let place = Place::new();
     let dir = tempfile::tempdir().unwrap();
     let config = format!("public_host = \"{FLEET}\"\n");
-    let mut fleet = Fleet::start_on(&dir.path().join("fleet"), 1000, &config, "0.0.0.0:0").unwrap();
+    let mut fleet = Fleet::start_on(&dir.path().join("fleet"), 1000, &config, "0.0.0.0").unwrap();
     let mut agent = Agent::alone(&dir.path().join("gw"), CONFIG).unwrap();
     let hierarchy = "mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" \"$@\"";
     agent.before = place.before(&["unshare", "--cgroup", "--mount", "sh", "-c", hierarchy]);

@@ -12,7 +12,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use crate::postgres;
 use crate::process::{Process, binary};
-use crate::{Failed, wait_for};
+use crate::{Failed, free_port, wait_for};
 
 /// In the environment: the address of a PostgreSQL server on which every fleet server has a database of its own, instead of a file.
 pub const ON_POSTGRES: &str = "TEST_ON_POSTGRES";
@@ -39,10 +39,11 @@ impl Fleet {
     /// # Errors
     /// When it does not start.
     pub fn start_with(state: &Path, learn_windows: u32, config: &str) -> Result<Self, Failed> {
-        Self::start_on(state, learn_windows, config, "127.0.0.1:0")
+        Self::start_on(state, learn_windows, config, "127.0.0.1")
     }
 
-    /// The same on another address; port 0 takes free ones.
+    /// The same on free ports of another address. They are its own: one of those that the kernel gives to whoever connects could
+    /// be somebody else's by the time of [`Fleet::restart`].
     ///
     /// # Errors
     /// When it does not start.
@@ -60,7 +61,8 @@ impl Fleet {
         };
         fs::write(state.join("fleet.toml"), format!("{rate}{config}{store}")).map_err(failed)?;
         let mut fleet = Self { state: state.to_owned(), learn_windows, process: None };
-        fleet.run(address, address)?;
+        let free = || -> Result<String, Failed> { Ok(format!("{address}:{}", free_port()?)) };
+        fleet.run(&free()?, &free()?)?;
         Ok(fleet)
     }
 

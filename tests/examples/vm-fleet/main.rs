@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Failed> {
     let dir = std::env::args_os().nth(1).map(PathBuf::from).ok_or_else(|| Failed("name a folder".into()))?;
     let config = "public_host = \"10.0.2.2\"\n";
-    let mut fleet = Fleet::start_on(&dir.join("fleet"), LEARN_WINDOWS, config, "0.0.0.0:0")?;
+    let mut fleet = Fleet::start_on(&dir.join("fleet"), LEARN_WINDOWS, config, "0.0.0.0")?;
     let token = fleet.enrolment_token(DEVICE)?;
     let failed = |error| Failed::new("writing the enrolment token", error);
     std::fs::write(dir.join("token.new"), token).map_err(failed)?;
