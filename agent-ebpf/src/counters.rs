@@ -104,8 +104,10 @@ pub mod counter {
     pub const GRAMS_REFUSED: u32 = 62;
     /// Packets that left no contained control group, or no quarantined device.
     pub const EGRESS_DENIED: u32 = 63;
+    /// Places for windows that neither map took back: gone until the agent starts again.
+    pub const PLACES_LOST: u32 = 64;
     /// Counters in all.
-    pub const LEN: u32 = 64;
+    pub const LEN: u32 = 65;
 }
 
 macro_rules! fields {

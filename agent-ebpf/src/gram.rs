@@ -4,7 +4,7 @@
 //! cell holds a gram and, in the ten bits above it, whose it is: thread ids have at most 22 bits, of which the cell's
 //! place holds 14. One word, so that no reader sees half of it.
 
-use crate::records::{SYSCALL_SLOTS, THREAD_CELLS, USUAL};
+use crate::records::{KIND_BITS, SYSCALL_SLOTS, THREAD_CELLS, USUAL};
 
 /// Bits of a symbol.
 pub const SYMBOL_BITS: u32 = 9;
@@ -139,8 +139,20 @@ pub const fn of_usual(kept: u64) -> Option<(u64, u8)> {
 #[inline(always)]
 #[must_use]
 pub const fn usual_place(gram: u64) -> usize {
-    // Fibonacci hashing: the highest bits of a product with 2^64 by the golden ratio depend on all others.
-    (gram.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - USUAL.trailing_zeros())) as usize
+    hash(gram, USUAL)
+}
+
+/// The bit that tells a window that this kind of gram came.
+#[inline(always)]
+#[must_use]
+pub const fn kind_bit(gram: u64) -> usize {
+    hash(gram, KIND_BITS)
+}
+
+/// Fibonacci hashing: the highest bits of a product with 2^64 by the golden ratio depend on all others.
+#[inline(always)]
+const fn hash(gram: u64, places: usize) -> usize {
+    (gram.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - places.trailing_zeros())) as usize
 }
 
 /// Never zero, so that no cell with an owner is.
@@ -191,6 +203,9 @@ mod tests {
         let mut used = [0; USUAL];
         (0..1000).for_each(|gram| used[usual_place(gram)] += 1);
         assert!(used.iter().all(|n| *n > 1000 / USUAL / 2), "{used:?}");
+        let mut met = [false; KIND_BITS];
+        (0..500).for_each(|gram| met[kind_bit(gram)] = true);
+        assert!(met.iter().filter(|met| **met).count() > 400);
     }
 
     #[test]

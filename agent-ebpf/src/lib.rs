@@ -9,3 +9,4 @@ pub mod gram;
 pub mod records;
 pub mod sensitive;
 pub mod watched;
+pub mod window;

@@ -6,6 +6,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use crate::counters::{ACTS, Class, Field, counter};
+pub use crate::window::{Thread, Window, WindowKey};
 
 /// Bytes of a thread name, with its final NUL.
 pub const COMM_LEN: usize = 16;
@@ -83,6 +84,9 @@ pub const GRAM_MISS: u64 = 255;
 pub const STRANGE: usize = 4;
 /// Grams that a window counts itself once it has found them; a power of two. The others are looked up in their map each time.
 pub const USUAL: usize = 32;
+
+/// Bits by which a window tells kinds of grams apart; a power of two.
+pub const KIND_BITS: usize = 1024;
 
 /// Names of maps and globals, as the object file spells them.
 pub mod names {
@@ -395,122 +399,6 @@ pub struct Peer {
     pub addr: [u8; 16],
 }
 
-/// Identifies a window entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
-pub struct WindowKey {
-    /// Process.
-    pub tgid: u32,
-    /// Epoch.
-    pub epoch: u32,
-}
-
-/// What is known of a thread between two calls. Threads whose ids differ by a multiple of [`THREAD_CELLS`] share it.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
-pub struct Thread {
-    /// Its last calls, and whose they are; see [`crate::gram`].
-    pub cell: u64,
-    /// Where its process's window was last. A hint: the window there says whose it is.
-    pub place: u32,
-    /// Zero.
-    pub _pad: u32,
-}
-
-/// What one process called in one epoch.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
-pub struct Window {
-    /// Whose it is. Zero: nobody's.
-    pub key: WindowKey,
-    /// First call, `CLOCK_BOOTTIME` nanoseconds.
-    pub first_ns: u64,
-    /// Last call, but for what came within the same tick of the kernel's timer, 1 to 10 ms.
-    pub last_ns: u64,
-    /// That tick.
-    pub tick: u32,
-    /// [`Epoch::assigned`] when `table` and `learner` were last looked up.
-    pub checked: u32,
-    /// Table that the grams of this window are looked up in, 0 for none.
-    pub table: u16,
-    /// Id under which the grams of this window are counted, 0 for none.
-    pub learner: u16,
-    /// Grams looked up in the table's map; those of `usual` are counted there.
-    pub grams: u32,
-    /// Of these, not in the table.
-    pub misses: u32,
-    /// Whose the grams of `usual` are.
-    pub usual_of: Follow,
-    /// Sum of what the table holds for the grams looked up, [`GRAM_MISS`] for each miss.
-    pub surprisal: u64,
-    /// Grams that were found before, each with what the table holds for it; see [`crate::gram::usual`].
-    pub usual: [u64; USUAL],
-    /// How often each came since. These calls are counted nowhere else.
-    pub usual_counts: [u32; USUAL],
-    /// One bit per [`ACTIVE_BUCKET_NS`] since the epoch's start.
-    pub active: [u64; 8],
-    /// Bytes sent over IPv4 and IPv6.
-    pub bytes_sent: u64,
-    /// Bytes received over IPv4 and IPv6.
-    pub bytes_recv: u64,
-    /// One bit per `io_uring` operation submitted; operations above 63 share the last bit.
-    pub uring_ops: u64,
-    /// Bytes that calls like `read` and `write` moved since the process began, of a process that left; [`VOLUME_UNKNOWN`]
-    /// where the kernel does not count them.
-    pub volume: [u64; 2],
-    /// One bit per capability that was asked for and had, as capability.h numbers them.
-    pub capabilities: u64,
-    /// Operations submitted to `io_uring`.
-    pub uring: u32,
-    /// Records of rare acts, for their caps; see [`Class::act`].
-    pub n_acts: [u32; ACTS],
-    /// Calls per schema slot, but for those that `usual_counts` has; so are the next two.
-    pub calls: [u32; SYSCALL_SLOTS],
-    /// Calls without a slot.
-    pub unmapped: u32,
-    /// Pairs of calls per bucket.
-    pub bigrams: [u32; BIGRAMS],
-    /// Ordinary opens, for their cap.
-    pub n_bulk: u32,
-    /// Connections and sensitive opens, for their cap.
-    pub n_urgent: u32,
-    /// The first grams that were not in the table.
-    pub strange: [u64; STRANGE],
-}
-
-impl Window {
-    /// A window in which nothing was counted yet.
-    pub const EMPTY: Self = Self {
-        key: WindowKey { tgid: 0, epoch: 0 },
-        first_ns: 0,
-        last_ns: 0,
-        tick: 0,
-        checked: 0,
-        table: 0,
-        learner: 0,
-        grams: 0,
-        misses: 0,
-        usual_of: Follow { table: 0, learner: 0 },
-        surprisal: 0,
-        usual: [0; USUAL],
-        usual_counts: [0; USUAL],
-        active: [0; 8],
-        bytes_sent: 0,
-        bytes_recv: 0,
-        uring_ops: 0,
-        volume: [VOLUME_UNKNOWN; 2],
-        capabilities: 0,
-        uring: 0,
-        n_acts: [0; ACTS],
-        calls: [0; SYSCALL_SLOTS],
-        unmapped: 0,
-        bigrams: [0; BIGRAMS],
-        n_bulk: 0,
-        n_urgent: 0,
-        strange: [0; STRANGE],
-    };
-}
-
 /// Names a directory.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -582,11 +470,8 @@ const _: () = assert!(size_of::<Exec>() == 560);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);
-const _: () = assert!(USUAL.is_power_of_two());
-const _: () = assert!(size_of::<Window>() == 2168);
-const _: () = assert!(size_of::<Flush>() == 2208);
+const _: () = assert!(size_of::<Flush>() == 2352);
 const _: () = assert!(size_of::<Epoch>() == 32);
-const _: () = assert!(size_of::<Thread>() == 16);
 const _: () = assert!(size_of::<Inject>() == 56);
 const _: () = assert!(size_of::<Escape>() == 568);
 const _: () = assert!(size_of::<Tamper>() == 312);

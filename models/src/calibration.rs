@@ -81,7 +81,7 @@ pub struct DetectorCalibration {
 pub fn weight(detector: &str) -> f32 {
     match detector {
         "repertoire" => 4.0,
-        "surprisal" | "pairs" => 2.0,
+        "order" | "surprisal" | "pairs" => 2.0,
         "vae" => 1.5,
         "nearest" => 0.5,
         "lstm" => 0.1,

@@ -115,7 +115,7 @@ pub(crate) fn explain(
         let detector = known(raw)?;
         let (parts, rest) = match (vector, window.syscalls.grams.as_ref()) {
             (Some(vector), _) if !raw.contributions.is_empty() => feature_parts(raw, vector, baseline),
-            (_, Some(grams)) if raw.name == "surprisal" => (order_parts(grams), 0.0),
+            (_, Some(grams)) if raw.name == "order" => (order_parts(grams), 0.0),
             _ => (Vec::new(), raw.score),
         };
         Some(Detector {
@@ -210,25 +210,25 @@ pub(crate) fn largest(values: &[f32], most: usize) -> Vec<usize> {
     found
 }
 
-/// Mean surprisal as calls that the table does not hold, each worth [`MISS`], and those that it holds.
+/// Mean surprisal of kinds of grams: those that the table does not hold, each worth [`MISS`], and those that it holds.
 fn order_parts(grams: &GramWindow) -> Vec<Part> {
-    let sums = &grams.sums;
+    let sums = &grams.kinds;
     let missed = (sums.misses * u64::from(MISS)).min(sums.surprisal);
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "shown to people")]
     let share = |n: u64| (n as f64 * 100.0 / sums.calls.max(1) as f64) as f32;
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "shown to people")]
     let bits = |steps: u64| (steps as f64 / STEPS_PER_BIT / sums.calls.max(1) as f64) as f32;
-    let part = |name: &'static str, calls, steps| Part {
+    let part = |name: &'static str, kinds, steps| Part {
         name: name.into(),
-        unit: "% of calls".into(),
-        observed: share(calls),
+        unit: "% of the orders".into(),
+        observed: share(kinds),
         usual: None,
         high: None,
         contribution: bits(steps),
     };
     vec![
-        part("calls_never_in_this_order", sums.misses, missed),
-        part("calls_in_learned_orders", sums.calls.saturating_sub(sums.misses), sums.surprisal - missed),
+        part("orders_never_seen", sums.misses, missed),
+        part("orders_learned", sums.calls.saturating_sub(sums.misses), sums.surprisal - missed),
     ]
 }
 
@@ -262,7 +262,7 @@ mod tests {
     use crate::verdict::judge;
 
     fn baseline() -> Manifest {
-        let detectors = ["vae", "surprisal"]
+        let detectors = ["vae", "order"]
             .map(|name| DetectorCalibration::fit(name, 2.0, &[0.5, 1.0, 1.5, 2.0]))
             .into_iter()
             .collect();
@@ -286,12 +286,13 @@ mod tests {
             window.add(&Event { boot_ns, tgid: 1, tid: 1, uid: 0, comm: Comm::new(), kind });
         }
         window.program_started("/bin/sh", "");
-        let sums = Sums { calls: 40, misses: 3, surprisal: 3 * u64::from(MISS) + 37 * 20 };
-        window.syscalls.grams = Some(GramWindow { table: 1, sums, strange: vec![] });
+        let kinds = Sums { calls: 40, misses: 3, surprisal: 3 * u64::from(MISS) + 37 * 20 };
+        let sums = Sums { calls: 900, misses: 3, surprisal: 3 * u64::from(MISS) + 897 };
+        window.syscalls.grams = Some(GramWindow { table: 1, sums, kinds, strange: vec![] });
         let contributions: Vec<f32> = (0..FEATURES).map(|at| (at % 13) as f32 * 0.001).collect();
         let raw = [
             Raw { name: "vae", score: contributions.iter().sum(), contributions: &contributions },
-            Raw { name: "surprisal", score: sums.bits().unwrap(), contributions: &[] },
+            Raw { name: "order", score: kinds.bits().unwrap(), contributions: &[] },
         ];
         let verdict = judge(&window, Some(&[0.1; FEATURES]), &raw, &baseline(), &[]);
         let why = verdict.explanation;

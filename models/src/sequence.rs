@@ -5,7 +5,7 @@
 //! Unix Processes*, IEEE S&P 1996). Each known gram also holds the surprisal `-log2 P(last | five before)` of
 //! [`crate::surprisal`] in sixteenths of a bit, so the same lookup sums a Markov-5 score.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,19 @@ pub fn roll(gram: u64, call: Symbol) -> u64 {
     (gram << BITS | u64::from(call.min(START))) & MASK
 }
 
+/// The grams of one thread's calls, one for each.
+///
+/// ```
+/// use models::sequence::{EMPTY, grams, roll};
+/// assert_eq!(grams(&[3, 7]).last(), Some(roll(roll(EMPTY, 3), 7)));
+/// ```
+pub fn grams(calls: &[Symbol]) -> impl Iterator<Item = u64> {
+    calls.iter().scan(EMPTY, |gram, call| {
+        *gram = roll(*gram, *call);
+        Some(*gram)
+    })
+}
+
 /// The calls of a gram, oldest first; those before a thread's first are absent.
 ///
 /// ```
@@ -68,6 +81,9 @@ pub struct GramWindow {
     pub table: u16,
     /// What the table says about the window's calls.
     pub sums: Sums,
+    /// The same of kinds of grams: each counts once in each part of the window, however often it came. An order that was never
+    /// seen is as odd among a million usual calls as among ten.
+    pub kinds: Sums,
     /// The first grams that were not in it.
     pub strange: Vec<u64>,
 }
@@ -76,9 +92,8 @@ impl GramWindow {
     /// Adds another part of the same window. Of parts with different tables the one with more calls stays.
     pub fn merge(&mut self, other: &Self) {
         if self.table == other.table {
-            self.sums.calls += other.sums.calls;
-            self.sums.misses += other.sums.misses;
-            self.sums.surprisal += other.sums.surprisal;
+            self.sums.merge(&other.sums);
+            self.kinds.merge(&other.kinds);
             let room = STRANGE_MAX.saturating_sub(self.strange.len());
             self.strange.extend(other.strange.iter().take(room));
         } else if other.sums.calls > self.sums.calls {
@@ -90,10 +105,10 @@ impl GramWindow {
 /// Grams that were not in the table, kept per window to explain it.
 pub const STRANGE_MAX: usize = 4;
 
-/// What a table says about some calls; sums of parts add up.
+/// What a table says about some calls, or about kinds of grams; sums of parts add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
-    /// Calls looked up.
+    /// Calls looked up, or kinds.
     pub calls: u64,
     /// Of these, not in the table.
     pub misses: u64,
@@ -108,6 +123,13 @@ impl Sums {
         self.misses = self.misses.saturating_add(if found.is_none() { times } else { 0 });
         let surprisal = times.saturating_mul(u64::from(found.unwrap_or(MISS)));
         self.surprisal = self.surprisal.saturating_add(surprisal);
+    }
+
+    /// Adds what was found of others.
+    pub fn merge(&mut self, other: &Self) {
+        self.calls = self.calls.saturating_add(other.calls);
+        self.misses = self.misses.saturating_add(other.misses);
+        self.surprisal = self.surprisal.saturating_add(other.surprisal);
     }
 
     /// The share of grams never seen; `None` without a call.
@@ -201,6 +223,15 @@ impl GramTable {
         sums
     }
 
+    /// What the table says about kinds of grams: each counts once.
+    #[must_use]
+    pub fn kinds_of(&self, grams: impl IntoIterator<Item = u64>) -> Sums {
+        let kinds: BTreeSet<u64> = grams.into_iter().collect();
+        let mut sums = Sums::default();
+        kinds.into_iter().for_each(|gram| sums.add(self.look_up(gram), 1));
+        sums
+    }
+
     /// The table as bytes: each gram as its distance from the one before.
     ///
     /// # Panics
@@ -242,11 +273,7 @@ impl GramTable {
     #[must_use]
     pub fn sums(&self, calls: &[Symbol]) -> Sums {
         let mut sums = Sums::default();
-        let mut gram = EMPTY;
-        for call in calls {
-            gram = roll(gram, *call);
-            sums.add(self.look_up(gram), 1);
-        }
+        grams(calls).for_each(|gram| sums.add(self.look_up(gram), 1));
         sums
     }
 
@@ -353,6 +380,8 @@ mod tests {
         assert_eq!(of_counts, table(&learned));
         let list: Vec<(u64, u32)> = counts.into_iter().collect();
         assert_eq!(of_counts.sums_of(&list), of_counts.sums(&learned));
+        let once: Vec<(u64, u32)> = list.iter().map(|(gram, _)| (*gram, 1)).collect();
+        assert_eq!(of_counts.kinds_of(grams(&learned)), of_counts.sums_of(&once));
         assert_eq!(GramTable::from_bytes(&of_counts.to_bytes()), Some(of_counts.clone()));
         let cut = &of_counts.to_bytes()[1..];
         assert_ne!(GramTable::from_bytes(cut), Some(of_counts));
@@ -363,11 +392,13 @@ mod tests {
         let part = |table, calls| GramWindow {
             table,
             sums: Sums { calls, misses: 1, surprisal: 300 },
+            kinds: Sums { calls: 2, misses: 1, surprisal: 260 },
             strange: vec![calls; 3],
         };
         let mut window = part(1, 10);
         window.merge(&part(1, 5));
         assert_eq!((window.sums.calls, window.sums.misses, window.strange.len()), (15, 2, STRANGE_MAX));
+        assert_eq!(window.kinds, Sums { calls: 4, misses: 2, surprisal: 520 });
         window.merge(&part(2, 5));
         assert_eq!((window.table, window.sums.calls), (1, 15));
         window.merge(&part(2, 50));

@@ -21,7 +21,7 @@ const MEASURES_TOLD: usize = 2;
 const POINTS_TOLD: f32 = 4.0;
 /// A measure with a smaller share of the oddity is not told.
 const SHARE_TOLD: f32 = 0.1;
-/// From this robust z of the surprisal on, the order of calls is a reason.
+/// From this robust z on, the order of calls is a reason.
 const ORDER_Z: f32 = 3.0;
 
 /// One detector's raw output on a window.
@@ -110,7 +110,7 @@ pub fn judge(
     for (id, kind) in fresh.iter().take(REASONS_MAX) {
         attack::techniques(*kind, text(window, *id)).into_iter().for_each(|id| remember(&mut techniques, id));
     }
-    let order = detectors.iter().any(|detector| detector.name == "surprisal" && detector.z >= ORDER_Z);
+    let order = detectors.iter().any(|detector| detector.name == "order" && detector.z >= ORDER_Z);
     if let Some(grams) = window.syscalls.grams.as_ref().filter(|_| order) {
         reasons.push(order_reason(grams));
     }
@@ -202,7 +202,7 @@ fn order_reason(grams: &GramWindow) -> Reason {
                 names.join(", ")
             )
         }
-        None => format!("{} in an order rarely seen while it was learned", share(grams.sums.calls)),
+        None => "its calls came in orders that were rare while it was learned".to_owned(),
     };
     Reason { layer: Layer::Syscall.as_str().into(), name: "call_order".into(), text, share: 1.0 }
 }
@@ -332,19 +332,19 @@ mod tests {
     fn a_strange_order_of_calls_is_told_by_name() {
         let mut baseline = baseline();
         let usual: Vec<f32> = (0..20_u8).map(|n| 1.0 + f32::from(n) / 20.0).collect();
-        let detector = crate::calibration::DetectorCalibration::fit("surprisal", 2.0, &usual);
+        let detector = crate::calibration::DetectorCalibration::fit("order", 2.0, &usual);
         baseline.calibration.detectors.push(detector);
         let mut window = Window::new(1, 0);
         let gram = [0, 1, 59].iter().fold(sequence::EMPTY, |gram, call| sequence::roll(gram, *call));
         let sums = sequence::Sums { calls: 40, misses: 6, surprisal: 40 * 16 * 9 };
-        window.syscalls.grams = Some(GramWindow { table: 1, sums, strange: vec![gram] });
-        let raw = [Raw { name: "surprisal", score: 9.0, contributions: &[] }];
+        window.syscalls.grams = Some(GramWindow { table: 1, sums, kinds: sums, strange: vec![gram] });
+        let raw = [Raw { name: "order", score: 9.0, contributions: &[] }];
         let verdict = judge(&window, Some(&[0.0; FEATURES]), &raw, &baseline, &[]);
         assert_eq!(
             verdict.summary,
             "6 of 40 calls came in an order never seen while it was learned, e.g. read, write, execve"
         );
-        let usual = [Raw { name: "surprisal", score: 1.5, contributions: &[] }];
+        let usual = [Raw { name: "order", score: 1.5, contributions: &[] }];
         assert!(judge(&window, None, &usual, &baseline, &[]).reasons.is_empty());
     }
 

@@ -23,7 +23,7 @@ use aya_ebpf::{
 use crate::sequence;
 use crate::shared::{
     BPRM_FILENAME, BULK, Caller, FOLLOWED, PLACES, SIGNAL_LIVE, TASK_PID, TASK_SIGNAL, TASK_TGID, URGENT,
-    WAKE_WHEN_READ, WINDOWS, bulk_flags, caller, count, count_at, field, has_room_for_life, offset,
+    WAKE_WHEN_READ, WINDOWS, bulk_flags, caller, count, count_at, field, give, has_room_for_life, offset,
     open_epoch, place_of, read_kernel, release, send_life,
 };
 
@@ -273,7 +273,11 @@ fn flush(caller: Caller) {
         raw_read_kernel(target.cast(), size_of::<Window>() as u32, window.cast_const().cast());
     }
     entry.submit(bulk_flags());
-    let _ = PLACES.remove(key);
-    release(place);
+    if PLACES.remove(key).is_ok() {
+        release(place);
+    } else {
+        // The next drain finds the entry, and by this that its window was sent.
+        give(place, WindowKey::NOBODY);
+    }
     count(Class::Flush, counter::SUBMITTED);
 }

@@ -4,7 +4,7 @@ use core::{hint, ptr};
 
 use agent_ebpf::{
     gram,
-    records::{Follow, GRAM_MISS, STRANGE, USUAL, Window, counter},
+    records::{Follow, GRAM_MISS, KIND_BITS, STRANGE, USUAL, Window, counter},
 };
 
 use crate::shared::{Caller, FOLLOWED, GRAMS, LEARNED, OpenEpoch, add, add_n, add_u64, count_at};
@@ -129,6 +129,10 @@ unsafe fn set(window: *mut Window, followed: Follow) {
             (*window).grams = 0;
             (*window).misses = 0;
             (*window).surprisal = 0;
+            (*window).kinds = 0;
+            (*window).kinds_missed = 0;
+            (*window).kinds_surprisal = 0;
+            (*window).kinds_met = [0; KIND_BITS / 64];
         }
         (*window).learner = followed.learner;
     }
@@ -151,12 +155,39 @@ fn look_up(window: *mut Window, table: u16, gram: u64) -> Option<u32> {
             add(&raw mut (*window).misses);
         }
     }
+    let surprisal = steps.map_or(GRAM_MISS, u64::from);
     // SAFETY: as for `followed`.
     unsafe {
         add(&raw mut (*window).grams);
-        add_u64(&raw mut (*window).surprisal, steps.map_or(GRAM_MISS, u64::from));
+        add_u64(&raw mut (*window).surprisal, surprisal);
+        if is_new_kind(window, gram) {
+            add(&raw mut (*window).kinds);
+            add_u64(&raw mut (*window).kinds_surprisal, surprisal);
+            if steps.is_none() {
+                add(&raw mut (*window).kinds_missed);
+            }
+        }
     }
     steps
+}
+
+/// Whether this kind of gram came for the first time, as far as its bit tells. What a window finds without looking it up
+/// came before.
+///
+/// # Safety
+/// `window` points into a map value.
+#[inline(always)]
+unsafe fn is_new_kind(window: *mut Window, gram: u64) -> bool {
+    // The compiler must not drop the mask, which older verifiers want to see.
+    let bit = hint::black_box(gram::kind_bit(gram)) & (KIND_BITS - 1);
+    let mask = 1_u64 << (bit & 63);
+    // SAFETY: by this function's contract; the place is masked. Threads that race here count one kind twice.
+    unsafe {
+        let word = (&raw mut (*window).kinds_met).cast::<u64>().add(bit >> 6);
+        let met = word.read_volatile();
+        word.write_volatile(met | mask);
+        met & mask == 0
+    }
 }
 
 /// Counts a gram of a process that is learned.

@@ -243,16 +243,19 @@ fn claim(key: WindowKey) -> Option<u32> {
     place_of(key)
 }
 
-/// Takes a place from its window: threads that remember it must not find their process there.
+/// Takes a place from its window. There is room for every place that there is, but since Linux 6.15 a lock gives up when it
+/// takes too long. Then the next drain finds the place among the others.
 #[inline(always)]
 pub(crate) fn release(place: u32) {
-    give(place, WindowKey { tgid: 0, epoch: 0 });
-    // There is room for every place that there is.
-    let _ = FREE.push(place, 0);
+    give(place, WindowKey::NOBODY);
+    if FREE.push(place, 0).is_err() && PLACES.insert(WindowKey::stranded(place), place, 0).is_err() {
+        count_at(counter::PLACES_LOST);
+    }
 }
 
+/// Threads that remember a place find only the process there that it is given to.
 #[inline(always)]
-fn give(place: u32, key: WindowKey) {
+pub(crate) fn give(place: u32, key: WindowKey) {
     if let Some(window) = WINDOWS.get_ptr_mut(place) {
         // SAFETY: `window` points to an element of an array.
         unsafe { ptr::write_volatile(&raw mut (*window).key, key) };

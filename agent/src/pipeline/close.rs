@@ -144,8 +144,8 @@ impl<L: Lookup> Pipeline<L> {
         }
         let grams = window.syscalls.grams.as_ref();
         let grams = grams.filter(|grams| asked && Some(grams.table) == baseline.table);
-        if let Some(bits) = grams.and_then(|grams| grams.sums.bits()) {
-            raw.push(Raw { name: "surprisal", score: bits, contributions: &[] });
+        if let Some(bits) = grams.and_then(|grams| grams.kinds.bits()) {
+            raw.push(Raw { name: "order", score: bits, contributions: &[] });
         }
         let verdict = judge(&window, Some(&vector), &raw, &baseline.manifest, &allowance.acts);
         self.counters.windows_judged += 1;

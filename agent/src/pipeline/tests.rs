@@ -218,13 +218,14 @@ fn contributions_add_up_to_what_every_detector_gave() {
     let sums = bench.table.sums_of(&[(usual_gram(), 50), (1, 4)]);
     let sent = alerts(bench.close_with(&[GATEWAY], |window| {
         window.calls[59] = 9;
-        window.grams = Some(models::sequence::GramWindow { table: TABLE, sums, strange: vec![] });
+        window.grams =
+            Some(models::sequence::GramWindow { table: TABLE, sums, kinds: sums, strange: vec![] });
     }));
     let kept = bench.pipeline.explanations();
     let kept = kept.lock().unwrap();
     let last = kept.process(GATEWAY).unwrap();
     let names: Vec<&str> = last.explanation.detectors.iter().map(|one| one.name.as_str()).collect();
-    assert_eq!(names, ["vae", "lstm", "nearest", "repertoire", "surprisal"]);
+    assert_eq!(names, ["vae", "lstm", "nearest", "repertoire", "order"]);
     for one in &last.explanation.detectors {
         assert!(!one.parts.is_empty(), "{one:?}");
         let sum: f32 = one.parts.iter().map(|part| part.contribution).sum::<f32>() + one.rest;
@@ -456,7 +457,8 @@ fn a_strange_order_of_usual_calls_is_told_and_the_sums_of_another_table_are_not(
     assert_eq!(sums.misses, 50);
     for (table, told) in [(TABLE + 1, false), (TABLE, true)] {
         let found = alerts(bench.close_with(&[GATEWAY], |window| {
-            window.grams = Some(models::sequence::GramWindow { table, sums, strange: vec![strange] });
+            window.grams =
+                Some(models::sequence::GramWindow { table, sums, kinds: sums, strange: vec![strange] });
         }));
         let about = |alert: &Alert| alert.reasons.iter().any(|reason| reason.name == "call_order");
         assert_eq!(found.iter().any(about), told, "{found:?}");

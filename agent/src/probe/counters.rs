@@ -37,6 +37,8 @@ pub struct Counters {
     pub unreadable: u64,
     /// Grams of learning processes that found their map full.
     pub grams_refused: u64,
+    /// Places for windows that the kernel's maps did not take back: gone until the next start.
+    pub places_lost: u64,
     /// Processes whose grams are not learned because too many are learned at a time.
     pub learners_refused: u64,
     /// Records that could not be decoded.

@@ -214,9 +214,15 @@ fn order(window: &Window) -> (Option<GramWindow>, Vec<(u64, u32)>) {
             learned.push((gram, count));
         }
     }
+    let kinds = Sums {
+        calls: window.kinds.into(),
+        misses: window.kinds_missed.into(),
+        surprisal: window.kinds_surprisal,
+    };
     let grams = (window.table != 0 && sums.calls > 0).then(|| GramWindow {
         table: window.table,
         sums,
+        kinds,
         strange: window.strange.iter().take(window.misses as usize).copied().collect(),
     });
     (grams, summed(learned))
@@ -355,6 +361,7 @@ mod tests {
             let mut window =
                 Window { table, learner, usual_of: Follow { table: 3, learner: 4 }, ..Window::EMPTY };
             (window.grams, window.misses, window.surprisal) = (10, 1, 300);
+            (window.kinds, window.kinds_missed, window.kinds_surprisal) = (4, 1, 280);
             (window.usual[7], window.usual_counts[7]) = (gram::usual(50, 20), 5);
             (window.usual[9], window.usual_counts[9]) = (gram::usual(40, 255), 2);
             // Kept, and not met since; and the same gram twice, by two threads at once.
@@ -363,7 +370,9 @@ mod tests {
             order(&window)
         };
         let (grams, learned) = counted(3, 4);
-        assert_eq!(grams.unwrap().sums, Sums { calls: 18, misses: 1, surprisal: 300 + 6 * 20 + 2 * 255 });
+        let grams = grams.unwrap();
+        assert_eq!(grams.sums, Sums { calls: 18, misses: 1, surprisal: 300 + 6 * 20 + 2 * 255 });
+        assert_eq!(grams.kinds, Sums { calls: 4, misses: 1, surprisal: 280 }, "each was looked up once");
         assert_eq!(learned, [(40, 2), (50, 6)]);
         let (grams, learned) = counted(8, 4);
         assert_eq!(grams.unwrap().sums, Sums { calls: 10, misses: 1, surprisal: 300 }, "another table's");

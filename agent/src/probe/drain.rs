@@ -88,9 +88,13 @@ impl Drain {
             })
             .map_err(batch)?;
         let mut taken = Vec::with_capacity(places.len());
-        for place in &places {
+        for (key, place) in keys.iter().zip(&places) {
             let bytes = self.windows.get(place, 0).map_err(in_map(names::WINDOWS))?;
             let window = Window::read_from_bytes(&bytes).expect("the map's values are windows");
+            // Another one's key is on a place that is empty: its window was sent when the process left.
+            if window.key != *key || key.epoch == WindowKey::NOBODY.epoch {
+                continue;
+            }
             let window = decode::window(&window);
             if window.total() > 0 {
                 taken.push(window);

@@ -505,6 +505,7 @@ impl Probe {
             collisions: read(counter::COLLISIONS)?,
             unreadable: read(counter::UNREADABLE)?,
             grams_refused: read(counter::GRAMS_REFUSED)?,
+            places_lost: read(counter::PLACES_LOST)?,
             learners_refused: self.sequences.refused(),
             decode_errors: self.decode_errors,
             elsewhere: self.elsewhere,

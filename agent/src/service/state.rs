@@ -77,6 +77,7 @@ impl Service {
                 all.push(("kernel_collisions".into(), counters.collisions));
                 all.push(("kernel_unreadable".into(), counters.unreadable));
                 all.push(("kernel_grams_refused".into(), counters.grams_refused));
+                all.push(("kernel_places_lost".into(), counters.places_lost));
                 all.push(("kernel_learners_refused".into(), counters.learners_refused));
                 all.push(("kernel_decode_errors".into(), counters.decode_errors));
                 all.push(("kernel_elsewhere".into(), counters.elsewhere));

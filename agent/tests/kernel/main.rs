@@ -7,6 +7,7 @@ mod floods;
 mod leftovers;
 mod names;
 mod narrow;
+mod places;
 mod sequences;
 mod simulate;
 mod strace;

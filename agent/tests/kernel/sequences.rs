@@ -1,10 +1,11 @@
 //! The kernel's table of call sequences against its twin in user space.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
 use std::thread;
 
 use agent::probe::Probe;
+use agent_ebpf::gram::kind_bit;
 use models::event::SyscallWindow;
 use models::sequence::{EMPTY, GramTable, ORDER, roll, symbols};
 use models::syscalls::slot;
@@ -88,6 +89,16 @@ fn the_kernel_and_user_space_find_the_same_sums() {
     let grams = window.grams.clone().expect("it was looked up");
     assert_eq!(grams.table, id.0);
     assert_eq!(grams.sums, table.sums_of(&window.learned));
+    let kinds = || window.learned.iter().map(|(gram, _)| *gram);
+    // Of two kinds of one bit the second is not counted.
+    let bits: BTreeSet<usize> = kinds().map(kind_bit).collect();
+    assert!(
+        grams.kinds.calls == bits.len() as u64 && bits.len() * 10 > window.learned.len() * 8,
+        "{grams:?}"
+    );
+    if bits.len() == window.learned.len() {
+        assert_eq!(grams.kinds, table.kinds_of(kinds()));
+    }
     assert!(grams.sums.misses >= ORDER as u64, "the odd call is in six grams: {grams:?}");
     let odd = slot("getpgid").expect("a slot");
     let strange = window.learned.iter().filter(|(gram, _)| symbols(*gram).contains(&odd));

@@ -1,8 +1,9 @@
 //! A program's traces to every detector's raw output on its calibration and test traces.
 //!
-//! A trace is scored as a process window is: VAE, distances, repertoire and pairs from its calls as a whole, surprisal
-//! as a mean over its distinct 6-grams, 6-gram novelty and `markov`, the surprisal of one call, as means over its calls. Means and not maxima, because the product's window has no fixed number of
-//! calls and a maximum grows with their number. The LSTM sees the trace in windows of 100 calls, 50 apart, and gives
+//! A trace is scored as a process window is: VAE, distances, repertoire and pairs from its calls as a whole, `order`, by the kernel's
+//! table, and `surprisal` as means over its distinct 6-grams, 6-gram novelty and `markov`, the surprisal of one call, as
+//! means over its calls. Means and not maxima, because the product's window has no fixed number of calls and a maximum grows with
+//! their number. The LSTM sees the trace in windows of 100 calls, 50 apart, and gives
 //! its mean over those that have nine before them.
 //!
 //! As in training for a device, what counts calls ([`Counted`]) is calibrated by what it learned from the other traces,
@@ -15,7 +16,7 @@ use models::nearest::Prototypes;
 use models::pairs::PairSets;
 use models::program::ProgramId;
 use models::schema::SEQUENCE;
-use models::sequence::{GramTable, ORDER, Symbol};
+use models::sequence::{self, GramTable, ORDER, Symbol};
 use models::surprisal::{ORDER_MAX, Surprisal};
 use models::train::original::Original;
 use models::train::{self, TrainOptions};
@@ -61,7 +62,7 @@ impl Counted {
         let distances = self.prototypes.score(&trace.whole());
         [
             ("ngram", sums.novelty()),
-            ("table", sums.bits()),
+            ("order", self.table.kinds_of(sequence::grams(&trace.symbols)).bits()),
             ("surprisal", self.long.mean_bits_of_kinds(&trace.symbols)),
             ("markov", self.long.mean_bits(&trace.symbols)),
             ("pairs", self.pairs.score(&trace.symbols)),

@@ -57,12 +57,9 @@ fn evaluate(corpus: Corpus) -> Vec<Row> {
         let single: Vec<(String, Vec<(&Raw, f32)>)> =
             raws.iter().map(|raw| (raw.name.to_owned(), vec![(raw, 1.0)])).collect();
         let ours = raws.iter().map(|raw| (raw, weight(raw.name))).filter(|(_, weight)| *weight > 0.0);
-        // What the agent runs on a device: of the order of calls, what the kernel's table gives.
-        let on_device = raws.iter().filter_map(|raw| match raw.name {
-            "table" => Some((raw, weight("surprisal"))),
-            "surprisal" | "pairs" => None,
-            name => Some((raw, weight(name))).filter(|(_, weight)| *weight > 0.0),
-        });
+        // What the agent runs on a device: of the order of calls, what the kernel's table gives; `ours` knows more of it.
+        let on_device = ours.clone().filter(|(raw, _)| !["surprisal", "pairs"].contains(&raw.name));
+        let ours = ours.filter(|(raw, _)| raw.name != "order");
         let configs = [
             ("original".to_owned(), vec![(&original, 1.0)]),
             ("ours".to_owned(), ours.collect()),

@@ -222,9 +222,10 @@ pub fn fit(
     let distances = vectors(&windows[variance_end..]).filter_map(|vector| prototypes.score(&vector));
     let (nearest, repertoire) = distances.map(|d| (d.nearest.score, d.repertoire.score)).unzip();
     let grams = order(&windows[..variance_end]);
-    let bits = |window: &TrainingWindow| grams.as_ref()?.sums_of(&window.grams).bits();
+    let bits =
+        |window: &TrainingWindow| grams.as_ref()?.kinds_of(window.grams.iter().map(|(gram, _)| *gram)).bits();
     let calibration = calibrate(&Held {
-        surprisal: windows[variance_end..].iter().map(bits).collect(),
+        order: windows[variance_end..].iter().map(bits).collect(),
         windows,
         from: variance_end,
         nearest,
@@ -322,7 +323,7 @@ struct Held<'a> {
     vae: &'a [f32],
     lstm: &'a [f32],
     lstm_ends: Vec<usize>,
-    surprisal: Vec<Option<f32>>,
+    order: Vec<Option<f32>>,
 }
 
 /// The order of calls in windows that hold it; `None` when none does.
@@ -341,14 +342,14 @@ fn weight_of(name: &str, outputs: usize) -> f32 {
 }
 
 fn calibrate(held: &Held<'_>) -> Calibration {
-    let surprisal: Vec<f32> = held.surprisal.iter().copied().flatten().collect();
+    let order: Vec<f32> = held.order.iter().copied().flatten().collect();
     let calibration = Calibration {
         detectors: vec![
             DetectorCalibration::fit("vae", weight("vae"), held.vae),
             DetectorCalibration::fit("lstm", weight_of("lstm", held.lstm.len()), held.lstm),
             DetectorCalibration::fit("nearest", weight("nearest"), &held.nearest),
             DetectorCalibration::fit("repertoire", weight("repertoire"), &held.repertoire),
-            DetectorCalibration::fit("surprisal", weight_of("surprisal", surprisal.len()), &surprisal),
+            DetectorCalibration::fit("order", weight_of("order", order.len()), &order),
         ],
         fused: Vec::new(),
         news: News::count(held.windows.iter().map(|window| &window.traits[..]), held.windows.len() * 6 / 10),
@@ -364,7 +365,7 @@ fn calibrate(held: &Held<'_>) -> Calibration {
             // Without a network none of the sequences that would calibrate it has a score.
             let ended = held.lstm_ends.iter().zip(held.lstm).find(|(end, _)| **end == window);
             raw.extend(ended.map(|(_, score)| ("lstm", *score)));
-            raw.extend(held.surprisal[at].map(|bits| ("surprisal", bits)));
+            raw.extend(held.order[at].map(|bits| ("order", bits)));
             calibration.fuse(&raw)
         })
         .collect();
