@@ -58,36 +58,38 @@ fn serve(mut stream: TcpStream, talk: Talk, seen: &Seen) -> std::io::Result<()> 
     }
     let mut tail = Vec::new();
     let mut buffer = [0; 16 * 1024];
-    let mut left = None;
+    let (mut came, mut whole) = (0, None);
     loop {
         let n = stream.read(&mut buffer)?;
         if n == 0 {
             return Ok(());
         }
         seen.received.fetch_add(n as u64, Ordering::SeqCst);
-        tail.extend(&buffer[..n]);
-        if tail.windows(ANSWER.len()).any(|part| part == ANSWER) {
-            seen.answered.store(true, Ordering::SeqCst);
-        }
+        came += n;
         match talk {
             // A client that was greeted has nothing more to wait for.
             Talk::Say(_) => return Ok(()),
             Talk::Http => {
-                if left.is_none() {
+                if whole.is_none() {
+                    tail.extend(&buffer[..n]);
                     let Some(end) = tail.windows(4).position(|part| part == b"\r\n\r\n") else { continue };
                     let head = String::from_utf8_lossy(&tail[..end]).to_ascii_lowercase();
                     let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-                    left = Some(length.and_then(|n| n.trim().parse::<usize>().ok()).unwrap_or(0) + end + 4);
+                    whole = Some(length.and_then(|n| n.trim().parse::<usize>().ok()).unwrap_or(0) + end + 4);
                     if head.contains("100-continue") {
                         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
                     }
                 }
-                if left.is_some_and(|all| tail.len() >= all) {
+                if whole.is_some_and(|whole| came >= whole) {
                     return stream
                         .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n#\n");
                 }
             }
-            _ => {
+            Talk::Listen | Talk::Command => {
+                tail.extend(&buffer[..n]);
+                if tail.windows(ANSWER.len()).any(|part| part == ANSWER) {
+                    seen.answered.store(true, Ordering::SeqCst);
+                }
                 let keep = tail.len().min(ANSWER.len());
                 tail.drain(..tail.len() - keep);
             }
