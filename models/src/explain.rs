@@ -66,7 +66,7 @@ pub struct Detector {
 /// One term of a detector's raw output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Part {
-    /// A feature of the schema, or `calls_never_in_this_order` and `calls_in_learned_orders`.
+    /// A feature of the schema, or `orders_never_seen` and `orders_learned`.
     pub name: Cow<'static, str>,
     /// Of the next three, e.g. `%` or `bytes/s`.
     pub unit: Cow<'static, str>,

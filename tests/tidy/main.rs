@@ -1,6 +1,7 @@
 //! Rules about the tree itself: documents in step with the code, promises with tests, files of one job.
 
 mod commands;
+mod programs;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -128,11 +128,17 @@ unsafe fn set(window: *mut Window, followed: Follow) {
             (*window).table = followed.table;
             (*window).grams = 0;
             (*window).misses = 0;
-            (*window).surprisal = 0;
-            (*window).kinds = 0;
-            (*window).kinds_missed = 0;
-            (*window).kinds_surprisal = 0;
-            (*window).kinds_met = [0; KIND_BITS / 64];
+            // The compiler would call a function for so many plain writes, which arm64 before Linux 6.0 allows no program that
+            // makes a tail call.
+            (&raw mut (*window).surprisal).write_volatile(0);
+            (&raw mut (*window).kinds).write_volatile(0);
+            (&raw mut (*window).kinds_missed).write_volatile(0);
+            (&raw mut (*window).kinds_surprisal).write_volatile(0);
+            let mut at = 0;
+            while at < KIND_BITS / 64 {
+                (&raw mut (*window).kinds_met).cast::<u64>().add(at).write_volatile(0);
+                at += 1;
+            }
         }
         (*window).learner = followed.learner;
     }
