@@ -5,7 +5,7 @@
 //! Unix Processes*, IEEE S&P 1996). Each known gram also holds the surprisal `-log2 P(last | five before)` of
 //! [`crate::surprisal`] in sixteenths of a bit, so the same lookup sums a Markov-5 score.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -223,12 +223,13 @@ impl GramTable {
         sums
     }
 
-    /// What the table says about kinds of grams: each counts once.
+    /// What the table says about their kinds: each counts once.
     #[must_use]
-    pub fn kinds_of(&self, grams: impl IntoIterator<Item = u64>) -> Sums {
-        let kinds: BTreeSet<u64> = grams.into_iter().collect();
+    pub fn kinds_of(&self, counts: &[(u64, u32)]) -> Sums {
         let mut sums = Sums::default();
-        kinds.into_iter().for_each(|gram| sums.add(self.look_up(gram), 1));
+        for (gram, _) in counts {
+            sums.add(self.look_up(*gram), 1);
+        }
         sums
     }
 
@@ -381,7 +382,7 @@ mod tests {
         let list: Vec<(u64, u32)> = counts.into_iter().collect();
         assert_eq!(of_counts.sums_of(&list), of_counts.sums(&learned));
         let once: Vec<(u64, u32)> = list.iter().map(|(gram, _)| (*gram, 1)).collect();
-        assert_eq!(of_counts.kinds_of(grams(&learned)), of_counts.sums_of(&once));
+        assert_eq!(of_counts.kinds_of(&list), of_counts.sums_of(&once));
         assert_eq!(GramTable::from_bytes(&of_counts.to_bytes()), Some(of_counts.clone()));
         let cut = &of_counts.to_bytes()[1..];
         assert_ne!(GramTable::from_bytes(cut), Some(of_counts));

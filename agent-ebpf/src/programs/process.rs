@@ -273,11 +273,11 @@ fn flush(caller: Caller) {
         raw_read_kernel(target.cast(), size_of::<Window>() as u32, window.cast_const().cast());
     }
     entry.submit(bulk_flags());
-    if PLACES.remove(key).is_ok() {
-        release(place);
-    } else {
+    if PLACES.remove(key).is_err() {
         // The next drain finds the entry, and by this that its window was sent.
         give(place, WindowKey::NOBODY);
+    } else if !release(place) && PLACES.insert(WindowKey::stranded(place), place, 0).is_err() {
+        count_at(counter::PLACES_LOST);
     }
     count(Class::Flush, counter::SUBMITTED);
 }

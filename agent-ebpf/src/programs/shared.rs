@@ -239,18 +239,19 @@ fn claim(key: WindowKey) -> Option<u32> {
         return Some(place);
     }
     // Another thread of the process was first, or there is no memory for an entry.
-    release(place);
+    if !release(place) {
+        // To keep it as `flush` does would be code in each of a hundred places, for what two rare things together bring.
+        count_at(counter::PLACES_LOST);
+    }
     place_of(key)
 }
 
-/// Takes a place from its window. There is room for every place that there is, but since Linux 6.15 a lock gives up when it
-/// takes too long. Then the next drain finds the place among the others.
+/// Takes a place from its window; false when the stack does not take it. There is room for every place that there is, but
+/// since Linux 6.15 a lock gives up when it takes too long.
 #[inline(always)]
-pub(crate) fn release(place: u32) {
+pub(crate) fn release(place: u32) -> bool {
     give(place, WindowKey::NOBODY);
-    if FREE.push(place, 0).is_err() && PLACES.insert(WindowKey::stranded(place), place, 0).is_err() {
-        count_at(counter::PLACES_LOST);
-    }
+    FREE.push(place, 0).is_ok()
 }
 
 /// Threads that remember a place find only the process there that it is given to.

@@ -59,10 +59,11 @@ impl Counted {
 
     fn outputs(&self, trace: &Trace) -> [(&'static str, Option<f32>); 7] {
         let sums = self.table.sums(&trace.symbols);
+        let kinds = sequence::summed(sequence::grams(&trace.symbols).map(|gram| (gram, 1)).collect());
         let distances = self.prototypes.score(&trace.whole());
         [
             ("ngram", sums.novelty()),
-            ("order", self.table.kinds_of(sequence::grams(&trace.symbols)).bits()),
+            ("order", self.table.kinds_of(&kinds).bits()),
             ("surprisal", self.long.mean_bits_of_kinds(&trace.symbols)),
             ("markov", self.long.mean_bits(&trace.symbols)),
             ("pairs", self.pairs.score(&trace.symbols)),

@@ -222,8 +222,7 @@ pub fn fit(
     let distances = vectors(&windows[variance_end..]).filter_map(|vector| prototypes.score(&vector));
     let (nearest, repertoire) = distances.map(|d| (d.nearest.score, d.repertoire.score)).unzip();
     let grams = order(&windows[..variance_end]);
-    let bits =
-        |window: &TrainingWindow| grams.as_ref()?.kinds_of(window.grams.iter().map(|(gram, _)| *gram)).bits();
+    let bits = |window: &TrainingWindow| grams.as_ref()?.kinds_of(&window.grams).bits();
     let calibration = calibrate(&Held {
         order: windows[variance_end..].iter().map(bits).collect(),
         windows,

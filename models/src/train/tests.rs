@@ -131,7 +131,7 @@ fn an_order_never_seen_is_far_beyond_calibration() {
     let part = trained.parts.iter().find(|(name, _)| name == "grams.bin").expect("it was learned");
     let table = GramTable::from_bytes(&part.1).unwrap();
     let order = trained.calibration.detectors.iter().find(|d| d.name == "order").unwrap();
-    let z = |calls: Vec<u16>| order.z(table.kinds_of(crate::sequence::grams(&calls)).bits().unwrap());
+    let z = |calls: Vec<u16>| order.z(table.kinds_of(&order_of(calls)).bits().unwrap());
     let (usual, reversed) = (z([0, 1, 2].repeat(23)), z([2, 1, 0].repeat(23)));
     assert!(usual < 3.0 && reversed > 10.0, "{usual} and {reversed}");
     let diluted = z([[0, 1, 2].repeat(100_000), vec![2, 1, 0, 2, 1, 0]].concat());
