@@ -232,14 +232,15 @@ pub(crate) fn place_of(key: WindowKey) -> Option<u32> {
 #[inline(always)]
 fn claim(key: WindowKey) -> Option<u32> {
     let place = FREE.pop().ok()??;
+    // Nobody's until it can be found.
     let _ = WINDOWS.set(place, &EMPTY, 0);
-    give(place, key);
     // 1 is BPF_NOEXIST.
     if PLACES.insert(key, place, 1).is_ok() {
+        give(place, key);
         return Some(place);
     }
     // Another thread of the process was first, or there is no memory for an entry.
-    if !release(place) {
+    if FREE.push(place, 0).is_err() {
         // To keep it as `flush` does would be code in each of a hundred places, for what two rare things together bring.
         count_at(counter::PLACES_LOST);
     }
