@@ -17,6 +17,9 @@ pub type PathText = heapless::String<PATH_MAX>;
 /// A command line, at most its first 256 bytes.
 pub type Arguments = heapless::String<256>;
 
+/// The last two parts of a control group's path, each at most its first 95 bytes.
+pub type GroupText = heapless::String<192>;
+
 /// The thread name that the kernel keeps, at most 16 bytes.
 pub type Comm = heapless::String<16>;
 
@@ -60,6 +63,9 @@ pub enum EventKind {
         arguments: Arguments,
         /// The program's file has no name: it lies in memory only, or was deleted.
         fileless: bool,
+        /// Its control group of version 2 and the one above, such as `system.slice/gw.service`. Empty where the kernel could
+        /// not tell, and in the root.
+        group: GroupText,
     },
     /// It made a child process; threads are not reported.
     Fork {

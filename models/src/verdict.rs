@@ -189,7 +189,6 @@ fn text(window: &Window, id: u64) -> &str {
 }
 
 fn order_reason(grams: &GramWindow) -> Reason {
-    let share = |n: u64| format!("{n} of {} calls", grams.sums.calls);
     // A thread's first calls make short ones, which say less.
     let example =
         grams.strange.iter().rev().map(|gram| sequence::symbols(*gram)).max_by_key(|calls| calls.len());
@@ -197,8 +196,9 @@ fn order_reason(grams: &GramWindow) -> Reason {
         Some(calls) => {
             let names: Vec<&str> = calls.iter().map(|call| name_of(*call)).collect();
             format!(
-                "{} came in an order never seen while it was learned, e.g. {}",
-                share(grams.sums.misses),
+                "{} of {} calls came in an order never seen while it was learned, e.g. {}",
+                grams.sums.misses,
+                grams.sums.calls,
                 names.join(", ")
             )
         }

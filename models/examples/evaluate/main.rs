@@ -8,7 +8,8 @@ mod detectors;
 mod metrics;
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufReader};
+use std::process::ExitCode;
 
 use corpus::{Corpus, Program};
 use detectors::Raw;
@@ -29,7 +30,17 @@ struct Row {
     false_positives: [f64; 3],
 }
 
-fn main() -> std::io::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the evaluation failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
     let corpus = match std::env::args().nth(1) {
         Some(path) => corpus::parse(BufReader::new(File::open(path)?)),
         None => corpus::parse(std::io::stdin().lock()),
@@ -37,6 +48,12 @@ fn main() -> std::io::Result<()> {
     let rows = evaluate(corpus?);
     print!("{}", table(&rows));
     println!("{}", json(&rows));
+    if rows.is_empty() {
+        let needed = "no program could be scored. A line is `set program label split count syscalls` with tabs between, its \
+                      label `normal` or an attack's name, its split `fit`, `calibrate` or `test`; a program needs two normal \
+                      traces in `fit`, and in `test` a normal one and an attack";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, needed));
+    }
     Ok(())
 }
 
