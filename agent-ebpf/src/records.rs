@@ -14,6 +14,8 @@ pub const COMM_LEN: usize = 16;
 pub const PATH_LEN: usize = 256;
 /// Bytes of a command line that a record holds.
 pub const ARGUMENTS_LEN: usize = 256;
+/// Bytes of a control group's name, with its final NUL: `cri-containerd-`, 64 digits and `.scope` fit.
+pub const GROUP_LEN: usize = 96;
 /// System call slots of the feature schema.
 pub const SYSCALL_SLOTS: usize = 335;
 /// Buckets of hashed call pairs of the feature schema.
@@ -228,6 +230,9 @@ pub struct Exec {
     pub unlinked: u32,
     /// Bytes of `arguments` that were read; 0 when the kernel could not tell.
     pub arguments_len: u32,
+    /// Names of its control group of version 2 and, before that, of the one above; NUL-terminated, empty where the kernel
+    /// could not tell, and of the root. Bytes after the NUL mean nothing.
+    pub groups: [[u8; GROUP_LEN]; 2],
     /// NUL-terminated; bytes after the NUL mean nothing.
     pub filename: [u8; PATH_LEN],
     /// The command line as in `/proc/PID/cmdline`: each argument ends with a NUL, the last may be cut.
@@ -466,7 +471,7 @@ pub struct Epoch {
 }
 
 const _: () = assert!(size_of::<Header>() == 40);
-const _: () = assert!(size_of::<Exec>() == 560);
+const _: () = assert!(size_of::<Exec>() == 752);
 const _: () = assert!(size_of::<Fork>() == 48);
 const _: () = assert!(size_of::<Open>() == 312);
 const _: () = assert!(size_of::<Connect>() == 64);

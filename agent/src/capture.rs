@@ -1,7 +1,7 @@
 //! A file with everything that was judged, so that it can be judged again: events, windows, identities, baselines.
 //!
 //! ```text
-//! "BGC5" | entry ...          entry = length u32 LE | CRC-32 u32 LE | postcard(Entry)
+//! "BGC6" | entry ...          entry = length u32 LE | CRC-32 u32 LE | postcard(Entry)
 //! ```
 //! The first entry is [`Entry::Begin`], the last one [`Entry::End`]. A file without the last was cut short; what is
 //! whole in it can be replayed. Times are `CLOCK_BOOTTIME` and wall clock, as the pipeline was given them.
@@ -20,7 +20,7 @@ use crate::pipeline::{Input, Known};
 use crate::processes::Identity;
 use crate::vitals;
 
-const MAGIC: [u8; 4] = *b"BGC5";
+const MAGIC: [u8; 4] = *b"BGC6";
 /// The longest entry: windows of every process, each some 500 bytes and up to 2048 grams.
 const ENTRY_MAX: usize = 64 * 1024 * 1024;
 /// Kept free for the last entry.
@@ -121,7 +121,7 @@ pub enum CaptureError {
     #[error("an entry cannot be written")]
     Entry(#[source] postcard::Error),
     /// Another file.
-    #[error("{0} is no capture of this version: it does not begin with `BGC5`")]
+    #[error("{0} is no capture of this version: it does not begin with `BGC6`")]
     Magic(PathBuf),
     /// Damaged.
     #[error("{path} is damaged after {entries} entries; those before it were replayed")]

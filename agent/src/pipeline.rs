@@ -41,7 +41,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::explanations::Explanations;
-use crate::processes::{Lookup, Started};
+use crate::processes::{Lookup, Started, unit_in};
 use crate::whitelist::{Allowance, Whitelist};
 pub use counters::Counters;
 pub use follow::Follow;
@@ -397,9 +397,9 @@ impl<L: Lookup> Pipeline<L> {
         let mut born = None;
         match &event.kind {
             EventKind::Fork { child } => self.forked(event, *child, out),
-            EventKind::Exec { path, arguments, fileless } => {
-                let unit =
-                    self.processes.get(&event.tgid).map_or(NO_UNIT, |process| &process.unit).to_owned();
+            EventKind::Exec { path, arguments, fileless, group } => {
+                let came_from = || self.processes.get(&event.tgid).map_or(NO_UNIT, |process| &process.unit);
+                let unit = unit_in(group).unwrap_or_else(came_from).to_owned();
                 let told = Started { path: path.to_string(), arguments: arguments.to_string(), unit };
                 born = Some((event.boot_ns, told));
                 self.started(now, event, (path, arguments), *fileless, out);

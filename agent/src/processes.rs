@@ -43,7 +43,7 @@ pub struct Started {
     pub path: String,
     /// Its command line as in `/proc/PID/cmdline`; empty when it is not known.
     pub arguments: String,
-    /// The unit of who started it.
+    /// Its unit, or that of who started it.
     pub unit: String,
 }
 
@@ -104,8 +104,7 @@ impl Lookup for ProcFs {
     }
 }
 
-/// A process that lived shorter than it takes to ask: by the file that was started and its command line, in the unit that
-/// it came from.
+/// A process that lived shorter than it takes to ask: by what was told of its start.
 fn as_told(started: &Started) -> Identity {
     let real = |path: &str| {
         fs::canonicalize(path).map_or_else(|_| path.to_owned(), |real| real.to_string_lossy().into_owned())
@@ -199,11 +198,15 @@ fn unit_of(cgroup: &str) -> String {
         .filter(|path| *path != "/")
         .or_else(|| cgroup.lines().find_map(|line| line.split_once(":name=systemd:").map(|(_, path)| path)))
         .unwrap_or("/");
-    let unit = line
-        .split('/')
-        .rev()
-        .find(|part| [".service", ".scope", ".socket", ".mount"].iter().any(|suffix| part.ends_with(suffix)));
-    let Some(unit) = unit else { return NO_UNIT.into() };
+    unit_in(line).unwrap_or(NO_UNIT).to_owned()
+}
+
+/// The same in the path of a control group, or in the end of one; `None` where none of its parts is a unit.
+#[must_use]
+pub fn unit_in(group: &str) -> Option<&str> {
+    let unit = group.split('/').rev().find(|part| {
+        [".service", ".scope", ".socket", ".mount"].iter().any(|suffix| part.ends_with(suffix))
+    })?;
     // docker-<64 hex>.scope, session-12.scope, user@1000.service and instances are kept apart by what stays the same.
     for (prefix, name) in [
         ("docker-", "docker"),
@@ -213,10 +216,10 @@ fn unit_of(cgroup: &str) -> String {
         ("run-", "run"),
     ] {
         if unit.starts_with(prefix) && unit.ends_with(".scope") {
-            return name.into();
+            return Some(name);
         }
     }
-    unit.to_owned()
+    Some(unit)
 }
 
 fn is_interpreter(exe: &str) -> bool {
@@ -373,6 +376,15 @@ mod tests {
             ("", "-"),
         ] {
             assert_eq!(unit_of(cgroup), unit, "{cgroup}");
+        }
+        for (group, unit) in [
+            ("system.slice/gw.service", Some("gw.service")),
+            ("gw.service/worker", Some("gw.service")),
+            ("system.slice/docker-0123abcd.scope", Some("docker")),
+            ("/user.slice", None),
+            ("", None),
+        ] {
+            assert_eq!(unit_in(group), unit, "{group}");
         }
     }
 

@@ -4,8 +4,8 @@ use core::{hint, mem::offset_of, ptr};
 
 use agent_ebpf::gram::{self, Before};
 use agent_ebpf::records::{
-    ARGUMENTS_LEN, Class, Exec, Field, Flush, Fork, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH, KIND_FORK,
-    OFFSET_UNKNOWN, PATH_LEN, VOLUME_UNKNOWN, Window, WindowKey, counter,
+    ARGUMENTS_LEN, Class, Exec, Field, Flush, Fork, GROUP_LEN, Header, KIND_EXEC, KIND_EXIT, KIND_FLUSH,
+    KIND_FORK, OFFSET_UNKNOWN, PATH_LEN, VOLUME_UNKNOWN, Window, WindowKey, counter,
 };
 use aya_ebpf::{
     EbpfContext,
@@ -130,6 +130,7 @@ fn exec(filename: u64, links: Option<u32>) {
             None => 2,
         };
         (*record).arguments_len = arguments(&raw mut (*record).arguments);
+        groups(&raw mut (*record).groups);
         let text = &raw mut (*record).filename;
         if raw_read_kernel_str(text.cast(), PATH_LEN as u32, filename as *const _) < 0 {
             *text.cast::<u8>() = 0;
@@ -159,6 +160,31 @@ fn arguments(to: *mut [u8; ARGUMENTS_LEN]) -> u32 {
     // SAFETY: `to` has room for `len` bytes; the helper checks `start`.
     let read = unsafe { raw_read_user(to.cast(), len as u32, start as *const _) == 0 };
     if read { len as u32 } else { 0 }
+}
+
+/// Names the control group of the process, and the one above: by them its unit is known when it has left before it is asked.
+#[inline(always)]
+fn groups(to: *mut [[u8; GROUP_LEN]; 2]) {
+    let own = || -> Option<u64> {
+        // SAFETY: the helper takes no arguments.
+        let groups: u64 = field(unsafe { bpf_get_current_task() }, Field::TaskCgroups)?;
+        let group: u64 = field(groups, Field::CssSetGroup)?;
+        field(group, Field::CgroupNode)
+    };
+    let own = own();
+    // Linux 6.15 renamed it.
+    let above =
+        own.and_then(|node| field(node, Field::NodeParent).or_else(|| field(node, Field::NodeParentRcu)));
+    for (at, node) in [above, own].into_iter().enumerate() {
+        // SAFETY: `to` has room for both; the helper ends the text with a NUL or fails.
+        unsafe {
+            let text = to.cast::<u8>().add(at * GROUP_LEN);
+            let name: u64 = node.and_then(|node| field(node, Field::NodeName)).unwrap_or(0);
+            if raw_read_kernel_str(text.cast(), GROUP_LEN as u32, name as *const _) < 0 {
+                *text = 0;
+            }
+        }
+    }
 }
 
 /// What follows is the work of another program, whose table the agent does not know yet.

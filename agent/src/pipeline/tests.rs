@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use models::bundle::SigningKey;
-use models::event::{Arguments, PathText};
+use models::event::{Arguments, GroupText, PathText};
 use models::policy::Severity;
 use models::program::NO_UNIT;
 use models::sequence::WINDOW_GRAMS_MAX;
@@ -421,8 +421,8 @@ fn a_program_without_a_file_is_told_at_once() {
     bench.learn();
     bench.event(GATEWAY, EventKind::Fork { child: 200 });
     let path = PathText::try_from("/proc/self/fd/3").unwrap();
-    let found =
-        alerts(bench.event(200, EventKind::Exec { path, arguments: Arguments::new(), fileless: true }));
+    let (arguments, group) = (Arguments::new(), GroupText::new());
+    let found = alerts(bench.event(200, EventKind::Exec { path, arguments, fileless: true, group }));
     let [alert] = &found[..] else { panic!("{found:?}") };
     assert!(alert.pid == GATEWAY && alert.techniques.contains(&"T1620".to_owned()), "{alert:?}");
 }

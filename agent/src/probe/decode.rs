@@ -9,7 +9,7 @@ use agent_ebpf::records::{
 };
 use agent_ebpf::{bigram, dns, gram};
 use models::event::{
-    Comm, DnsQuestion, Event, EventKind, PathText, SyscallWindow, Tampering, Volume, clipped,
+    Comm, DnsQuestion, Event, EventKind, GroupText, PathText, SyscallWindow, Tampering, Volume, clipped,
 };
 use models::sequence::{GramWindow, Sums, summed};
 use zerocopy::FromBytes;
@@ -84,7 +84,9 @@ pub(super) fn read(record: &[u8]) -> Result<Record, DecodeError> {
             let fileless = exec.unlinked == 1 || exec.unlinked != 0 && is_descriptor(&path);
             let len = (exec.arguments_len as usize).min(exec.arguments.len());
             let arguments = clipped(&String::from_utf8_lossy(&exec.arguments[..len]));
-            (Class::Exec, EventKind::Exec { path, arguments, fileless })
+            let [above, own] = exec.groups.each_ref().map(|name| lossy(name));
+            let group = if own.is_empty() { GroupText::new() } else { clipped(&format!("{above}/{own}")) };
+            (Class::Exec, EventKind::Exec { path, arguments, fileless, group })
         }
         KIND_FORK => (Class::Fork, EventKind::Fork { child: whole::<Fork>(&header, record)?.child }),
         KIND_EXIT => {
@@ -319,6 +321,7 @@ mod tests {
                 header: header(KIND_EXEC),
                 unlinked: 1,
                 arguments_len: 0,
+                groups: [[0; 96]; 2],
                 filename: path,
                 arguments: [0; 256],
             }
@@ -446,9 +449,11 @@ mod tests {
             let mut arguments = [b'x'; 256];
             arguments[..5].copy_from_slice(b"cat\0-");
             let header = header(KIND_EXEC);
-            let record = Exec { header, unlinked: 2, arguments_len: 5, filename, arguments };
+            let mut groups = [[0; 96]; 2];
+            groups[1][..4].copy_from_slice(b"gw\0x");
+            let record = Exec { header, unlinked: 2, arguments_len: 5, groups, filename, arguments };
             let (path, arguments) = (path.try_into().unwrap(), "cat\0-".try_into().unwrap());
-            let expected = EventKind::Exec { path, arguments, fileless };
+            let expected = EventKind::Exec { path, arguments, fileless, group: "/gw".try_into().unwrap() };
             assert_eq!(decode(record.as_bytes()).unwrap().kind, expected);
         }
     }

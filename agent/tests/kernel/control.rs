@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
-use std::process::Command;
 
-use agent::probe::{Probe, cgroup_root};
+use agent::probe::Probe;
 use agent_ebpf::records::Class;
 use models::event::EventKind;
 
+use crate::cgroups::Hierarchy;
 use crate::{events, load_only, load_with, turn};
 
 /// Which of two opens by this process were told.
@@ -50,24 +50,13 @@ fn ordinary_opens_are_left_out_and_counted_while_sensitive_ones_are_told() {
 #[test]
 fn egress_can_be_denied_on_this_kernel() {
     let _turn = turn();
-    let folder = std::env::temp_dir().join(format!("behaveguard-cgroup-{}", std::process::id()));
-    let mounted = cgroup_root().is_none();
-    if mounted {
-        fs::create_dir(&folder).expect("there is room");
-        let mount = Command::new("mount").args(["-t", "cgroup2", "none"]).arg(&folder).status();
-        assert!(mount.expect("mount starts").success());
-    }
-    let root = cgroup_root().expect("it is mounted");
+    let hierarchy = Hierarchy::mounted();
     let mut probe = load_with(|options| options.deny_egress = true);
-    let group = fs::metadata(&root).expect("it is there").ino();
+    let group = fs::metadata(&hierarchy.root).expect("it is there").ino();
     let prepared = probe.denies_egress().map(|prepared| prepared.map_err(str::to_owned));
     for denied in [BTreeSet::from([group + 1_000_000]), BTreeSet::new()] {
         probe.deny_egress(&denied).expect("the map can be written");
     }
     drop(probe);
-    if mounted {
-        let _ = Command::new("umount").arg(&folder).status();
-        let _ = fs::remove_dir(&folder);
-    }
     assert_eq!(prepared, Some(Ok(())));
 }

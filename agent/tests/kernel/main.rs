@@ -2,6 +2,7 @@
 
 mod acts;
 mod capture;
+mod cgroups;
 mod control;
 mod floods;
 mod leftovers;

@@ -31,11 +31,11 @@ struct Run {
 #[derive(Default)]
 pub(crate) struct Results(BTreeMap<String, Vec<Run>>);
 
-/// Runs each variant in so many units, in turn.
+/// Runs each variant in so many units, in turn, and looks so late after its start.
 pub(crate) fn all(
     eye: &mut Eye,
     services: &Services,
-    units_each: usize,
+    (units_each, late): (usize, Duration),
     only: &[String],
     results: &mut Results,
 ) -> Result<(), Failed> {
@@ -50,7 +50,8 @@ pub(crate) fn all(
             for _ in 0..units_each.clamp(1, units.len()) {
                 let unit = &units[turn % units.len()];
                 turn += 1;
-                if let Some(run) = one(eye, services, unit, &simulator, threat.name, variant.name)? {
+                if let Some(run) = one(eye, services, (unit, &simulator), (threat.name, variant.name), late)?
+                {
                     if !run.detected || !run.technique_right {
                         eprintln!(
                             "  {} in {unit}: detected {}, technique {}",
@@ -68,13 +69,13 @@ pub(crate) fn all(
 fn one(
     eye: &mut Eye,
     services: &Services,
-    unit: &str,
-    simulator: &str,
-    threat: &str,
-    variant: &str,
+    (unit, simulator): (&str, &str),
+    (threat, variant): (&str, &str),
+    late: Duration,
 ) -> Result<Option<Run>, Failed> {
     let failed = |error| Failed::new(format!("simulating {threat}/{variant}"), error);
     eye.take_alerts();
+    let left_out = eye.left_out()?;
     let begun_ns = clock::boot_ns();
     let mut child = services
         .inside(unit, simulator)
@@ -84,6 +85,7 @@ fn one(
         .stderr(Stdio::null())
         .spawn()
         .map_err(failed)?;
+    std::thread::sleep(late);
     eye.watch_until(|| child.try_wait().map(|ended| ended.is_some()).map_err(failed))?;
     eye.watch_for(AFTER)?;
     let mut text = String::new();
@@ -119,6 +121,16 @@ fn one(
             let (pid, program, techniques) = (alert.pid, &alert.program, alert.techniques.join(" "));
             eprintln!("    process {pid} of {program}, {techniques}: {}", alert.summary);
         }
+        let moved =
+            eye.left_out()?.into_iter().zip(left_out).filter(|((_, after), (_, before))| after != before);
+        let moved: Vec<String> =
+            moved.map(|((name, after), (_, before))| format!("{name} {}", after - before)).collect();
+        eprintln!(
+            "    process {:?}, {} alerts of others; meanwhile: {}",
+            report.pid,
+            alerts.len() - mine.len(),
+            moved.join(", ")
+        );
     }
     #[allow(clippy::cast_precision_loss, reason = "seconds of one run")]
     let seconds = of_it.first().map(|seen| seen.boot_ns.saturating_sub(begun_ns) as f64 / 1e9);

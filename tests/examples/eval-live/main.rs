@@ -37,6 +37,9 @@ struct Arguments {
     /// Units in which each variant runs, in turn.
     #[arg(long, default_value_t = 2)]
     units: usize,
+    /// Milliseconds after a variant's start before anything is looked at, as by an agent on a busy machine.
+    #[arg(long, default_value_t = 0)]
+    late: u64,
     /// Only this threat; may be repeated.
     #[arg(long)]
     threat: Vec<String>,
@@ -83,7 +86,8 @@ fn run(arguments: &Arguments) -> Result<(), Failed> {
     let hours = windows * STANDS_FOR.as_secs_f64() / 3600.0;
 
     let mut results = Results::default();
-    attack::all(&mut eye, &services, arguments.units, &arguments.threat, &mut results)?;
+    let late = Duration::from_millis(arguments.late);
+    attack::all(&mut eye, &services, (arguments.units, late), &arguments.threat, &mut results)?;
     drop(loads);
     eye.finish()?;
     results.print();

@@ -26,7 +26,7 @@ use serde::Serialize;
 use serde_json::json;
 
 /// What a capture begins with.
-pub(crate) const CAPTURE_MAGIC: [u8; 4] = *b"BGC5";
+pub(crate) const CAPTURE_MAGIC: [u8; 4] = *b"BGC6";
 
 /// Words of configurations.
 pub(crate) const CONFIGURATION: &[&[u8]] = &[

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use models::bundle::{self, Keyring, SigningKey};
-use models::event::{Arguments, Comm, PathText};
+use models::event::{Arguments, Comm, GroupText, PathText};
 use models::train::{self, TrainOptions, Trained};
 
 use super::super::*;
@@ -14,11 +14,13 @@ use crate::processes::{Found, Identity};
 pub(super) const SECOND: u64 = 1_000_000_000;
 pub(super) const GATEWAY: u32 = 100;
 
+/// Who is there, and what was told about the last start.
 #[derive(Default)]
-pub(super) struct Table(pub(super) HashMap<u32, Identity>);
+pub(super) struct Table(pub(super) HashMap<u32, Identity>, pub(super) Option<Started>);
 
 impl Lookup for Table {
-    fn identity(&mut self, tgid: u32, _: Option<&Started>) -> Identity {
+    fn identity(&mut self, tgid: u32, started: Option<&Started>) -> Identity {
+        self.1 = started.cloned();
         self.0.get(&tgid).cloned().unwrap_or(Identity::Gone)
     }
 }
@@ -98,6 +100,7 @@ impl Bench {
                 path: PathText::try_from(path).unwrap(),
                 arguments: Arguments::new(),
                 fileless: false,
+                group: GroupText::new(),
             },
         )
     }

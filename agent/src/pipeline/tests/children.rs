@@ -70,3 +70,21 @@ fn a_forked_worker_is_judged_by_its_parents_baseline() {
     let found = alerts(bench.open(201, "/etc/shadow", true));
     assert_eq!((found.len(), found[0].pid), (1, 201));
 }
+
+#[test]
+fn a_program_that_left_before_it_was_asked_is_in_the_unit_that_the_kernel_named() {
+    let mut bench = Bench::new(|_| {});
+    bench.learn();
+    bench.event(GATEWAY, EventKind::Fork { child: 200 });
+    // Whoever is not known comes from no unit; a child is in its parent's, unless it was moved.
+    for (tgid, group, unit) in [
+        (200, "", "gw.service"),
+        (300, "", "-"),
+        (301, "system.slice/gw.service", "gw.service"),
+        (200, "system.slice/other.service", "other.service"),
+    ] {
+        let (path, group) = ("/usr/bin/dd".try_into().unwrap(), group.try_into().unwrap());
+        bench.event(tgid, EventKind::Exec { path, arguments: Arguments::new(), fileless: false, group });
+        assert_eq!(bench.pipeline.lookup.1.as_ref().map(|told| told.unit.as_str()), Some(unit), "{tgid}");
+    }
+}

@@ -1,6 +1,6 @@
 //! What a program was started with is told without its secrets.
 
-use models::event::Comm;
+use models::event::{Comm, GroupText};
 
 use super::*;
 use crate::redact::redact;
@@ -15,7 +15,7 @@ fn a_secret_on_a_command_line_is_in_nothing_that_leaves_the_pipeline() {
         told.extend(bench.event(GATEWAY, EventKind::Fork { child }));
         let arguments = Arguments::try_from(format!("x\0--password={SECRET}\0").as_str()).unwrap();
         let path = PathText::try_from(path).unwrap();
-        let kind = EventKind::Exec { path, arguments, fileless: child == 203 };
+        let kind = EventKind::Exec { path, arguments, fileless: child == 203, group: GroupText::new() };
         let mut event = Event { boot_ns: 0, tgid: child, tid: child, uid: 0, comm: Comm::new(), kind };
         redact(&mut event, &Config::default().redact);
         told.extend(bench.event(child, event.kind));
