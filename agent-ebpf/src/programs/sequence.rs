@@ -65,24 +65,54 @@ pub(crate) fn is_counted(window: *mut Window, followed: Follow, gram: u64) -> bo
     true
 }
 
+/// Counts a call that is only learned by its gram alone where the window has room for that; false where it has not, and for all
+/// threads but the process's first one, so that no two of them take one place. The map of what is learned is spared an entry for
+/// each gram of a program that ends soon.
+#[inline(always)]
+pub(crate) fn is_counted_anew(caller: Caller, window: *mut Window, followed: Follow, gram: u64) -> bool {
+    caller.tid == caller.tgid
+        && followed.learner != 0
+        && followed.table == 0
+        && match free_place(window, followed, gram) {
+            // SAFETY: as for `is_counted`. Where another thread keeps its gram in this place at this very instant, one call
+            // counts for that one instead.
+            Some(at) => unsafe {
+                (&raw mut (*window).usual).cast::<u64>().add(at).write_volatile(gram::usual(gram, 0));
+                add((&raw mut (*window).usual_counts).cast::<u32>().add(at));
+                true
+            },
+            None => false,
+        }
+}
+
 /// Keeps a gram where there is room. It was counted otherwise this time, so that two threads of a process that write to one
 /// place at the same instant lose none: one of the two grams is not found next time.
 #[inline(always)]
 fn keep(window: *mut Window, followed: Follow, gram: u64, steps: u32) {
+    if let Some(at) = free_place(window, followed, gram) {
+        // SAFETY: as for `is_counted`.
+        unsafe { (&raw mut (*window).usual).cast::<u64>().add(at).write_volatile(gram::usual(gram, steps)) };
+    }
+}
+
+/// Where a window has room for a gram.
+#[inline(always)]
+fn free_place(window: *mut Window, followed: Follow, gram: u64) -> Option<usize> {
     let at = gram::usual_place(gram);
     // SAFETY: as for `is_counted`.
     unsafe {
         if (*window).usual_of == NOT_FOLLOWED {
             (*window).usual_of = followed;
         }
+        let usual = (&raw const (*window).usual).cast::<u64>();
         if (*window).usual_of != followed {
-            return;
-        }
-        let usual = (&raw mut (*window).usual).cast::<u64>();
-        if usual.add(at).read_volatile() == 0 {
-            usual.add(at).write_volatile(gram::usual(gram, steps));
+            None
+        } else if usual.add(at).read_volatile() == 0 {
+            Some(at)
         } else if usual.add(at ^ 1).read_volatile() == 0 {
-            usual.add(at ^ 1).write_volatile(gram::usual(gram, steps));
+            Some(at ^ 1)
+        } else {
+            None
         }
     }
 }

@@ -87,7 +87,9 @@ fn tally(caller: Caller, thread: *mut Thread, window: *mut Window, slot: u16, ep
     // SAFETY: as for the read.
     unsafe { ptr::write_volatile(&raw mut (*thread).cell, gram::cell(caller.tid, rolled)) };
     let followed = sequence::followed(caller, window, epoch);
-    if !sequence::is_counted(window, followed, rolled) {
+    if !sequence::is_counted(window, followed, rolled)
+        && !sequence::is_counted_anew(caller, window, followed, rolled)
+    {
         // SAFETY: `window` points into a map value that stays valid while the program runs.
         unsafe { count_call(window, gram::latest(gram), slot, 1) };
         sequence::count(window, followed, epoch, rolled);

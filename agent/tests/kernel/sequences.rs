@@ -6,6 +6,7 @@ use std::thread;
 
 use agent::probe::Probe;
 use agent_ebpf::gram::kind_bit;
+use agent_ebpf::records::USUAL;
 use models::event::SyscallWindow;
 use models::sequence::{EMPTY, GramTable, ORDER, roll, symbols};
 use models::syscalls::slot;
@@ -187,6 +188,48 @@ fn what_a_child_did_before_it_started_a_program_is_learned_of_its_parent_and_not
     assert_eq!(learned.get(&gram), Some(&(ROUNDS + 1 - ORDER as u32)));
 }
 
+/// Its first thread's calls are counted in their grams alone from the first one on, where its window has room for these.
+#[test]
+fn every_call_of_a_child_that_is_learned_is_counted_in_one_gram() {
+    let _turn = turn();
+    let mut probe = load(&[]);
+    probe.follow(std::process::id(), None, true).expect("there is room");
+    own(&mut probe);
+    // SAFETY: the child makes calls that take integers, in more orders than a window keeps, and leaves without any destructor.
+    let child = unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            for round in 0..ROUNDS {
+                for bit in 0..6 {
+                    if round >> bit & 1 == 0 {
+                        libc::getppid()
+                    } else {
+                        libc::getuid().cast_signed()
+                    };
+                }
+            }
+            libc::_exit(0);
+        }
+        child
+    };
+    // SAFETY: the child is ours, and no status is asked for.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    let child = u32::try_from(child).expect("a process id");
+    let flushed = events(&mut probe).into_iter().filter_map(|event| match event.kind {
+        models::event::EventKind::Flush(window) => Some(*window),
+        _ => None,
+    });
+    let windows: Vec<SyscallWindow> = flushed.chain(probe.drain().expect("drained")).collect();
+    // What the window had no room for is counted under its parent's number, which it was given.
+    let ours = |window: &&SyscallWindow| [child, std::process::id()].contains(&window.tgid);
+    let total: u64 = windows.iter().filter(ours).map(SyscallWindow::total).sum();
+    let learned: Vec<_> = windows.iter().filter(ours).flat_map(|window| window.learned.clone()).collect();
+    let counted: u64 = learned.iter().map(|(_, count)| u64::from(*count)).sum();
+    let kinds: BTreeSet<u64> = learned.iter().map(|(gram, _)| *gram).collect();
+    assert!(kinds.len() > 64, "{}", kinds.len());
+    assert!(counted == total && total > u64::from(6 * ROUNDS), "{counted} of {total}");
+}
+
 #[test]
 fn to_stop_following_whom_nobody_follows_is_no_error() {
     let _turn = turn();
@@ -203,8 +246,8 @@ fn full_maps_refuse_and_count() {
     let _turn = turn();
     let mut probe = load_with(|options| (options.grams, options.learned) = (8, 8));
     let kept = learned(&mut probe);
-    // Eight at a time: a drain makes room while the epoch goes on.
-    assert!(kept.len() <= 16, "{}", kept.len());
+    // What the window keeps itself, and eight at a time: a drain makes room while the epoch goes on.
+    assert!(kept.len() <= USUAL + 16, "{}", kept.len());
     assert!(probe.counters().expect("read").grams_refused > 0);
     let entries: Vec<(u64, u8)> = (0..9).map(|gram| (gram, 1)).collect();
     let refused = probe.load_table(&entries).expect_err("nine do not fit into eight");
