@@ -31,9 +31,10 @@ use agent_ebpf::{
     watched::WATCHED_MAX,
 };
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader, Endianness, include_bytes_aligned,
+    Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
     maps::{Map, MapData, MapError, PerCpuArray, RingBuf},
 };
+use miniz_oxide::inflate::{DecompressError, decompress_to_vec_with_limit};
 use models::{
     event::{Event, EventKind, SyscallWindow},
     sequence::summed,
@@ -52,9 +53,10 @@ pub use decode::{DecodeError, decode, window};
 pub use memory::MapMemory;
 pub use sequences::{TableError, TableId};
 
-/// The committed object; `cargo xtask ebpf` rebuilds it.
-static OBJECT: &[u8] =
-    include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../agent-ebpf/prebuilt/behaveguard.bpf.o"));
+/// The object with the programs, as the build script compresses it.
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/behaveguard.bpf.o.deflate"));
+/// What it may become.
+const OBJECT_MAX: usize = 4 * 1024 * 1024;
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -134,6 +136,9 @@ pub enum ProbeError {
     /// A directory of [`ProbeOptions::watched`] cannot be watched.
     #[error("cannot watch `{0}`: at most {WATCHED_MAX} absolute directories below 64 bytes")]
     Watched(String),
+    /// The embedded object cannot be read: the agent's file is damaged.
+    #[error("reading the embedded object: {0}; is the agent's program file whole?")]
+    Object(DecompressError),
     /// The embedded object is not of this build.
     #[error("the embedded object has no map `{0}`")]
     MissingMap(&'static str),
@@ -246,7 +251,9 @@ impl Probe {
             .map_max_entries(names::DNS_SOCKETS, options.dns_sockets)
             .map_max_entries(names::URGENT, options.urgent_bytes)
             .map_max_entries(names::BULK, options.bulk_bytes);
-        let mut programs = loader.load(OBJECT).map_err(refusal)?;
+        let object = decompress_to_vec_with_limit(OBJECT, OBJECT_MAX).map_err(ProbeError::Object)?;
+        let mut programs = loader.load(&object).map_err(refusal)?;
+        drop(object);
         places::tell(&mut programs, &options.watched)?;
         let mut drain = drain::Drain::new(&mut programs)?;
         let sequences = sequences::Sequences::new(&mut programs, options.grams)?;

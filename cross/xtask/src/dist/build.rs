@@ -2,6 +2,7 @@
 //! builds the standard library for musl from Debian's sources of it.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -143,6 +144,9 @@ const STD_AARCH64: &[Need] = &[Need {
     why: "Rust's standard library for aarch64",
 }];
 
+/// The agent's file, in bytes: gateways have little flash memory.
+const AGENT_MAX: u64 = 12_000_000;
+
 /// Builds agent and fleet server. Each by itself: one must be small, the other fast, and so must what they are linked with.
 pub(super) fn release(root: &Path, triple: Triple) -> Result<Binaries, DistError> {
     println!("building {}", triple.name());
@@ -151,10 +155,13 @@ pub(super) fn release(root: &Path, triple: Triple) -> Result<Binaries, DistError
     let agent =
         Part { package: "agent", binary: "behaveguard", profile: "release", std: "optimize_for_size" };
     let fleet = Part { package: "fleet-server", binary: "behaveguard-fleet", profile: "server", std: "" };
-    Ok(Binaries {
-        agent: agent.build(root, triple, by_rustup)?,
-        fleet: fleet.build(root, triple, by_rustup)?,
-    })
+    let agent = agent.build(root, triple, by_rustup)?;
+    let bytes = fs::metadata(&agent).map_err(|error| DistError::File(agent.clone(), error))?.len();
+    // With rustup's standard library, which is not built for size, or another libc it is what it is.
+    if triple.musl && !by_rustup && bytes > AGENT_MAX {
+        return Err(DistError::TooLarge { file: agent, bytes, limit: AGENT_MAX });
+    }
+    Ok(Binaries { agent, fleet: fleet.build(root, triple, by_rustup)? })
 }
 
 /// One binary and how it is built.

@@ -29,6 +29,8 @@ pub(crate) enum DistError {
     Metadata(String),
     /// Something to build with or to check is not there.
     Check(&'static str),
+    /// A binary above its limit.
+    TooLarge { file: PathBuf, bytes: u64, limit: u64 },
     /// A package of another processor.
     Vm(vm::VmError),
 }
@@ -43,6 +45,9 @@ impl fmt::Display for DistError {
             Self::Tool(error) => error.fmt(f),
             Self::File(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Metadata(text) => write!(f, "reading the packages of the lock file: {text}"),
+            Self::TooLarge { file, bytes, limit } => {
+                write!(f, "{} has {bytes} bytes, more than the {limit} it may have", file.display())
+            }
             Self::Vm(error) => error.fmt(f),
             Self::Check(text) => f.write_str(text),
         }
