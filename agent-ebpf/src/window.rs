@@ -75,7 +75,7 @@ pub struct Window {
     pub kinds_met: [u64; KIND_BITS / 64],
     /// Grams that were found before, each with what the table holds for it; see [`crate::gram::usual`].
     pub usual: [u64; USUAL],
-    /// How often each came since. These calls are counted nowhere else.
+    /// How often each came since, or at all where nothing had to be looked up. These calls are counted nowhere else.
     pub usual_counts: [u32; USUAL],
     /// One bit per [`crate::records::ACTIVE_BUCKET_NS`] since the epoch's start.
     pub active: [u64; 8],

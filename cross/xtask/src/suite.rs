@@ -143,6 +143,7 @@ pub(crate) const SIMULATOR: &[Need] = &[
     Need { file: "/usr/sbin/ip", packages: &["iproute2"], why: "gives a network namespace an interface" },
     Need { file: "curl", packages: &["curl"], why: "uploads and downloads by a system tool" },
     Need { file: "wget", packages: &["wget"], why: "a download by a system tool" },
+    Need { file: "crontab", packages: &["cron"], why: "a list of periodic jobs" },
     Need { file: "xxd", packages: &["xxd"], why: "decodes a payload" },
     Need { file: "ssh", packages: &["openssh-client"], why: "lateral movement to a neighbour on loopback" },
     Need {
