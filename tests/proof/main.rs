@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 use tests::process::binary;
 
-/// What every run must do; `cargo xtask fuzz` does far more.
+/// What every run does, however slow the machine is; `cargo xtask fuzz` does far more.
 const EXECUTIONS_MIN: u64 = 50;
 
 /// Runs an example; what it said, and its last line.

@@ -29,6 +29,8 @@ use targets::{TARGETS, Target};
 const GROWTH_MAX: u64 = 512 << 20;
 /// No input may take longer, of a processor's time.
 const SLOW: Duration = Duration::from_secs(2);
+/// However soon the time is over, each target gets so many inputs: one may take nearly as long as [`SLOW`].
+const INPUTS_MIN: u64 = 50;
 /// How often a run tells how far it is.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Inputs kept of one target; one more takes the place of any.
@@ -121,7 +123,9 @@ fn run(target: &Target, arguments: &Arguments, seed: u64) -> Found {
     let is_counted = arguments.executions < u64::MAX && arguments.time.is_none();
     let mut told = Duration::ZERO;
     let mut input = Vec::new();
-    while found.executions < arguments.executions && (is_counted || begun.elapsed() < time) {
+    while found.executions < arguments.executions
+        && (is_counted || begun.elapsed() < time || found.executions < INPUTS_MIN)
+    {
         input.clone_from(&kept[random.usize(..kept.len())]);
         mutate::mutate(&mut input, &kept, target.words, &mut random);
         let Some(class) = one(target, &input, &mut found) else { continue };
