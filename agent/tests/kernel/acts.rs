@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use agent::probe::Probe;
 use models::event::{Event, EventKind, SyscallWindow, Tampering, call_name};
 
-use crate::{CALL_LAYERS, events, load_only, run, turn};
+use crate::{CALL_LAYERS, events, flushed, load_only, run, turn};
 
 /// The best hooks, the other dispatcher, and none.
 pub(crate) fn hooks() -> Vec<Vec<String>> {
@@ -216,11 +216,7 @@ fn what_a_process_reads_and_writes_is_counted_until_its_end() {
         windows.into_iter().filter(|window| window.tgid == tgid).find_map(|window| window.volume)
     };
     moved.join().expect("it ends").expect("copied");
-    let flushed = events(&mut probe).into_iter().filter_map(|event| match event.kind {
-        EventKind::Flush(window) => Some(*window),
-        _ => None,
-    });
-    let gone = volume(flushed.collect(), pid).expect("counted");
+    let gone = volume(flushed(&mut probe), pid).expect("counted");
     assert!(
         (2_000_000..2_100_000).contains(&gone.read) && (2_000_000..2_100_000).contains(&gone.written),
         "{gone:?}"

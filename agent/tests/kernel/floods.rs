@@ -17,7 +17,7 @@ use agent::watch::Watch;
 use models::event::{Event, EventKind};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::{load, load_with, turn};
+use crate::{in_child, load, load_with, turn};
 
 /// One number for the suite, another for the bench.
 fn scaled(suite: u32, bench: u32) -> u32 {
@@ -104,16 +104,7 @@ fn adds_up(probe: &mut Probe) {
 /// Makes processes that leave at once; a few at a time.
 fn short_processes(count: u32) {
     for _ in 0..count {
-        // SAFETY: the child leaves at once, without running any destructor; no lock is taken in between.
-        let child = unsafe {
-            let child = libc::fork();
-            if child == 0 {
-                libc::_exit(0);
-            }
-            child
-        };
-        // SAFETY: the child is ours, and no status is asked for.
-        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+        in_child(|| ());
     }
 }
 

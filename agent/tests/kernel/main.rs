@@ -109,6 +109,32 @@ fn events(probe: &mut Probe) -> Vec<Event> {
     events
 }
 
+/// The windows of processes that left.
+fn flushed(probe: &mut Probe) -> Vec<SyscallWindow> {
+    let window = |event: Event| match event.kind {
+        EventKind::Flush(window) => Some(*window),
+        _ => None,
+    };
+    events(probe).into_iter().filter_map(window).collect()
+}
+
+/// What a child process does that leaves then, and its process id. It may do nothing but system calls that take integers, for
+/// no lock that another thread held is ever let go in it, or become another program.
+fn in_child(work: impl FnOnce()) -> u32 {
+    // SAFETY: the child leaves without running any destructor, and does before what this function's description allows.
+    let child = unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            work();
+            libc::_exit(0);
+        }
+        child
+    };
+    // SAFETY: the child is ours, and no status is asked for.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    u32::try_from(child).expect("a process id")
+}
+
 /// Runs a program and returns its process id.
 fn run(program: &str, arguments: &[&str]) -> u32 {
     let mut child = Command::new(program)

@@ -11,7 +11,7 @@ use models::event::SyscallWindow;
 use models::sequence::{EMPTY, GramTable, ORDER, roll, symbols};
 use models::syscalls::slot;
 
-use crate::{events, load, load_with, turn};
+use crate::{flushed, in_child, load, load_with, turn};
 
 const ROUNDS: u32 = 200;
 
@@ -113,31 +113,18 @@ fn a_table_stays_with_its_program() {
     let table = GramTable::of_counts(&learned(&mut probe));
     let id = probe.load_table(table.entries()).expect("there is room");
     probe.follow(std::process::id(), Some(id), false).expect("there is room");
-    // SAFETY: the child makes two calls that take integers and leaves without running any destructor.
-    let child = unsafe {
-        let child = libc::fork();
-        if child == 0 {
-            libc::getppid();
-            libc::_exit(0);
-        }
-        child
-    };
-    // SAFETY: the child is ours, and no status is asked for.
-    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    let child = in_child(|| {
+        // SAFETY: the call takes nothing and cannot fail.
+        unsafe { libc::getppid() };
+    });
     let other = Command::new("/bin/true").stdout(Stdio::null()).spawn().map(|mut child| {
         child.wait().expect("it ends");
         child.id()
     });
     let other = other.expect("it starts");
-    let flushed: Vec<SyscallWindow> = events(&mut probe)
-        .into_iter()
-        .filter_map(|event| match event.kind {
-            models::event::EventKind::Flush(window) => Some(*window),
-            _ => None,
-        })
-        .collect();
+    let flushed = flushed(&mut probe);
     let of = |tgid: u32| flushed.iter().find(|window| window.tgid == tgid).expect("it was flushed");
-    let child = of(u32::try_from(child).expect("a process id"));
+    let child = of(child);
     assert_eq!(child.grams.as_ref().map(|grams| grams.table), Some(id.0), "a child runs the same program");
     assert_eq!(of(other).grams, None, "a program that was started is another one");
     probe.unfollow(std::process::id()).expect("removed");
@@ -153,27 +140,15 @@ fn what_a_child_did_before_it_started_a_program_is_learned_of_its_parent_and_not
     let mut probe = load(&[]);
     probe.follow(std::process::id(), None, true).expect("there is room");
     own(&mut probe);
-    // SAFETY: the child makes calls that take integers, and becomes another program or leaves without any destructor.
-    let child = unsafe {
-        let child = libc::fork();
-        if child == 0 {
-            for _ in 0..ROUNDS {
-                libc::getppid();
-            }
-            libc::execl(c"/bin/true".as_ptr(), c"true".as_ptr(), std::ptr::null::<libc::c_char>());
-            libc::_exit(1);
+    // SAFETY: the calls take integers and constants.
+    let child = in_child(|| unsafe {
+        for _ in 0..ROUNDS {
+            libc::getppid();
         }
-        child
-    };
-    // SAFETY: the child is ours, and no status is asked for.
-    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
-    let child = u32::try_from(child).expect("a process id");
-    // It comes when it leaves, and with the drain when the ring is full.
-    let flushed = events(&mut probe).into_iter().filter_map(|event| match event.kind {
-        models::event::EventKind::Flush(window) => Some(*window),
-        _ => None,
+        libc::execl(c"/bin/true".as_ptr(), c"true".as_ptr(), std::ptr::null::<libc::c_char>());
     });
-    let windows: Vec<SyscallWindow> = flushed.chain(probe.drain().expect("drained")).collect();
+    // It comes when it leaves, and with the drain when the ring is full.
+    let windows = [flushed(&mut probe), probe.drain().expect("drained")].concat();
     let of = |tgid: u32| {
         let mut sum = SyscallWindow::empty(tgid, 0);
         windows.iter().filter(|window| window.tgid == tgid).for_each(|window| sum.merge(window));
@@ -195,31 +170,20 @@ fn every_call_of_a_child_that_is_learned_is_counted_in_one_gram() {
     let mut probe = load(&[]);
     probe.follow(std::process::id(), None, true).expect("there is room");
     own(&mut probe);
-    // SAFETY: the child makes calls that take integers, in more orders than a window keeps, and leaves without any destructor.
-    let child = unsafe {
-        let child = libc::fork();
-        if child == 0 {
-            for round in 0..ROUNDS {
-                for bit in 0..6 {
-                    if round >> bit & 1 == 0 {
-                        libc::getppid()
-                    } else {
-                        libc::getuid().cast_signed()
-                    };
-                }
+    // In more orders than a window keeps.
+    // SAFETY: the calls take nothing and cannot fail.
+    let child = in_child(|| unsafe {
+        for round in 0..ROUNDS {
+            for bit in 0..6 {
+                if round >> bit & 1 == 0 {
+                    libc::getppid()
+                } else {
+                    libc::getuid().cast_signed()
+                };
             }
-            libc::_exit(0);
         }
-        child
-    };
-    // SAFETY: the child is ours, and no status is asked for.
-    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
-    let child = u32::try_from(child).expect("a process id");
-    let flushed = events(&mut probe).into_iter().filter_map(|event| match event.kind {
-        models::event::EventKind::Flush(window) => Some(*window),
-        _ => None,
     });
-    let windows: Vec<SyscallWindow> = flushed.chain(probe.drain().expect("drained")).collect();
+    let windows = [flushed(&mut probe), probe.drain().expect("drained")].concat();
     // What the window had no room for is counted under its parent's number, which it was given.
     let ours = |window: &&SyscallWindow| [child, std::process::id()].contains(&window.tgid);
     let total: u64 = windows.iter().filter(ours).map(SyscallWindow::total).sum();
