@@ -59,4 +59,35 @@ impl Counters {
     pub fn class(&self, class: Class) -> ClassCounters {
         self.classes.get(class as usize).map(|c| c.1).unwrap_or_default()
     }
+
+    /// Names, as heartbeats and metrics give them, and values.
+    #[must_use]
+    pub fn list(&self) -> Vec<(String, u64)> {
+        let mut all = Vec::new();
+        for (name, class) in &self.classes {
+            for (what, value) in [
+                ("seen", class.seen),
+                ("submitted", class.submitted),
+                ("dropped", class.dropped),
+                ("throttled", class.throttled),
+                ("received", class.received),
+            ] {
+                all.push((format!("kernel_{name}_{what}"), value));
+            }
+        }
+        let others = [
+            ("kernel_collisions", self.collisions),
+            ("kernel_unreadable", self.unreadable),
+            ("kernel_grams_refused", self.grams_refused),
+            ("kernel_places_lost", self.places_lost),
+            ("kernel_learners_refused", self.learners_refused),
+            ("kernel_decode_errors", self.decode_errors),
+            ("kernel_elsewhere", self.elsewhere),
+            ("kernel_unresolved", self.unresolved),
+            ("opens_unchecked", self.unchecked),
+            ("kernel_egress_denied", self.egress_denied),
+        ];
+        all.extend(others.map(|(name, value)| (name.to_owned(), value)));
+        all
+    }
 }

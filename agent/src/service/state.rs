@@ -62,29 +62,7 @@ impl Service {
     fn all_counters(&self) -> Vec<(String, u64)> {
         let mut all = Vec::new();
         match self.watch.probe().counters() {
-            Ok(counters) => {
-                for (name, class) in &counters.classes {
-                    for (what, value) in [
-                        ("seen", class.seen),
-                        ("submitted", class.submitted),
-                        ("dropped", class.dropped),
-                        ("throttled", class.throttled),
-                        ("received", class.received),
-                    ] {
-                        all.push((format!("kernel_{name}_{what}"), value));
-                    }
-                }
-                all.push(("kernel_collisions".into(), counters.collisions));
-                all.push(("kernel_unreadable".into(), counters.unreadable));
-                all.push(("kernel_grams_refused".into(), counters.grams_refused));
-                all.push(("kernel_places_lost".into(), counters.places_lost));
-                all.push(("kernel_learners_refused".into(), counters.learners_refused));
-                all.push(("kernel_decode_errors".into(), counters.decode_errors));
-                all.push(("kernel_elsewhere".into(), counters.elsewhere));
-                all.push(("kernel_unresolved".into(), counters.unresolved));
-                all.push(("opens_unchecked".into(), counters.unchecked));
-                all.push(("kernel_egress_denied".into(), counters.egress_denied));
-            }
+            Ok(counters) => all = counters.list(),
             Err(error) => log::warn!("reading the kernel's counters: {error}"),
         }
         let (own, watch, outgoing) = (&self.counters, self.watch.counters(), self.outgoing.counters());

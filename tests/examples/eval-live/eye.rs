@@ -159,19 +159,12 @@ impl Eye {
     /// Everything that may be why something was not said: what was dropped, left out, or could not be told.
     pub(crate) fn left_out(&self) -> Result<Vec<(String, u64)>, Failed> {
         let kernel = self.watch.probe().counters().map_err(|error| Failed(models::chain::chain(&error)))?;
-        let rings = kernel.classes.iter().flat_map(|(class, n)| {
-            [(format!("{class} dropped"), n.dropped), (format!("{class} throttled"), n.throttled)]
-        });
-        let others = [
-            ("unreadable", kernel.unreadable),
-            ("decode_errors", kernel.decode_errors),
-            ("elsewhere", kernel.elsewhere),
-            ("unresolved", kernel.unresolved),
-            ("unchecked", kernel.unchecked),
-        ];
-        let judged = self.watch.pipeline().counters().list();
-        let judged = judged.into_iter().filter(|(name, _)| !name.starts_with("windows_"));
-        Ok(rings.chain(others.into_iter().chain(judged).map(|(name, n)| (name.to_owned(), n))).collect())
+        let judged = self.watch.pipeline().counters().list().map(|(name, n)| (name.to_owned(), n));
+        let usual = ["_seen", "_submitted", "_received"];
+        let counters = kernel.list().into_iter().chain(judged);
+        let tells =
+            |name: &str| !name.starts_with("windows_") && !usual.iter().any(|suffix| name.ends_with(suffix));
+        Ok(counters.filter(|(name, _)| tells(name)).collect())
     }
 
     /// What was said since the last time.
